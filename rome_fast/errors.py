@@ -1,0 +1,63 @@
+"""Typed errors and the one warning class.
+
+Every message names the argument, the value received and the remedy. Whatever is raised, the
+model's weights are bit-identical to what they were before the call.
+"""
+
+from __future__ import annotations
+
+
+class RomeFastError(Exception):
+    """Base of everything that rome_fast raises on purpose."""
+
+
+class InvalidArgumentError(RomeFastError, ValueError):
+    """An argument has a value that cannot work; the message names it."""
+
+
+class InvalidRequestError(InvalidArgumentError):
+    """An edit request is incomplete or contradicts itself."""
+
+
+class SubjectNotFoundError(InvalidRequestError):
+    """The subject does not occur in the prompt; the nearest match is suggested."""
+
+
+class HparamsError(InvalidArgumentError):
+    """A hyper-parameter is unknown or out of range; the message names field, value and range."""
+
+
+class UnsupportedModelError(RomeFastError):
+    """The model has no dense down-projection that a rank-one edit could be written to."""
+
+
+class TokenizerMismatchError(RomeFastError, ValueError):
+    """The tokenizer does not belong to the model, or cannot report character offsets."""
+
+
+class SecondMomentError(RomeFastError, ValueError):
+    """The second moment is unusable: wrong size or layer, not finite, or singular."""
+
+
+class NonFiniteError(RomeFastError, ArithmeticError):
+    """A weight, loss, key or value became NaN or infinite; the message says where."""
+
+
+class EditRejectedError(RomeFastError):
+    """The update was refused before it was written (its denominator is too small)."""
+
+
+class EditFailedError(RomeFastError):
+    """``strict=True`` and the target is not the model's answer after the edit (rolled back)."""
+
+
+class RevertError(RomeFastError):
+    """An edit cannot be undone because the weight was changed again after it."""
+
+
+class BackendUnavailableError(RomeFastError, RuntimeError):
+    """``backend="native"`` was asked for and the compiled library is not there."""
+
+
+class EditWarning(UserWarning):
+    """An edit that went through, with something the user should know about it."""
