@@ -1,0 +1,138 @@
+"""The only door to the native code: three in-place ops and the choice of their backend.
+
+Each function checks its arguments, then calls either the native kernel or the pure-torch default.
+All of them are inference-only: they write through the storage and record nothing for autograd.
+"""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch import Tensor
+
+from rome_fast.errors import BackendUnavailableError, InvalidArgumentError
+from rome_fast.ops import _default, _native, _schema
+
+__all__ = [
+    "rank_one_solve_apply_",
+    "rank_one_update_",
+    "resolve_backend",
+    "second_moment_update_",
+]
+
+_BACKENDS = ("auto", "native", "torch")
+
+
+@torch.compiler.assume_constant_result
+def resolve_backend(backend: str = "auto", device_type: str = "cpu") -> str:
+    """Name the backend that will run: "native" or "torch".
+
+    backend: "auto" (`ROME_FAST_BACKEND` if set, else native where it can run), "native", "torch".
+    Raises InvalidArgumentError for another name, BackendUnavailableError (with the reason) when
+    "native" is asked for and cannot run. Loads the native library on first need.
+    """
+    source = "backend"
+    if backend == "auto":
+        backend = os.environ.get("ROME_FAST_BACKEND") or "auto"
+        source = "ROME_FAST_BACKEND"
+    if backend not in _BACKENDS:
+        raise InvalidArgumentError(f"{source} must be one of {_BACKENDS}, got {backend!r}")
+    if backend == "torch":
+        return "torch"
+    reason = _why_not_native(device_type)
+    if reason and backend == "native":
+        raise BackendUnavailableError(f"{source}='native' is not available: {reason}")
+    return "torch" if reason else "native"
+
+
+@torch.no_grad()
+def second_moment_update_(
+    moment_sum: Tensor,  # [d, d] float32 or float64
+    keys: Tensor,  # [n, d]
+    mask: Tensor | None = None,  # [n] bool
+    *,
+    backend: str = "auto",
+) -> None:
+    """Add the sum of k k^T over the rows that mask keeps into the lower triangle, in place.
+
+    The strictly upper part of moment_sum is left as it is. Raises InvalidArgumentError.
+    """
+    _schema.check_second_moment_update(moment_sum, keys, mask)
+    if resolve_backend(backend, moment_sum.device.type) == "native":
+        torch.ops.rome_fast.second_moment_update_.default(moment_sum, keys, mask)
+    else:
+        _default.second_moment_update_default(moment_sum, keys, mask)
+
+
+@torch.no_grad()
+def rank_one_update_(
+    weight: Tensor,  # [d_value, d_key] "out_in" or [d_key, d_value] "in_out"
+    u: Tensor,  # [d_key]
+    v: Tensor,  # [d_value]
+    *,
+    weight_layout: str,
+    backend: str = "auto",
+) -> None:
+    """weight += v u^T (in the weight's layout), in place: replays one entry of an edit log.
+
+    Each element is rounded after the product and after the sum, in float64 for float64 weights
+    and float32 otherwise, then to the weight's dtype: every backend writes the same bits.
+    Raises InvalidArgumentError.
+    """
+    weight = _as_out_in(weight, weight_layout)
+    _schema.check_rank_one_update(weight, u, v)
+    if resolve_backend(backend, weight.device.type) == "native":
+        torch.ops.rome_fast.rank_one_update_.default(weight, u, v)
+    else:
+        _default.rank_one_update_default(weight, u, v)
+
+
+@torch.no_grad()
+def rank_one_solve_apply_(
+    weight: Tensor,  # [d_value, d_key] "out_in" or [d_key, d_value] "in_out"
+    factor: Tensor | None,  # [d_key, d_key] float32 or float64, any strides
+    key: Tensor,  # [d_key]
+    denominator_key: Tensor,  # [d_key]
+    residual: Tensor,  # [d_value]
+    *,
+    weight_layout: str,
+    min_denominator: float,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Solve for the update and add it to weight in one read and one write of it.
+
+    With C = L L^T (factor = L, lower; its upper part is never read; None means C = I):
+    w = C^-1 key, u = w / |w|, denominator = denominator_key . u, v = residual / denominator,
+    weight += v u^T (in the weight's layout).
+
+    Nothing is written when u, v, denominator or update_norm is not finite, or when
+    |denominator| < min_denominator * |key . u| (a scale-free test: the ratio is 1 when both keys
+    are the same). The last output says which it was, without a host sync.
+
+    Returns u [d_key] and v [d_value] (the very values added: float64 for float64 weights, else
+    float32), denominator [] and update_norm [] = |v| (float64), applied [] (bool).
+    Raises InvalidArgumentError.
+    """
+    weight = _as_out_in(weight, weight_layout)
+    args = (weight, factor, key, denominator_key, residual, float(min_denominator))
+    _schema.check_rank_one_solve_apply(*args)
+    if resolve_backend(backend, weight.device.type) == "native":
+        return torch.ops.rome_fast.rank_one_solve_apply_.default(*args)
+    return _default.rank_one_solve_apply_default(*args)
+
+
+def _as_out_in(weight: Tensor, weight_layout: str) -> Tensor:
+    """The weight as a [d_value, d_key] view, whichever way it is stored."""
+    if weight_layout not in ("out_in", "in_out"):
+        raise InvalidArgumentError(
+            f"weight_layout must be 'out_in' or 'in_out', got {weight_layout!r}"
+        )
+    return weight if weight_layout == "out_in" else weight.T
+
+
+def _why_not_native(device_type: str) -> str:
+    """The reason there is no native kernel for this device, or an empty string."""
+    if device_type != "cpu":
+        return f"there is no native kernel for {device_type} tensors"
+    return _native.load().reason

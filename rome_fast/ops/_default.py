@@ -1,0 +1,70 @@
+"""Pure-torch kernels of every op: the fallback on any device, and the oracle of the tests.
+
+Kept short and obvious, never optimised. Weights are [d_value, d_key] views here (see `_schema`).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rome_fast.ops._schema import compute_dtype
+
+
+def second_moment_update_default(
+    moment_sum: Tensor,  # [d, d], lower triangle written
+    keys: Tensor,  # [n, d]
+    mask: Tensor | None,  # [n] bool
+) -> None:
+    """moment_sum += tril(keys^T keys) over the rows that mask keeps."""
+    rows = keys.to(moment_sum.dtype)
+    if mask is not None:
+        rows = rows[mask]
+    moment_sum.add_((rows.T @ rows).tril_())
+
+
+def rank_one_update_default(
+    weight: Tensor,  # [d_value, d_key]
+    u: Tensor,  # [d_key]
+    v: Tensor,  # [d_value]
+) -> None:
+    """weight += v u^T, each element rounded once after the product and once after the sum."""
+    dtype = compute_dtype(weight.dtype)
+    weight.copy_(weight.to(dtype) + torch.outer(v.to(dtype), u.to(dtype)))
+
+
+def rank_one_solve_apply_default(
+    weight: Tensor,  # [d_value, d_key]
+    factor: Tensor | None,  # [d_key, d_key], lower Cholesky factor of C; None for C = I
+    key: Tensor,  # [d_key]
+    denominator_key: Tensor,  # [d_key]
+    residual: Tensor,  # [d_value]
+    min_denominator: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Solve C w = key and add the update to weight unless it is refused.
+
+    Returns u [d_key], v [d_value], denominator [], update_norm [], applied [].
+    """
+    dtype = compute_dtype(weight.dtype)
+    w = key.double()
+    if factor is not None:
+        w = torch.cholesky_solve(key.to(factor.dtype)[:, None], factor)[:, 0].double()
+    u = (w / w.norm()).to(dtype)
+    denominator = denominator_key.double() @ u.double()
+    v = (residual.double() / denominator).to(dtype)
+    update_norm = v.double().norm()
+    finite = torch.stack([x.isfinite().all() for x in (u, v, denominator, update_norm)]).all()
+    scale = (key.double() @ u.double()).abs()
+    applied = finite & (denominator.abs() >= min_denominator * scale)
+    edited = weight.to(dtype) + torch.outer(v, u)
+    weight.copy_(torch.where(applied, edited.to(weight.dtype), weight))
+    return u, v, denominator, update_norm, applied
+
+
+torch.library.register_kernel("rome_fast::second_moment_update_", None)(
+    second_moment_update_default
+)
+torch.library.register_kernel("rome_fast::rank_one_update_", None)(rank_one_update_default)
+torch.library.register_kernel("rome_fast::rank_one_solve_apply_", None)(
+    rank_one_solve_apply_default
+)

@@ -1,0 +1,71 @@
+"""Finds and loads the native library, and remembers why there is none.
+
+The library registers kernels for ops that `_schema` has defined; nothing is looked up by symbol.
+The versions are compared before the library is opened, because opening one that asks for symbols
+this torch does not have can end the process.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+MINIMUM_TORCH = (2, 10)
+
+
+@dataclass(frozen=True)
+class NativeStatus:
+    """Whether the library is loaded; `reason` says why not, in a form to show to a user."""
+
+    loaded: bool
+    reason: str = ""
+    path: str = ""
+    build_facts: dict[str, Any] = field(default_factory=dict)
+
+
+@functools.lru_cache(maxsize=1)
+def load() -> NativeStatus:
+    """Load the CPU library on the first call; the same answer ever after."""
+    path = find_library()
+    if path is None:
+        return NativeStatus(
+            False,
+            "the native library is not built (needs a C++ compiler and, at build time, torch: "
+            "pip install --no-build-isolation .)",
+        )
+    facts = _build_facts()
+    if torch_version() < MINIMUM_TORCH:
+        needed = ".".join(map(str, MINIMUM_TORCH))
+        reason = f"torch {torch.__version__} is installed, the native library needs >= {needed}"
+        return NativeStatus(False, reason, str(path), facts)
+    try:
+        torch.ops.load_library(str(path))
+    except OSError as error:
+        return NativeStatus(False, f"{path.name} cannot be loaded: {error}", str(path), facts)
+    return NativeStatus(True, "", str(path), facts)
+
+
+def find_library() -> Path | None:
+    """The built library beside the package, or None."""
+    package = Path(__file__).resolve().parent.parent
+    candidates = sorted(package.glob("_C.*so")) + sorted(package.glob("_C.*pyd"))
+    return candidates[0] if candidates else None
+
+
+def torch_version() -> tuple[int, int]:
+    """(major, minor) of the torch that is installed."""
+    major, minor = torch.__version__.split(".")[:2]
+    return int(major), int(minor)
+
+
+def _build_facts() -> dict[str, Any]:
+    """What the pybind11 module says of the build; empty when it is missing."""
+    try:
+        return dict(importlib.import_module("rome_fast._facts").build_facts())
+    except ImportError:
+        return {}

@@ -1,0 +1,159 @@
+"""Schemas, fakes and checks of the ops: what an argument may be is written here and nowhere else.
+
+Every op exists from the moment this file is imported. `_default` gives each a pure-torch kernel;
+a native library, where one is loaded, overrides the dispatch keys it knows.
+Below the Python functions a weight is always seen as [d_value, d_key]: the other layout is its
+transposed view, so the ops know strides and no layouts.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from rome_fast.errors import InvalidArgumentError
+
+WEIGHT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+KEY_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+ACCUMULATOR_DTYPES = (torch.float64, torch.float32)
+
+torch.library.define(
+    "rome_fast::second_moment_update_",
+    "(Tensor(a!) moment_sum, Tensor keys, Tensor? mask) -> ()",
+)
+torch.library.define(
+    "rome_fast::rank_one_update_",
+    "(Tensor(a!) weight, Tensor u, Tensor v) -> ()",
+)
+torch.library.define(
+    "rome_fast::rank_one_solve_apply_",
+    "(Tensor(a!) weight, Tensor? factor, Tensor key, Tensor denominator_key, Tensor residual, "
+    "float min_denominator) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype an update is computed in: float64 for float64 weights, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def check_second_moment_update(
+    moment_sum: Tensor,  # [d, d]
+    keys: Tensor,  # [n, d]
+    mask: Tensor | None,  # [n] bool
+) -> None:
+    """Raise InvalidArgumentError unless the arguments fit together."""
+    _require_dtype("moment_sum", moment_sum, ACCUMULATOR_DTYPES)
+    _require_dtype("keys", keys, KEY_DTYPES)
+    _require_dim("keys", keys, 2)
+    _require_shape("moment_sum", moment_sum, (keys.shape[1], keys.shape[1]))
+    _require_writable("moment_sum", moment_sum)
+    _require_same_device("keys", keys, "moment_sum", moment_sum)
+    if keys.dtype == torch.float64 and moment_sum.dtype != torch.float64:
+        raise InvalidArgumentError("moment_sum must be float64 for float64 keys, got float32")
+    if mask is not None:
+        _require_dtype("mask", mask, (torch.bool,))
+        _require_shape("mask", mask, (keys.shape[0],))
+        _require_same_device("mask", mask, "moment_sum", moment_sum)
+
+
+def check_rank_one_update(
+    weight: Tensor,  # [d_value, d_key]
+    u: Tensor,  # [d_key]
+    v: Tensor,  # [d_value]
+) -> None:
+    """Raise InvalidArgumentError unless v u^T can be added to weight."""
+    _require_weight(weight)
+    _require_vector("u", u, weight.shape[1], weight)
+    _require_vector("v", v, weight.shape[0], weight)
+
+
+def check_rank_one_solve_apply(
+    weight: Tensor,  # [d_value, d_key]
+    factor: Tensor | None,  # [d_key, d_key]
+    key: Tensor,  # [d_key]
+    denominator_key: Tensor,  # [d_key]
+    residual: Tensor,  # [d_value]
+    min_denominator: float,
+) -> None:
+    """Raise InvalidArgumentError unless the solve and the update are well formed."""
+    _require_weight(weight)
+    d_value, d_key = weight.shape
+    if factor is not None:
+        _require_dtype("factor", factor, ACCUMULATOR_DTYPES)
+        _require_shape("factor", factor, (d_key, d_key))
+        _require_same_device("factor", factor, "weight", weight)
+    _require_vector("key", key, d_key, weight)
+    _require_vector("denominator_key", denominator_key, d_key, weight)
+    _require_vector("residual", residual, d_value, weight)
+    if not (math.isfinite(min_denominator) and min_denominator >= 0):
+        raise InvalidArgumentError(
+            f"min_denominator must be finite and >= 0, got {min_denominator}"
+        )
+
+
+@torch.library.register_fake("rome_fast::second_moment_update_")
+def _(moment_sum, keys, mask):
+    check_second_moment_update(moment_sum, keys, mask)
+
+
+@torch.library.register_fake("rome_fast::rank_one_update_")
+def _(weight, u, v):
+    check_rank_one_update(weight, u, v)
+
+
+@torch.library.register_fake("rome_fast::rank_one_solve_apply_")
+def _(weight, factor, key, denominator_key, residual, min_denominator):
+    check_rank_one_solve_apply(weight, factor, key, denominator_key, residual, min_denominator)
+    dtype = compute_dtype(weight.dtype)
+    u = weight.new_empty((weight.shape[1],), dtype=dtype)
+    v = weight.new_empty((weight.shape[0],), dtype=dtype)
+    denominator = weight.new_empty((), dtype=torch.float64)
+    update_norm = weight.new_empty((), dtype=torch.float64)
+    applied = weight.new_empty((), dtype=torch.bool)
+    return u, v, denominator, update_norm, applied
+
+
+def _require_weight(weight: Tensor) -> None:
+    _require_dtype("weight", weight, WEIGHT_DTYPES)
+    _require_dim("weight", weight, 2)
+    _require_writable("weight", weight)
+
+
+def _require_vector(name: str, vector: Tensor, size: int, weight: Tensor) -> None:
+    _require_dtype(name, vector, WEIGHT_DTYPES)
+    _require_shape(name, vector, (size,))
+    _require_same_device(name, vector, "weight", weight)
+
+
+def _require_dtype(name: str, tensor: Tensor, allowed: tuple[torch.dtype, ...]) -> None:
+    if tensor.dtype not in allowed:
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in allowed)
+        raise InvalidArgumentError(f"{name} must be one of {names}, got {tensor.dtype}")
+
+
+def _require_dim(name: str, tensor: Tensor, dim: int) -> None:
+    if tensor.dim() != dim:
+        raise InvalidArgumentError(f"{name} must have {dim} dimensions, got {list(tensor.shape)}")
+
+
+def _require_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+    if tuple(tensor.shape) != shape:
+        raise InvalidArgumentError(
+            f"{name} must have shape {list(shape)}, got {list(tensor.shape)}"
+        )
+
+
+def _require_same_device(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
+    if tensor.device != other.device:
+        raise InvalidArgumentError(
+            f"{name} is on {tensor.device} but {other_name} is on {other.device}"
+        )
+
+
+def _require_writable(name: str, tensor: Tensor) -> None:
+    # Two elements at one address would be added to twice.
+    if any(s == 0 and n > 1 for s, n in zip(tensor.stride(), tensor.shape, strict=True)):
+        raise InvalidArgumentError(f"{name} is expanded (a stride of 0): it cannot be written into")
