@@ -1,0 +1,28 @@
+"""Edit one fact of a language model by a rank-one update: fast, undoable, and truthful about it.
+
+    >>> result = rome_fast.edit(model, tok, {
+    ...     "prompt": "{} plays the", "subject": "Ray Charles", "target_new": "violin"})
+    >>> print(result)
+    >>> result.revert()
+
+Importing this package never compiles, never starts CUDA and never imports transformers.
+"""
+
+from rome_fast import demo
+from rome_fast.edit import edit, trial
+from rome_fast.hparams import RomeHparams
+from rome_fast.moments import SecondMoment
+from rome_fast.types import EditRequest, EditResult, RankOneUpdate
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "EditRequest",
+    "EditResult",
+    "RankOneUpdate",
+    "RomeHparams",
+    "SecondMoment",
+    "demo",
+    "edit",
+    "trial",
+]

@@ -1,0 +1,222 @@
+"""Hyper-parameters under kmeng01/rome's names; reads its JSON, and EasyEdit's YAML, as they are."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rome_fast.errors import EditWarning, HparamsError
+from rome_fast.key import typical_value_norm
+from rome_fast.models import ModelSpec
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+FACT_TOKENS = ("subject_last", "subject_first", "subject_first_after_last", "last")
+VARIANTS = ("both_keys", "mean_key", "prompt_key", "original")
+MOMENT_DTYPES = ("float32", "float64")
+
+# Keys of the two file formats that name what rome_fast finds by itself, or what other tools need.
+_ACCEPTED = {
+    "v_loss_layer", "layer_module_tmp", "mlp_module_tmp", "attn_module_tmp", "ln_f_module",
+    "lm_head_module", "rewrite_module_tmp", "mom2_dataset", "mom2_n_samples", "model_name",
+    "stats_dir", "device", "max_length", "model_parallel", "fp16", "alg_name",
+    "enable_prompt_keys", "enable_random_prefix_keys", "original_implementation",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class RomeHparams:
+    """How one edit is made. Defaults are kmeng01/rome's; every value is checked.
+
+    Attributes:
+        layers: the one block to edit, as a list of one (0-based).
+        fact_token: which token looks the fact up.
+        v_num_grad_steps: forward passes of the value optimisation, one fewer updates.
+        v_lr: Adam's learning rate.
+        v_weight_decay: factor of ||delta|| / ||v0||^2 in the loss.
+        clamp_norm_factor: bound of ||delta|| in units of ||v0||.
+        kl_factor: weight of the KL term that holds the subject's essence still.
+        mom2_adjustment: use the second moment; False stands for the identity.
+        mom2_dtype: dtype of the running sum when a second moment is collected.
+        context_template_length_params: ``[[length, count], ...]`` of the sampled contexts.
+        variant: which keys the update is solved for, see docs/derivation.md.
+        seed: of the sampled contexts.
+    """
+
+    layers: tuple[int, ...]
+    fact_token: str = "subject_last"
+    v_num_grad_steps: int = 20
+    v_lr: float = 0.5
+    v_weight_decay: float = 0.5
+    clamp_norm_factor: float = 4.0
+    kl_factor: float = 0.0625
+    mom2_adjustment: bool = True
+    mom2_dtype: str = "float32"
+    context_template_length_params: tuple[tuple[int, int], ...] = ((5, 10), (10, 10))
+    variant: str = "both_keys"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "context_template_length_params"):
+            object.__setattr__(self, name, _tuples(name, getattr(self, name)))
+        for name, (kind, holds, wanted) in _RULES.items():
+            value = _coerce(getattr(self, name), kind)
+            if not isinstance(value, kind) or not holds(value):
+                raise HparamsError(f"hparams.{name} must be {wanted}, got {getattr(self, name)!r}")
+            object.__setattr__(self, name, value)
+
+    @property
+    def layer(self) -> int:
+        return self.layers[0]
+
+    def replace(self, **changes: Any) -> RomeHparams:
+        """A copy with some fields changed, checked like a new one."""
+        return self._from_mapping({**dataclasses.asdict(self), **changes}, "replace()")
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> RomeHparams:
+        """Read a kmeng01/rome JSON or an EasyEdit ROME or R-ROME YAML, unchanged.
+
+        Keys that name modules, datasets or devices are accepted and have no effect here; R-ROME
+        files select ``variant="mean_key"`` (or ``"prompt_key"``).
+
+        Raises:
+            HparamsError: no such file, not a mapping, an unknown key, or a value out of range.
+        """
+        import yaml
+
+        path = Path(path)
+        try:
+            # JSON is YAML, so one reader serves both.
+            fields = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise HparamsError(f"hparams: there is no file {str(path)!r}") from error
+        except yaml.YAMLError as error:
+            raise HparamsError(
+                f"hparams: {str(path)!r} is neither JSON nor YAML: {error}"
+            ) from error
+        if not isinstance(fields, Mapping):
+            raise HparamsError(f"hparams: {str(path)!r} must hold a mapping, got {fields!r:.80}")
+        return cls._from_mapping(fields, str(path))
+
+    @classmethod
+    def _from_mapping(cls, fields: Mapping[str, Any], where: str) -> RomeHparams:
+        known = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(set(fields) - known - _ACCEPTED)
+        if unknown:
+            raise HparamsError(
+                f"hparams: {where} has unknown key {', '.join(map(repr, unknown))}; "
+                f"known: {', '.join(sorted(known))}; accepted without effect: "
+                f"{', '.join(sorted(_ACCEPTED))}"
+            )
+        if "layers" not in fields:
+            raise HparamsError(f"hparams: {where} lacks 'layers'")
+        chosen = {key: value for key, value in fields.items() if key in known}
+        if fields.get("alg_name") in ("R-ROME", "R_ROME"):
+            prompt = fields.get("enable_prompt_keys", False)
+            chosen.setdefault("variant", "prompt_key" if prompt else "mean_key")
+        return cls(**chosen)
+
+    @classmethod
+    def for_model(cls, model: PreTrainedModel) -> RomeHparams:
+        """The preset of this architecture and size, else defaults derived from the model.
+
+        Derived: the layer from the depth, the weight decay and learning rate from the norm of
+        the values that the layer writes; an EditWarning names them.
+        """
+        hparams, note = defaults_for(model)
+        if note is not None:
+            warnings.warn(note, EditWarning, stacklevel=2)
+        return hparams
+
+
+def defaults_for(model: PreTrainedModel) -> tuple[RomeHparams, str | None]:
+    """The preset, or derived defaults and a note that names them."""
+    preset = _preset(model)
+    return (preset, None) if preset is not None else _derived(model)
+
+
+def _is_positive(x: float) -> bool:
+    return 0 < x < math.inf
+
+
+def _is_weight(x: float) -> bool:
+    return 0 <= x < math.inf
+
+
+# field -> (type, test, what the test asks for)
+_RULES: dict[str, tuple[type, Any, str]] = {
+    "layers": (tuple, lambda x: len(x) == 1 and isinstance(x[0], int) and x[0] >= 0,
+               "a list of one layer index >= 0 (an edit is one matrix)"),
+    "fact_token": (str, FACT_TOKENS.__contains__, f"one of {FACT_TOKENS}"),
+    "v_num_grad_steps": (int, lambda x: x >= 1, "an integer >= 1"),
+    "v_lr": (float, _is_positive, "a finite number > 0"),
+    "v_weight_decay": (float, _is_weight, "a finite number >= 0"),
+    "clamp_norm_factor": (float, _is_positive, "a finite number > 0"),
+    "kl_factor": (float, _is_weight, "a finite number >= 0"),
+    "mom2_adjustment": (bool, lambda x: True, "true or false"),
+    "mom2_dtype": (str, MOMENT_DTYPES.__contains__, f"one of {MOMENT_DTYPES}"),
+    "context_template_length_params": (
+        tuple,
+        lambda x: all(isinstance(p, tuple) and len(p) == 2 and p[0] >= 2 and p[1] >= 0 for p in x),
+        "a list of [length >= 2, count >= 0] pairs"),
+    "variant": (str, VARIANTS.__contains__, f"one of {VARIANTS}"),
+    "seed": (int, lambda x: x >= 0, "an integer >= 0"),
+}  # fmt: skip
+
+
+def _tuples(name: str, value: Any) -> Any:
+    if not isinstance(value, list | tuple):
+        raise HparamsError(f"hparams.{name} must be a list, got {value!r}")
+    return tuple(tuple(item) if isinstance(item, list) else item for item in value)
+
+
+def _coerce(value: Any, kind: type) -> Any:
+    """YAML 1.1 reads ``5e-1`` as a string, and JSON has no floats that are whole."""
+    if kind is float and not isinstance(value, bool):
+        try:
+            return float(value)
+        except (TypeError, ValueError):
+            return value
+    return value if kind is bool or not isinstance(value, bool) else None
+
+
+def _preset(model: PreTrainedModel) -> RomeHparams | None:
+    import yaml
+
+    for file in sorted(resources.files("rome_fast").joinpath("presets").iterdir(), key=str):
+        if file.name.endswith(".yaml"):
+            fields = yaml.safe_load(file.read_text(encoding="utf-8"))
+            match = fields.pop("match")
+            if all(getattr(model.config, key, None) in allowed for key, allowed in match.items()):
+                return RomeHparams._from_mapping(fields, file.name)
+    return None
+
+
+def _derived(model: PreTrainedModel) -> tuple[RomeHparams, str]:
+    spec = ModelSpec.of(model)
+    layer = round(0.2 * (spec.n_layers - 1))
+    projection = spec.down_projection(layer)
+    norm = typical_value_norm(model, projection)
+    hparams = RomeHparams(
+        layers=(layer,),
+        v_num_grad_steps=25,
+        # A step of Adam has norm lr * sqrt(d_value); keep it near a quarter of the clamp radius.
+        v_lr=min(0.5, norm / projection.d_value**0.5),
+        # At the clamp radius the decay term is then a fifth of the loss at which v* counts as
+        # found; the reference's 0.5 keeps the loss above that for good where ||v0|| is small.
+        v_weight_decay=min(0.5, 0.01 * norm / 4.0),
+    )
+    note = (
+        f"no preset for {type(model).__name__} with {spec.n_layers} layers of width "
+        f"{spec.d_model}: derived layer {layer}, v_lr {hparams.v_lr:.3g}, v_weight_decay "
+        f"{hparams.v_weight_decay:.3g} (median value norm {norm:.3g}); pass hparams= to choose"
+    )
+    return hparams, note

@@ -1,0 +1,116 @@
+"""k*: one forward over all rows, stopped at the edited matrix, gives every key and value.
+
+The key is the matrix' input at the lookup token, the value its output. Nothing above the edited
+block is ever computed here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from rome_fast.errors import NonFiniteError
+from rome_fast.models import DownProjection, input_device
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from rome_fast.tokens import TokenizedEdit
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Keys and values of one request before the edit, float32 (float64 for such a model).
+
+    Attributes:
+        key: [d_key], mean over the contexts (k*).
+        prompt_key: [d_key], of the bare prompt.
+        mean_value: [d_value], mean over the contexts of what the matrix writes.
+        value_init: [d_value], what it writes on the bare prompt.
+    """
+
+    key: Tensor
+    prompt_key: Tensor
+    mean_value: Tensor
+    value_init: Tensor
+
+
+def compute_keys(model: PreTrainedModel, projection: DownProjection, tokens: TokenizedEdit) -> Keys:
+    """Keys and values at the lookup positions (ROME, section 3.1, step 1; compute_u.py).
+
+    Raises:
+        NonFiniteError: an activation is NaN or infinite.
+    """
+    inputs, outputs = capture(model, projection, tokens.input_ids, tokens.attention_mask)
+    rows = torch.arange(len(tokens.lookup_idx))
+    keys, values = (x[rows, tokens.lookup_idx] for x in (inputs, outputs))
+    if not (torch.isfinite(keys).all() and torch.isfinite(values).all()):
+        raise NonFiniteError(
+            f"activations at {projection.name} are NaN or infinite: run the model in float32 or "
+            "bfloat16, or check its weights"
+        )
+    contexts = slice(0, tokens.n_contexts)
+    return Keys(
+        key=keys[contexts].mean(0),
+        prompt_key=keys[tokens.prompt_row],
+        mean_value=values[contexts].mean(0),
+        value_init=values[tokens.prompt_row],
+    )
+
+
+class _StopForwardError(Exception):
+    """Ends a forward pass once the edited matrix has been reached."""
+
+
+@torch.no_grad()
+def capture(
+    model: PreTrainedModel, projection: DownProjection, input_ids: Tensor, attention_mask: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Run the model up to ``projection`` and return its input and output.
+
+    Args:
+        input_ids, attention_mask: int64 [n, t].
+
+    Returns:
+        ([n, t, d_key], [n, t, d_value]), float32, or float64 for a float64 model.
+    """
+    seen: dict[str, Tensor] = {}
+
+    def keep(module: Any, args: tuple[Tensor, ...], output: Tensor) -> None:
+        seen["input"], seen["output"] = args[0], output
+        raise _StopForwardError
+
+    device = input_device(model)
+    handle = projection.module.register_forward_hook(keep)
+    try:
+        model(
+            input_ids=input_ids.to(device),
+            attention_mask=attention_mask.to(device),
+            use_cache=False,
+        )
+    except _StopForwardError:
+        pass
+    finally:
+        handle.remove()
+    # Some families flatten batch and time before the MLP.
+    n, t = input_ids.shape
+    inputs, outputs = (widen(x).reshape(n, t, -1) for x in (seen["input"], seen["output"]))
+    return inputs, outputs
+
+
+def widen(x: Tensor) -> Tensor:
+    """Half precision -> float32; float32 and float64 as they are."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def typical_value_norm(model: PreTrainedModel, projection: DownProjection) -> float:
+    """Median norm of what the matrix writes, over random tokens (seeded); a scale for defaults."""
+    generator = torch.Generator().manual_seed(0)
+    n_rows = int(model.get_input_embeddings().weight.shape[0])
+    ids = torch.randint(n_rows, (8, 16), generator=generator)
+    _, outputs = capture(model, projection, ids, torch.ones_like(ids))
+    # The first position is an attention sink in many models, far from all others.
+    return float(outputs[:, 1:].norm(dim=-1).median())

@@ -1,0 +1,173 @@
+"""Where in a Hugging Face decoder the edit goes, found by structure.
+
+A decoder is a list of like blocks; in each block the MLP ends in one dense matrix that maps the
+wide activation (the key) back to the residual stream (the value). No table of model names.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from rome_fast.errors import (
+    HparamsError,
+    NonFiniteError,
+    TokenizerMismatchError,
+    UnsupportedModelError,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+# Attention also ends in a matrix that writes to the residual stream; it is told from the MLP by
+# the name of the submodule that holds it, the one part of a path that all families agree on.
+_ATTENTION = re.compile(r"att(n|ention)", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class DownProjection:
+    """The matrix that an edit writes to.
+
+    Attributes:
+        name: path of the module; the weight is ``name + ".weight"``.
+        weight_layout: ``"out_in"`` ([d_value, d_key], nn.Linear) or ``"in_out"``
+            ([d_key, d_value], GPT-2's Conv1D).
+    """
+
+    name: str
+    module: nn.Module
+    layer: int
+    weight_layout: str
+
+    @property
+    def weight(self) -> Tensor:
+        weight = self.module.weight
+        assert isinstance(weight, torch.Tensor)
+        return weight
+
+    @property
+    def d_key(self) -> int:
+        return int(self.weight.shape[1 if self.weight_layout == "out_in" else 0])
+
+    @property
+    def d_value(self) -> int:
+        return int(self.weight.shape[0 if self.weight_layout == "out_in" else 1])
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """The parts of a decoder that editing needs: its blocks and its width."""
+
+    model: PreTrainedModel
+    blocks_name: str
+    blocks: nn.ModuleList
+    d_model: int
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> ModelSpec:
+        """Find the decoder's blocks.
+
+        Raises:
+            UnsupportedModelError: no list of blocks and token embedding was found.
+        """
+        kind = type(model).__name__
+        if not isinstance(model, nn.Module) or not hasattr(model, "get_input_embeddings"):
+            raise UnsupportedModelError(f"model must be a Hugging Face decoder, got {kind}")
+        embeddings = model.get_input_embeddings()
+        lists = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.ModuleList)]
+        if not lists or getattr(embeddings, "weight", None) is None:
+            raise UnsupportedModelError(f"{kind} has no list of decoder blocks to edit")
+        name, blocks = max(lists, key=lambda item: len(item[1]))
+        # Width of the residual stream, which need not be that of the embeddings (OPT-350m).
+        width = getattr(model.config, "hidden_size", None) or embeddings.weight.shape[-1]
+        return cls(model, name, blocks, int(width))
+
+    @property
+    def n_layers(self) -> int:
+        return len(self.blocks)
+
+    def down_projection(self, layer: int) -> DownProjection:
+        """The down-projection of block ``layer`` (0-based), checked to be editable.
+
+        Raises:
+            HparamsError: the model has no such layer.
+            UnsupportedModelError: no dense down-projection there, or one that is quantised,
+                offloaded or sharded.
+            NonFiniteError: the weight holds NaN or infinity.
+        """
+        if not 0 <= layer < self.n_layers:
+            raise HparamsError(
+                f"hparams.layers names layer {layer}, but {type(self.model).__name__} has layers "
+                f"0 to {self.n_layers - 1}"
+            )
+        block = self.blocks[layer]
+        found = [(n, m) for n, m in block.named_modules() if self._writes_to_stream(n, m)]
+        where = f"{type(self.model).__name__} layer {layer}"
+        if not found:
+            raise UnsupportedModelError(
+                f"{where} has no dense down-projection (a linear map from a wider activation to "
+                f"the {self.d_model}-wide residual stream outside attention)"
+            )
+        if len(found) > 1:
+            raise UnsupportedModelError(
+                f"{where} has {len(found)} down-projections ({found[0][0]}, {found[1][0]}, ...): "
+                "it looks like a mixture of experts, and ROME is defined for one dense matrix"
+            )
+        name, module = found[0]
+        layout = "in_out" if type(module).__name__ == "Conv1D" else "out_in"
+        projection = DownProjection(f"{self.blocks_name}.{layer}.{name}", module, layer, layout)
+        _check_weight(projection)
+        return projection
+
+    def _writes_to_stream(self, name: str, module: nn.Module) -> bool:
+        if _ATTENTION.search(name):
+            return False
+        weight = getattr(module, "weight", None)
+        if type(module).__name__ == "Conv1D" and isinstance(weight, torch.Tensor):
+            return bool(weight.shape[1] == self.d_model and weight.shape[0] > self.d_model)
+        sizes = getattr(module, "in_features", 0), getattr(module, "out_features", 0)
+        return bool(sizes[1] == self.d_model and sizes[0] > self.d_model)
+
+
+def _check_weight(projection: DownProjection) -> None:
+    weight, name = projection.weight, f"{projection.name}.weight"
+    if weight.is_meta:
+        raise UnsupportedModelError(
+            f"{name} is offloaded (meta device): load the model fully before editing"
+        )
+    if not weight.is_floating_point() or weight.dim() != 2:
+        raise UnsupportedModelError(
+            f"{name} is quantised ({weight.dtype}, shape {tuple(weight.shape)}): load the model in "
+            "float32, bfloat16 or float16"
+        )
+    if type(weight) not in (nn.Parameter, torch.Tensor):
+        raise UnsupportedModelError(f"{name} is a {type(weight).__name__}, not a plain Parameter")
+    if not torch.isfinite(weight).all():
+        raise NonFiniteError(f"{name} already holds NaN or infinity: the model is damaged")
+
+
+def check_tokenizer(model: PreTrainedModel, tok: PreTrainedTokenizerBase) -> None:
+    """Raise TokenizerMismatchError unless the tokenizer's ids are the model's.
+
+    Models pad their embedding up to a round size, so a somewhat smaller tokenizer is normal; one
+    that covers less than half of the rows belongs to another model.
+    """
+    rows = int(model.get_input_embeddings().weight.shape[0])
+    size = len(tok)
+    if size > rows or size * 2 < rows:
+        raise TokenizerMismatchError(
+            f"tok has {size} tokens but {type(model).__name__} has {rows} embedding rows: load "
+            "the tokenizer that belongs to the model"
+        )
+
+
+def input_device(model: PreTrainedModel) -> torch.device:
+    """Where token ids must lie: the device of the token embedding."""
+    device = model.get_input_embeddings().weight.device
+    assert isinstance(device, torch.device)
+    return device

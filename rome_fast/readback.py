@@ -1,0 +1,72 @@
+"""What the model says: probability, rank and greedy continuation, read from its present weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from rome_fast.models import input_device
+from rome_fast.tokens import TokenizedEdit, decode, pad_right
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the model says after a prompt.
+
+    Attributes:
+        prob: probability of the target, the product over its tokens.
+        rank: the worst rank of a target token given those before it; 1 = greedy says the target.
+        argmax: the greedy continuation, as many tokens as the target has.
+    """
+
+    prob: float
+    rank: int
+    argmax: str
+
+
+@torch.no_grad()
+def read_target(
+    model: PreTrainedModel, tok: PreTrainedTokenizerBase, tokens: TokenizedEdit
+) -> Reading:
+    """Read the target of one edit on its bare prompt."""
+    prompt, target = tokens.prompt_ids.tolist(), tokens.target_ids.tolist()
+    logits = model(
+        input_ids=torch.tensor([prompt + target[:-1]], device=input_device(model)),
+        use_cache=False,
+    ).logits[0, -len(target) :]
+    logits = logits.double().cpu()
+    chosen = logits.gather(1, tokens.target_ids[:, None])
+    ranks = 1 + (logits > chosen).sum(1)
+    prob = (chosen[:, 0] - logits.logsumexp(1)).sum().exp()
+    greedy = greedy_continuations(model, tok, [prompt], len(target))[0]
+    return Reading(float(prob), int(ranks.max()), greedy)
+
+
+@torch.no_grad()
+def greedy_continuations(
+    model: PreTrainedModel,
+    tok: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    n_tokens: int,
+) -> list[str]:
+    """The ``n_tokens`` most likely next tokens of each prompt (token ids), as text."""
+    rows = [list(ids) for ids in prompts]
+    for _ in range(n_tokens):
+        input_ids, attention_mask = pad_right(rows)
+        logits: Tensor = model(
+            input_ids=input_ids.to(input_device(model)),
+            attention_mask=attention_mask.to(input_device(model)),
+            use_cache=False,
+        ).logits
+        last = attention_mask.sum(1).to(logits.device) - 1
+        best = logits[torch.arange(len(rows), device=logits.device), last].argmax(-1)
+        for ids, token in zip(rows, best.tolist(), strict=True):
+            ids.append(token)
+    return [decode(tok, ids[-n_tokens:]) for ids in rows]
