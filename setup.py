@@ -15,7 +15,7 @@ from setuptools import Extension, setup
 MODE = os.environ.get("ROME_FAST_BUILD", "auto")
 MINIMUM_TORCH = (2, 10)
 BUILDING = {"build", "build_ext", "bdist_wheel", "editable_wheel", "develop", "install"}
-COMPILE_ARGS = ["-O3", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wextra"]
+COMPILE_ARGS = ["-O3", "-g0", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wno-psabi"]
 
 
 def without_native(reason):
@@ -60,10 +60,10 @@ def native_build():
     )
     facts = Extension(
         "rome_fast._facts",
-        ["csrc/module.cpp"],
+        ["csrc/module.cpp", "csrc/kernels/cpu/isa.cpp"],
         include_dirs=[os.path.abspath("csrc"), *cpp_extension.include_paths()],
         define_macros=[("ROME_FAST_TORCH_VERSION", f'"{torch.__version__}"')],
-        extra_compile_args=["-O1", "-fvisibility=hidden"],
+        extra_compile_args=["-O1", "-g0", "-fvisibility=hidden"],
         language="c++",
     )
     return {"ext_modules": [ops, facts], "cmdclass": {"build_ext": BuildNative}}

@@ -1,0 +1,30 @@
+// The CPU kernels as the dispatcher calls them; schemas are in rome_fast/ops/_schema.py.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+#include <tuple>
+
+namespace rome_fast {
+
+using torch::stable::Tensor;
+
+void second_moment_update_cpu(Tensor moment_sum,            // [d, d]
+                              const Tensor& keys,           // [n, d]
+                              std::optional<Tensor> mask);  // [n] bool
+
+void rank_one_update_cpu(Tensor weight,     // [d_value, d_key]
+                         const Tensor& u,   // [d_key]
+                         const Tensor& v);  // [d_value]
+
+// Returns u, v, denominator, update_norm, applied.
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> rank_one_solve_apply_cpu(
+    Tensor weight,                  // [d_value, d_key]
+    std::optional<Tensor> factor,   // [d_key, d_key]
+    const Tensor& key,              // [d_key]
+    const Tensor& denominator_key,  // [d_key]
+    const Tensor& residual,         // [d_value]
+    double min_denominator);
+
+}  // namespace rome_fast

@@ -1,0 +1,132 @@
+// Blocked syrk for one instruction set (included by second_moment.cpp through foreach_isa.h).
+//
+// A slab of kDepth selected rows is packed into column panels of kPanel keys; every tile of the
+// lower triangle is then a micro-kernel call on two panels. Both operands are the same panels.
+
+namespace rome_fast::ROME_FAST_ISA {
+
+template <class T>
+struct SyrkTraits {
+  static constexpr int kVectors = 3;
+  static constexpr int kPanel = kVectors * kLanes<T>;     // columns of a tile
+  static constexpr int kTileRows = ROME_FAST_TILE_ROWS;   // rows of a tile
+  static constexpr int64_t kDepth = 512 * 4 / sizeof(T);  // a panel of AVX-512 floats: 96 KiB of L2
+  static_assert(kPanel % kTileRows == 0, "a panel must hold whole tiles");
+};
+
+// tile[kTileRows][kPanel] = sum over depth of a_row * b_col.
+template <class T>
+ROME_FAST_TARGET void syrk_tile_kernel(const T* a, const T* b, int64_t depth, T* tile) {
+  using Traits = SyrkTraits<T>;
+  constexpr int kRows = Traits::kTileRows;
+  constexpr int kVectors = Traits::kVectors;
+  Vec<T> sum[kRows][kVectors] = {};
+  for (int64_t k = 0; k < depth; ++k) {
+    Vec<T> b_k[kVectors];
+#pragma GCC unroll 3
+    for (int j = 0; j < kVectors; ++j) b_k[j] = load<Vec<T>>(b + j * kLanes<T>);
+#pragma GCC unroll 8
+    for (int i = 0; i < kRows; ++i) {
+      const Vec<T> a_k = a[i] - Vec<T>{};
+#pragma GCC unroll 3
+      for (int j = 0; j < kVectors; ++j) sum[i][j] = mul_add(a_k, b_k[j], sum[i][j]);
+    }
+    a += Traits::kPanel;
+    b += Traits::kPanel;
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < kRows; ++i) {
+#pragma GCC unroll 3
+    for (int j = 0; j < kVectors; ++j) {
+      store(tile + i * Traits::kPanel + j * kLanes<T>, sum[i][j]);
+    }
+  }
+}
+
+// packed[depth][kPanel] = keys[rows[k], col .. col + kPanel), zero beyond the last column.
+template <class Key, class Sum>
+ROME_FAST_TARGET void pack_panel(const SecondMomentParams<Key, Sum>& p, int64_t first_row,
+                                 int64_t depth, int64_t col, Sum* packed) {
+  constexpr int64_t kPanel = SyrkTraits<Sum>::kPanel;
+  const int64_t width = p.d - col < kPanel ? p.d - col : kPanel;
+  for (int64_t k = 0; k < depth; ++k, packed += kPanel) {
+    const Key* key = p.keys + p.rows[first_row + k] * p.keys_row_stride + col * p.keys_col_stride;
+    if (p.keys_col_stride == 1 && width == kPanel) {
+      for (int64_t j = 0; j < kPanel; ++j) packed[j] = widen(key[j]);
+    } else {
+      for (int64_t j = 0; j < width; ++j) packed[j] = widen(key[j * p.keys_col_stride]);
+      for (int64_t j = width; j < kPanel; ++j) packed[j] = 0;
+    }
+  }
+}
+
+// moment_sum[row.., col..] += tile, clipped to the matrix and to its lower triangle.
+template <class Key, class Sum>
+ROME_FAST_TARGET void add_tile(const SecondMomentParams<Key, Sum>& p, const Sum* tile, int64_t row,
+                               int64_t col) {
+  constexpr int64_t kPanel = SyrkTraits<Sum>::kPanel;
+  for (int64_t i = 0; i < SyrkTraits<Sum>::kTileRows && row + i < p.d; ++i, tile += kPanel) {
+    const int64_t below = row + i - col + 1;  // columns of this row at or left of the diagonal
+    const int64_t width = below < kPanel ? below : kPanel;
+    Sum* out = p.moment_sum + (row + i) * p.moment_row_stride + col * p.moment_col_stride;
+    if (p.moment_col_stride == 1 && width == kPanel) {
+      for (int64_t j = 0; j < kPanel; ++j) out[j] += tile[j];
+    } else {
+      for (int64_t j = 0; j < width; ++j) out[j * p.moment_col_stride] += tile[j];
+    }
+  }
+}
+
+// All tiles of panel pair (row panel, column panel), row panel >= column panel.
+template <class Key, class Sum>
+ROME_FAST_TARGET void add_panel_pair(const SecondMomentParams<Key, Sum>& p, const Sum* packed,
+                                     int64_t depth, int64_t row_panel, int64_t col_panel) {
+  using Traits = SyrkTraits<Sum>;
+  const Sum* a = packed + row_panel * depth * Traits::kPanel;
+  const Sum* b = packed + col_panel * depth * Traits::kPanel;
+  const int64_t col = col_panel * Traits::kPanel;
+  alignas(64) Sum tile[Traits::kTileRows * Traits::kPanel];
+  for (int64_t i = 0; i < Traits::kPanel; i += Traits::kTileRows) {
+    const int64_t row = row_panel * Traits::kPanel + i;
+    if (row >= p.d) break;
+    syrk_tile_kernel(a + i, b, depth, tile);
+    add_tile(p, tile, row, col);
+  }
+}
+
+// The pairs [begin, end) of the triangle, numbered down its columns: neighbours share a column
+// panel, which stays in L2.
+template <class Key, class Sum>
+ROME_FAST_TARGET void add_panel_pairs(const SecondMomentParams<Key, Sum>& p, const Sum* packed,
+                                      int64_t depth, int64_t panels, int64_t begin, int64_t end) {
+  int64_t col_panel = 0;
+  int64_t offset = begin;
+  while (offset >= panels - col_panel) offset -= panels - col_panel++;
+  int64_t row_panel = col_panel + offset;
+  for (int64_t pair = begin; pair < end; ++pair) {
+    add_panel_pair(p, packed, depth, row_panel, col_panel);
+    if (++row_panel == panels) row_panel = ++col_panel;
+  }
+}
+
+template <class Key, class Sum>
+void second_moment(const SecondMomentParams<Key, Sum>& p, const Pool& pool) {
+  using Traits = SyrkTraits<Sum>;
+  const int64_t panels = (p.d + Traits::kPanel - 1) / Traits::kPanel;
+  const int64_t max_depth = p.n < Traits::kDepth ? p.n : Traits::kDepth;
+  std::vector<Sum> packed(panels * Traits::kPanel * max_depth);
+  for (int64_t first = 0; first < p.n; first += max_depth) {
+    const int64_t depth = p.n - first < max_depth ? p.n - first : max_depth;
+    pool.parallel_for(panels, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t panel = begin; panel < end; ++panel) {
+        pack_panel(p, first, depth, panel * Traits::kPanel,
+                   packed.data() + panel * depth * Traits::kPanel);
+      }
+    });
+    pool.parallel_for(panels * (panels + 1) / 2, 1, [&](int64_t begin, int64_t end) {
+      add_panel_pairs(p, packed.data(), depth, panels, begin, end);
+    });
+  }
+}
+
+}  // namespace rome_fast::ROME_FAST_ISA

@@ -1,0 +1,10 @@
+// Puts the CPU kernels under the schemas that Python defines. Nothing else.
+#include <torch/csrc/stable/library.h>
+
+#include "glue/ops_cpu.h"
+
+STABLE_TORCH_LIBRARY_IMPL(rome_fast, CPU, m) {
+  m.impl("second_moment_update_", TORCH_BOX(&rome_fast::second_moment_update_cpu));
+  m.impl("rank_one_update_", TORCH_BOX(&rome_fast::rank_one_update_cpu));
+  m.impl("rank_one_solve_apply_", TORCH_BOX(&rome_fast::rank_one_solve_apply_cpu));
+}
