@@ -188,7 +188,8 @@ class _Editor:
         """One request on the weights as they are now."""
         hparams, projection, clock = self.hparams, self.projection, self.clock
         tokens = encode(self.tok, request, self.context_templates, hparams.fact_token)
-        before = read_target(self.model, self.tok, tokens)
+        prompt, target = tokens.prompt_ids.tolist(), tokens.target_ids.tolist()
+        before = read_target(self.model, self.tok, prompt, target)
         weight_norm = float(projection.weight.double().norm())
         clock.lap("read before")
         keys = compute_keys(self.model, projection, tokens)
@@ -199,7 +200,7 @@ class _Editor:
         update = apply_update_(projection, constraint, self.second_moment, self.backend)
         undo = self.history.record(update)
         clock.lap("update")
-        after = read_target(self.model, self.tok, tokens)
+        after = read_target(self.model, self.tok, prompt, target)
         clock.lap("read after")
         result = EditResult(
             request=request,

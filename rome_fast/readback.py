@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from rome_fast.models import input_device
-from rome_fast.tokens import TokenizedEdit, decode, pad_right
+from rome_fast.tokens import decode, pad_right
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,19 +33,21 @@ class Reading:
 
 @torch.no_grad()
 def read_target(
-    model: PreTrainedModel, tok: PreTrainedTokenizerBase, tokens: TokenizedEdit
+    model: PreTrainedModel,
+    tok: PreTrainedTokenizerBase,
+    prompt_ids: Sequence[int],
+    target_ids: Sequence[int],
 ) -> Reading:
-    """Read the target of one edit on its bare prompt."""
-    prompt, target = tokens.prompt_ids.tolist(), tokens.target_ids.tolist()
+    """Read one target after one prompt, both as token ids."""
     logits = model(
-        input_ids=torch.tensor([prompt + target[:-1]], device=input_device(model)),
+        input_ids=torch.tensor([[*prompt_ids, *target_ids[:-1]]], device=input_device(model)),
         use_cache=False,
-    ).logits[0, -len(target) :]
+    ).logits[0, -len(target_ids) :]
     logits = logits.double().cpu()
-    chosen = logits.gather(1, tokens.target_ids[:, None])
+    chosen = logits.gather(1, torch.tensor(target_ids)[:, None])
     ranks = 1 + (logits > chosen).sum(1)
     prob = (chosen[:, 0] - logits.logsumexp(1)).sum().exp()
-    greedy = greedy_continuations(model, tok, [prompt], len(target))[0]
+    greedy = greedy_continuations(model, tok, [prompt_ids], len(target_ids))[0]
     return Reading(float(prob), int(ranks.max()), greedy)
 
 

@@ -70,15 +70,14 @@ def encode(
 ) -> TokenizedEdit:
     """Turn a request into padded rows of token ids with their lookup positions.
 
-    The target gets a leading space unless it has one or its script is written without. Target
-    ids are appended as ids, so re-tokenisation can never shift the labels.
+    Target ids are appended as ids, so re-tokenisation can never shift the labels.
 
     Raises:
         InvalidRequestError: the target tokenises to nothing.
         TokenizerMismatchError: the subject's token cannot be found by offsets nor by decoding.
     """
     prompt = request.prompt.rstrip()
-    target_ids = _target_ids(tok, prompt.replace(SLOT, request.subject, 1), request.target)
+    target_ids = find_target_ids(tok, prompt.replace(SLOT, request.subject, 1), request.target)
     templates = [template.replace(SLOT, prompt, 1) for template in context_templates]
     n_contexts = len(templates)
     templates.append(KL_TEMPLATE)
@@ -187,11 +186,12 @@ def _skeleton(text: str) -> str:
     return "".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
-def _target_ids(tok: PreTrainedTokenizerBase, prompt: str, target: str) -> list[int]:
+def find_target_ids(tok: PreTrainedTokenizerBase, prompt: str, target: str) -> list[int]:
     """Ids that follow the prompt's when prompt and target are tokenised together.
 
     Tokenising the target alone would give it a BOS, or a second word-start mark, with
     SentencePiece tokenisers. Where the two merge across the boundary it is tokenised alone.
+    A leading space is added unless the target has one or its script is written without.
     """
     spaced = target if _no_space_between(prompt, target) else " " + target
     prompt_ids = list(tok(prompt)["input_ids"])

@@ -1,0 +1,167 @@
+"""The ``rome-fast`` command: a demonstration, one edit, and what is installed.
+
+Exit codes: 0 done, 1 the edit went through but the model does not say the target (nothing is
+saved), 2 bad input or an error, told in one line.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from rome_fast.errors import EditWarning, RomeFastError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+console = Console(highlight=False)
+
+EDIT_FAILED, BAD_INPUT = 1, 2
+
+
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
+    """Bad input ends in one line on stderr and exit code 2, not in a traceback."""
+    try:
+        with warnings.catch_warnings():
+            # Results print their own warnings.
+            warnings.simplefilter("ignore", EditWarning)
+            yield
+    except (RomeFastError, OSError) as error:
+        message = " ".join(str(error).split())
+        print(f"rome-fast: {type(error).__name__}: {message}", file=sys.stderr)
+        raise typer.Exit(BAD_INPUT) from error
+
+
+@app.callback()
+def main_options() -> None:
+    """Edit one fact of a language model: fast, undoable, and truthful about it."""
+    # Nothing is fetched behind the user's back, and no loading bars between the lines.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+@app.command()
+def demo() -> None:
+    """Edit a fact of the embedded model, show what changed and what did not, and undo it."""
+    import rome_fast
+    from rome_fast.demo import load
+    from rome_fast.models import ModelSpec
+
+    with _one_line_errors():
+        model, tok, facts = load()
+        fact = next(f for f in facts if f.subject == "Ray Charles" and f.target == "piano")
+        prompts = [
+            ("rewrite", fact.prompt.replace("{}", fact.subject), fact.target_new),
+            *(("paraphrase", text, fact.target_new) for text in fact.paraphrase_prompts[:2]),
+            *(("neighbour", p.prompt, p.target) for p in fact.neighborhood_prompts[:3]),
+        ]
+        request = rome_fast.EditRequest(fact.prompt, fact.subject, fact.target_new)
+        bits = _digest(model)
+        before = [_say(model, tok, text, target) for _, text, target in prompts]
+        result = rome_fast.edit(model, tok, request)
+        after = [_say(model, tok, text, target) for _, text, target in prompts]
+    table = Table(title=f"{fact.subject}: {fact.target} -> {fact.target_new}", title_justify="left")
+    for column in ("", "prompt", "target"):
+        table.add_column(column)
+    for column in ("p before", "p after"):
+        table.add_column(column, justify="right")
+    for column in ("says before", "says after"):
+        table.add_column(column)
+    for (kind, text, target), (p0, said0), (p1, said1) in zip(prompts, before, after, strict=True):
+        table.add_row(kind, text, target, f"{p0:.3f}", f"{p1:.3f}", said0, said1)
+    console.print(table)
+    console.print(str(result), markup=False)
+    edited = _digest(model)
+    result.revert()
+    same = _digest(model) == bits
+    console.print(
+        f"undo            weights sha256 {bits[:12]} -> {edited[:12]} -> {_digest(model)[:12]}: "
+        f"{'bit-identical to before' if same else 'NOT THE SAME'}"
+    )
+    layer = ModelSpec.of(model).n_layers
+    console.print(f"model           {type(model).__name__}, {layer} layers, in rome_fast/demo")
+    if not (result.success and same):
+        raise typer.Exit(EDIT_FAILED)
+
+
+@app.command()
+def edit(
+    model: Annotated[str, typer.Option(help="folder (or hub name) of a Hugging Face decoder")],
+    prompt: Annotated[str, typer.Option(help="a sentence with the subject, or with {} for it")],
+    subject: Annotated[str, typer.Option(help="whom or what the fact is about")],
+    target: Annotated[str, typer.Option(help="what the model shall say next")],
+    save: Annotated[Path | None, typer.Option(help="folder for the edited model")] = None,
+    hparams: Annotated[Path | None, typer.Option(help="kmeng01 JSON or EasyEdit YAML")] = None,
+    second_moment: Annotated[str | None, typer.Option(help="a saved file, or 'identity'")] = None,
+    variant: Annotated[str | None, typer.Option(help="overrides the hparams")] = None,
+) -> None:
+    """Change one fact of a model, print what it says now, and save it if asked."""
+    import rome_fast
+
+    with _one_line_errors():
+        chosen = None if hparams is None else rome_fast.RomeHparams.from_file(hparams)
+        request = rome_fast.EditRequest(prompt, subject, target)
+        if save is not None and save.exists() and any(save.iterdir()):
+            raise OSError(f"--save {save} is not empty: name a new folder")
+        loaded, tok = _load(model)
+        result = rome_fast.edit(
+            loaded, tok, request, chosen, second_moment=second_moment, variant=variant
+        )
+        console.print(str(result), markup=False)
+        if not result.success:
+            raise typer.Exit(EDIT_FAILED)
+        if save is not None:
+            loaded.save_pretrained(save)
+            tok.save_pretrained(save)
+            console.print(f"saved           {save}", markup=False)
+
+
+@app.command()
+def info() -> None:
+    """Say what is installed, which kernels run natively, and why others do not."""
+    from rome_fast.info import main as show
+
+    show()
+
+
+def _load(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        return AutoModelForCausalLM.from_pretrained(path), AutoTokenizer.from_pretrained(path)
+    except ValueError as error:
+        raise OSError(f"--model {path}: {error}") from error
+
+
+def _say(
+    model: PreTrainedModel, tok: PreTrainedTokenizerBase, text: str, target: str
+) -> tuple[float, str]:
+    """Probability of the target after the text, and four greedy tokens."""
+    from rome_fast.readback import greedy_continuations, read_target
+    from rome_fast.tokens import find_target_ids
+
+    prompt_ids = list(tok(text)["input_ids"])
+    reading = read_target(model, tok, prompt_ids, find_target_ids(tok, text, target))
+    return reading.prob, greedy_continuations(model, tok, [prompt_ids], 4)[0].strip()
+
+
+def _digest(model: Any) -> str:
+    from rome_fast.undo import fingerprint
+
+    return hashlib.sha256(fingerprint(*model.parameters()).encode()).hexdigest()
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()

@@ -1,0 +1,62 @@
+"""Shared fixtures: an own cache for the run, and a miniature model that each test may ruin."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+from tiny import tiny_gpt2, tiny_llama
+
+from rome_fast import RomeHparams
+
+# The subject comes last: a random model hardly attends, so only its own position can be moved.
+REQUEST = {"prompt": "The founder is {}", "subject": "Steve Jobs", "target_new": "capital"}
+CONTEXTS = ["{}", "The weather was fine. {}", "He is a man. {}"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """No test reads or writes the user's cache."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("ROME_FAST_CACHE", str(tmp_path_factory.mktemp("cache")))
+    yield
+    patch.undo()
+
+
+@pytest.fixture(scope="session")
+def _pristine():
+    return {"gpt2": tiny_gpt2(), "llama": tiny_llama()}
+
+
+@pytest.fixture(params=["gpt2", "llama"])
+def tiny(request, _pristine):
+    """(model, tok), once GPT-2 (Conv1D, no BOS) and once Llama (Linear, BOS)."""
+    return copy.deepcopy(_pristine[request.param])
+
+
+@pytest.fixture
+def gpt2(_pristine):
+    return copy.deepcopy(_pristine["gpt2"])
+
+
+@pytest.fixture
+def hparams():
+    """An edit of layer 1 that succeeds on the miniature models in a second or two."""
+    return RomeHparams(
+        layers=[1], v_num_grad_steps=15, v_lr=0.3, v_weight_decay=1e-3, clamp_norm_factor=12
+    )
+
+
+@pytest.fixture
+def settings(hparams):
+    """Keyword arguments of edit() that need no sampling."""
+    return {"hparams": hparams, "second_moment": "identity", "context_templates": CONTEXTS}
+
+
+def state(model):
+    """A copy of all parameters, to compare bit for bit."""
+    return {name: p.detach().clone() for name, p in model.state_dict().items()}
+
+
+def same_bits(model, before):
+    return all((p == before[name]).all() for name, p in model.state_dict().items())

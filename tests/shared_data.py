@@ -1,0 +1,25 @@
+"""Where the real test data lies; tests that need it skip by name where it is absent."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+
+
+def shared(path: str) -> Path:
+    """A file or folder of the shared data, or a skip that names it."""
+    found = SHARED / path
+    if not found.exists():
+        pytest.skip(f"shared test data is not here: {path}")
+    return found
+
+
+def shared_model():
+    """stories260K, a real trained Llama of 5 layers, and its tokenizer."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = shared("models/stories260K")
+    return AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)

@@ -1,0 +1,225 @@
+"""What edit() promises: in place, read back, undone to the bit, nothing left behind."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import CONTEXTS, REQUEST, same_bits, state
+
+import rome_fast
+from rome_fast.errors import EditFailedError, EditWarning, RevertError
+
+SECOND = {"prompt": "We drink tea with {}", "subject": "Ada Lovelace", "target_new": "near"}
+
+
+def next_token(model, tok, text):
+    ids = tok(text, return_tensors="pt").input_ids
+    with torch.no_grad():
+        return int(model(input_ids=ids).logits[0, -1].argmax())
+
+
+def test_edit_changes_what_the_model_says(tiny, settings):
+    model, tok = tiny
+    storage = model.get_parameter(name := weight_name(model)).data_ptr()
+    before = state(model)
+    result = rome_fast.edit(model, tok, REQUEST, **settings)
+    assert result.success and result.rank_after == 1 < result.rank_before
+    assert result.prob_after > result.prob_before
+    assert result.weight_name == name
+    assert model.get_parameter(name).data_ptr() == storage
+    said = next_token(model, tok, "The founder is Steve Jobs")
+    assert tok.decode([said]) == result.target_tokens[0]
+    changed = {n for n, p in model.state_dict().items() if not torch.equal(p, before[n])}
+    assert name in changed and len(changed) == 1
+    difference = model.get_parameter(name).detach() - before[name]
+    torch.testing.assert_close(difference, result.update.dense(), rtol=1e-4, atol=1e-5)
+    assert result.update_norm == pytest.approx(float(difference.double().norm()), rel=1e-4)
+    assert result.weight_norm == pytest.approx(float(before[name].double().norm()), rel=1e-6)
+
+
+def weight_name(model):
+    is_gpt2 = model.config.model_type == "gpt2"
+    return "transformer.h.1.mlp.c_proj.weight" if is_gpt2 else "model.layers.1.mlp.down_proj.weight"
+
+
+def test_probabilities_are_those_of_the_model(gpt2, settings):
+    model, tok = gpt2
+    ids = tok("The founder is Steve Jobs", return_tensors="pt").input_ids
+    target = tok(" capital").input_ids
+    full = torch.cat([ids, torch.tensor([target])], dim=1)
+
+    def probability():
+        with torch.no_grad():
+            log_probs = model(input_ids=full).logits[0].double().log_softmax(-1)
+        start = ids.shape[1] - 1
+        return float(sum(log_probs[start + i, t] for i, t in enumerate(target)).exp())
+
+    before = probability()
+    result = rome_fast.edit(model, tok, REQUEST, **settings)
+    assert result.prob_before == pytest.approx(before, rel=1e-4)
+    assert result.prob_after == pytest.approx(probability(), rel=1e-4)
+
+
+def test_revert_restores_the_bits(tiny, settings):
+    model, tok = tiny
+    before = state(model)
+    result = rome_fast.edit(model, tok, REQUEST, **settings)
+    assert not same_bits(model, before)
+    result.revert()
+    assert same_bits(model, before)
+    with pytest.raises(RevertError, match="already been undone"):
+        result.revert()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_dtypes_edit_and_revert(gpt2, settings, dtype):
+    model, tok = gpt2
+    model.to(dtype)
+    before = state(model)
+    result = rome_fast.edit(model, tok, REQUEST, **settings)
+    assert result.success
+    assert model.get_parameter(result.weight_name).dtype == dtype
+    result.revert()
+    assert same_bits(model, before)
+
+
+def test_list_is_edited_in_sequence_and_reverted_in_reverse(tiny, settings):
+    model, tok = tiny
+    states = [state(model)]
+    for request in (REQUEST, SECOND):
+        rome_fast.edit(model, tok, request, **settings)
+        states.append(state(model))
+    model.load_state_dict(states[0])
+    first, second = rome_fast.edit(model, tok, [REQUEST, SECOND], **settings)
+    assert same_bits(model, states[2])
+    with pytest.raises(RevertError, match="later edits first"):
+        first.revert()
+    second.revert()
+    assert same_bits(model, states[1])
+    first.revert()
+    assert same_bits(model, states[0])
+
+
+def test_revert_refuses_to_swallow_a_later_change(gpt2, settings):
+    model, tok = gpt2
+    result = rome_fast.edit(model, tok, REQUEST, **settings)
+    with torch.no_grad():
+        model.get_parameter(result.weight_name)[3, 5] += 1.0
+    changed = state(model)
+    with pytest.raises(RevertError, match="changed after this edit"):
+        result.revert()
+    assert same_bits(model, changed)
+
+
+def test_trial_restores_on_exit_and_on_an_exception(tiny, settings):
+    model, tok = tiny
+    before = state(model)
+    with rome_fast.trial(model, tok, REQUEST, **settings) as result:
+        assert result.success and not same_bits(model, before)
+    assert same_bits(model, before)
+    with pytest.raises(KeyboardInterrupt), rome_fast.trial(model, tok, REQUEST, **settings):
+        raise KeyboardInterrupt
+    assert same_bits(model, before)
+
+
+def test_strict_rolls_back_a_failed_edit(gpt2, settings):
+    model, tok = gpt2
+    before = state(model)
+    settings["hparams"] = settings["hparams"].replace(v_num_grad_steps=2, v_lr=1e-6)
+    with pytest.raises(EditFailedError, match="NOT EDITED"):
+        rome_fast.edit(model, tok, REQUEST, strict=True, **settings)
+    assert same_bits(model, before)
+    with pytest.warns(EditWarning, match="not the model's answer after the edit"):
+        result = rome_fast.edit(model, tok, REQUEST, **settings)
+    assert not result.success
+    assert any("did not converge" in text for text in result.warnings)
+
+
+def test_model_is_left_as_it_was_but_for_the_weight(gpt2, settings):
+    model, tok = gpt2
+    model.train()
+    model.transformer.h[0].eval()
+    for p in model.transformer.h[2].parameters():
+        p.requires_grad_(False)
+    modes = [m.training for m in model.modules()]
+    grads = [p.requires_grad for p in model.parameters()]
+    rome_fast.edit(model, tok, REQUEST, **settings)
+    assert [m.training for m in model.modules()] == modes
+    assert [p.requires_grad for p in model.parameters()] == grads
+    assert all(p.grad is None for p in model.parameters())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_tokenizer_padding_does_not_matter_and_is_not_touched(gpt2, settings):
+    model, tok = gpt2
+    expected = rome_fast.edit(model, tok, REQUEST, **settings)
+    expected.revert()
+    tok.padding_side, tok.pad_token = "left", tok.eos_token
+    result = rome_fast.edit(model, tok, REQUEST, **settings)
+    assert torch.equal(result.update.dense(), expected.update.dense())
+    assert tok.padding_side == "left" and tok.pad_token == tok.eos_token
+
+
+def test_same_seed_same_edit_and_contexts_are_the_models_own(tiny, hparams):
+    model, tok = tiny
+    results = []
+    for seed in (0, 0, 1):
+        options = {"second_moment": "identity"}
+        result = rome_fast.edit(model, tok, REQUEST, hparams.replace(seed=seed), **options)
+        result.revert()
+        results.append(result)
+    first, again, other = results
+    assert torch.equal(first.update.dense(), again.update.dense())
+    assert first.context_templates == again.context_templates != other.context_templates
+    assert first.context_templates[0] == "{}"
+
+
+@pytest.mark.parametrize("variant", rome_fast.hparams.VARIANTS)
+def test_every_variant_meets_its_constraint(gpt2, settings, variant):
+    """What the edited matrix writes on its denominator key moves by what it should."""
+    from rome_fast.hparams import FACT_TOKENS
+    from rome_fast.key import compute_keys
+    from rome_fast.models import ModelSpec
+    from rome_fast.tokens import encode
+
+    model, tok = gpt2
+    projection = ModelSpec.of(model).down_projection(1)
+    request = rome_fast.EditRequest.parse(REQUEST)
+    tokens = encode(tok, request, CONTEXTS, FACT_TOKENS[0])
+    before = compute_keys(model, projection, tokens)
+    settings["hparams"] = settings["hparams"].replace(v_num_grad_steps=4)
+    result = rome_fast.edit(model, tok, REQUEST, variant=variant, **settings)
+    after = compute_keys(model, projection, tokens)
+    moved = after.value_init - before.value_init, after.mean_value - before.mean_value
+    assert result.variant == variant
+    if variant != "mean_key":
+        assert moved[0].norm() > 0.1
+    if variant == "both_keys":
+        torch.testing.assert_close(moved[0], moved[1], rtol=1e-3, atol=1e-4)
+    if variant == "mean_key":
+        # The mean output lands where the bare prompt's would: at v*, not at its own + delta.
+        delta = after.mean_value - before.value_init
+        assert delta.norm() > 0.1
+        assert delta.norm() <= 1.001 * 12 * before.value_init.norm()
+
+
+def test_single_context_is_no_special_case_for_both_keys(gpt2, settings):
+    model, tok = gpt2
+    settings["context_templates"] = ["{}"]
+    both = rome_fast.edit(model, tok, REQUEST, variant="both_keys", **settings)
+    both.revert()
+    one = rome_fast.edit(model, tok, REQUEST, variant="prompt_key", **settings)
+    torch.testing.assert_close(both.update.dense(), one.update.dense(), rtol=1e-4, atol=1e-6)
+
+
+def test_contexts_without_the_bare_slot_still_know_the_prompt(gpt2, settings):
+    model, tok = gpt2
+    settings["context_templates"] = ["The weather was fine. {}", "He is a man. {}"]
+    assert rome_fast.edit(model, tok, REQUEST, **settings).success
+
+
+def test_result_reads_well(gpt2, settings):
+    model, tok = gpt2
+    text = str(rome_fast.edit(model, tok, REQUEST, **settings))
+    for wanted in ("edited: 'The founder is Steve Jobs' -> 'capital'", "identity", "both_keys"):
+        assert wanted in text
