@@ -1,0 +1,147 @@
+"""Files of both peers are read unchanged; presets and derived defaults fit their models."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from rome_fast import RomeHparams
+from rome_fast.errors import EditWarning, HparamsError
+
+KMENG = {
+    "layers": [17],
+    "fact_token": "subject_last",
+    "v_num_grad_steps": 20,
+    "v_lr": 5e-1,
+    "v_loss_layer": 47,
+    "v_weight_decay": 0.5,
+    "clamp_norm_factor": 4,
+    "kl_factor": 0.0625,
+    "mom2_adjustment": True,
+    "context_template_length_params": [[5, 10], [10, 10]],
+    "rewrite_module_tmp": "transformer.h.{}.mlp.c_proj",
+    "layer_module_tmp": "transformer.h.{}",
+    "mlp_module_tmp": "transformer.h.{}.mlp",
+    "attn_module_tmp": "transformer.h.{}.attn",
+    "ln_f_module": "transformer.ln_f",
+    "lm_head_module": "transformer.wte",
+    "mom2_dataset": "wikipedia",
+    "mom2_n_samples": 100000,
+    "mom2_dtype": "float32",
+}
+
+EASYEDIT = """
+alg_name: "ROME"
+model_name: "./hugging_cache/llama-2-7b"
+stats_dir: "./data/stats"
+device: 0
+layers: [5]
+fact_token: "subject_last"
+v_num_grad_steps: 25
+v_lr: 5e-1
+v_loss_layer: 31
+v_weight_decay: 1e-3
+clamp_norm_factor: 4
+kl_factor: 0.0625
+mom2_adjustment: false
+context_template_length_params: [[5, 10], [10, 10]]
+rewrite_module_tmp: "model.layers.{}.mlp.down_proj"
+layer_module_tmp: "model.layers.{}"
+mlp_module_tmp: "model.layers.{}.mlp"
+attn_module_tmp: "model.layers.{}.self_attn"
+ln_f_module: "model.norm"
+lm_head_module: "lm_head"
+mom2_dataset: "wikipedia"
+mom2_n_samples: 100000
+mom2_dtype: "float32"
+model_parallel: false
+fp16: false
+"""
+
+
+def test_reads_kmeng_json(tmp_path):
+    file = tmp_path / "gpt2-xl.json"
+    file.write_text(json.dumps(KMENG))
+    hparams = RomeHparams.from_file(file)
+    assert hparams == RomeHparams(layers=[17])
+    assert isinstance(hparams.clamp_norm_factor, float)
+
+
+def test_reads_easyedit_yaml(tmp_path):
+    file = tmp_path / "llama-7b.yaml"
+    file.write_text(EASYEDIT)
+    hparams = RomeHparams.from_file(file)
+    assert hparams.v_lr == 0.5 and hparams.v_weight_decay == 1e-3
+    assert hparams.layers == (5,) and hparams.v_num_grad_steps == 25
+    assert hparams.mom2_adjustment is False
+    assert hparams.variant == RomeHparams(layers=[5]).variant
+
+
+@pytest.mark.parametrize(("prompt_keys", "variant"), [("false", "mean_key"), ("true", "prompt_key")])
+def test_r_rome_files_choose_their_variant(tmp_path, prompt_keys, variant):
+    file = tmp_path / "r-rome.yaml"
+    file.write_text(EASYEDIT.replace('"ROME"', '"R-ROME"') + f"enable_prompt_keys: {prompt_keys}\n")
+    assert RomeHparams.from_file(file).variant == variant
+
+
+def test_unknown_key_lists_the_known_ones(tmp_path):
+    file = tmp_path / "x.yaml"
+    file.write_text(EASYEDIT + "v_learning_rate: 0.5\n")
+    with pytest.raises(HparamsError, match=r"unknown key 'v_learning_rate'; known: .*v_lr"):
+        RomeHparams.from_file(file)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("[1, 2", "neither JSON nor YAML"), ("- 1", "must hold a mapping"), ("v_lr: 1", "lacks")],
+)
+def test_broken_files(tmp_path, content, message):
+    file = tmp_path / "x.yaml"
+    file.write_text(content)
+    with pytest.raises(HparamsError, match=message):
+        RomeHparams.from_file(file)
+    with pytest.raises(HparamsError, match="there is no file"):
+        RomeHparams.from_file(tmp_path / "absent.json")
+
+
+@pytest.mark.parametrize(
+    ("model_type", "n_layers", "width", "layer", "steps"),
+    [
+        ("gpt2", 12, 768, 9, 23),
+        ("gpt2", 24, 1024, 8, 20),
+        ("gpt2", 36, 1280, 12, 20),
+        ("gpt2", 48, 1600, 17, 20),
+        ("gptj", 28, 4096, 5, 20),
+        ("gpt_neox", 44, 6144, 15, 20),
+        ("llama", 32, 4096, 5, 25),
+        ("mistral", 32, 4096, 5, 25),
+        ("qwen2", 28, 3584, 5, 25),
+    ],
+)
+def test_presets(model_type, n_layers, width, layer, steps):
+    config = SimpleNamespace(model_type=model_type, num_hidden_layers=n_layers, hidden_size=width)
+    hparams = RomeHparams.for_model(SimpleNamespace(config=config))
+    assert hparams.layer == layer and hparams.v_num_grad_steps == steps
+
+
+def test_derived_defaults_warn_and_follow_the_values(gpt2):
+    model, _ = gpt2
+    with pytest.warns(EditWarning, match=r"no preset for GPT2LMHeadModel with 4 layers"):
+        small = RomeHparams.for_model(model)
+    for block in model.transformer.h:
+        block.mlp.c_proj.weight.data.mul_(100)
+        block.mlp.c_proj.bias.data.mul_(100)
+    with pytest.warns(EditWarning):
+        large = RomeHparams.for_model(model)
+    assert 0 <= small.layer < 4
+    assert small.v_weight_decay < large.v_weight_decay <= 0.5
+    assert small.v_lr < large.v_lr <= 0.5
+
+
+def test_replace_checks_and_copies():
+    hparams = RomeHparams(layers=[1])
+    assert hparams.replace(v_lr=0.1).v_lr == 0.1 and hparams.v_lr == 0.5
+    with pytest.raises(HparamsError, match="v_lr"):
+        hparams.replace(v_lr=-1)

@@ -1,0 +1,69 @@
+"""The value optimisation: steps, early stop, clamp, and gradients that reach only the offset."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import CONTEXTS, REQUEST
+
+from rome_fast import EditRequest
+from rome_fast.key import compute_keys
+from rome_fast.models import ModelSpec
+from rome_fast.tokens import encode
+from rome_fast.value import LOSS_FOUND, optimize_value
+
+
+@pytest.fixture
+def prepared(tiny):
+    model, tok = tiny
+    model.eval().requires_grad_(False)
+    projection = ModelSpec.of(model).down_projection(1)
+    tokens = encode(tok, EditRequest.parse(REQUEST), CONTEXTS)
+    keys = compute_keys(model, projection, tokens)
+    return model, projection, tokens, keys.value_init
+
+
+def test_steps_count_forwards(prepared, hparams):
+    value = optimize_value(*prepared, hparams.replace(v_num_grad_steps=3))
+    assert len(value.losses) == 3
+    one = optimize_value(*prepared, hparams.replace(v_num_grad_steps=1))
+    assert len(one.losses) == 1 and not one.value_delta.any()
+
+
+def test_stops_when_found(prepared, hparams):
+    value = optimize_value(*prepared, hparams.replace(v_num_grad_steps=200, kl_factor=0.0))
+    assert len(value.losses) < 200
+    assert value.losses[-1] < LOSS_FOUND <= min(value.losses[:-1])
+
+
+def test_offset_stays_in_the_ball(prepared, hparams):
+    radius = 0.5 * prepared[3].norm()
+    value = optimize_value(*prepared, hparams.replace(clamp_norm_factor=0.5))
+    torch.testing.assert_close(value.value_delta.norm(), radius)
+
+
+def test_first_loss_is_the_models_own(prepared, hparams):
+    model, _, tokens, _ = prepared
+    value = optimize_value(*prepared, hparams.replace(v_num_grad_steps=1))
+    nll = []
+    for row in range(tokens.n_contexts):
+        length = int(tokens.attention_mask[row].sum())
+        with torch.no_grad():
+            logits = model(input_ids=tokens.input_ids[row : row + 1, :length]).logits[0].double()
+        start = int(tokens.target_start[row])
+        log_probs = logits.log_softmax(-1)
+        nll.append(-sum(log_probs[start + i, t] for i, t in enumerate(tokens.target_ids)))
+    expected = float(sum(nll)) / len(nll) / len(tokens.target_ids)
+    assert value.losses[0] == pytest.approx(expected, rel=1e-4)
+
+
+def test_kl_term_and_decay_hold_the_offset_back(prepared, hparams):
+    free = optimize_value(*prepared, hparams.replace(kl_factor=0.0, v_weight_decay=0.0))
+    held = optimize_value(*prepared, hparams.replace(kl_factor=0.0, v_weight_decay=50.0))
+    assert held.value_delta.norm() < free.value_delta.norm()
+    first, second = (
+        optimize_value(*prepared, hparams.replace(kl_factor=f, v_num_grad_steps=4)).losses
+        for f in (0.0, 5.0)
+    )
+    assert first[0] == pytest.approx(second[0], rel=1e-6)
+    assert second[1] > first[1]
