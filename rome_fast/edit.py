@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 import torch
@@ -20,7 +21,7 @@ from rome_fast.contexts import check_context_templates, sample_context_templates
 from rome_fast.errors import EditFailedError, EditWarning, InvalidRequestError
 from rome_fast.hparams import RomeHparams, defaults_for
 from rome_fast.key import compute_keys
-from rome_fast.models import DownProjection, ModelSpec, check_tokenizer
+from rome_fast.models import ModelSpec, check_tokenizer, frozen
 from rome_fast.readback import Reading, read_target
 from rome_fast.tokens import encode
 from rome_fast.types import EditRequest, EditResult
@@ -42,7 +43,12 @@ def edit(
     tok: PreTrainedTokenizerBase,
     request: Request,
     hparams: RomeHparams | None = ...,
-    **options: Any,
+    *,
+    second_moment: SecondMoment | str | Path | Iterable[str] | None = ...,
+    context_templates: Sequence[str] | None = ...,
+    variant: str | None = ...,
+    backend: str = ...,
+    strict: bool = ...,
 ) -> EditResult: ...
 
 
@@ -52,7 +58,12 @@ def edit(
     tok: PreTrainedTokenizerBase,
     request: Sequence[Request],
     hparams: RomeHparams | None = ...,
-    **options: Any,
+    *,
+    second_moment: SecondMoment | str | Path | Iterable[str] | None = ...,
+    context_templates: Sequence[str] | None = ...,
+    variant: str | None = ...,
+    backend: str = ...,
+    strict: bool = ...,
 ) -> list[EditResult]: ...
 
 
@@ -62,7 +73,7 @@ def edit(
     request: Request | Sequence[Request],
     hparams: RomeHparams | None = None,
     *,
-    second_moment: SecondMoment | str | Iterable[str] | None = None,
+    second_moment: SecondMoment | str | Path | Iterable[str] | None = None,
     context_templates: Sequence[str] | None = None,
     variant: str | None = None,
     backend: str = "auto",
@@ -96,14 +107,14 @@ def edit(
     requests = [EditRequest.parse(r) for r in ([request] if one else request)]
     if not requests:
         raise InvalidRequestError("request is an empty list")
+    spec = ModelSpec.of(model)
     results: list[EditResult] = []
-    with _editing(model):
-        editor = _prepare(
-            model, tok, hparams, second_moment, context_templates, variant, backend, strict
-        )
+    with frozen(model):
+        editor = _Editor(spec, tok, hparams, variant, backend)
+        editor.prepare(context_templates, second_moment)
         try:
             for r in requests:
-                result = editor.edit(r)
+                result = editor.edit(r, strict)
                 results.append(result)
                 for text in result.warnings:
                     warnings.warn(text, EditWarning, stacklevel=2)
@@ -138,23 +149,6 @@ def trial(
             made.revert()
 
 
-@contextmanager
-def _editing(model: PreTrainedModel) -> Iterator[None]:
-    """Evaluation mode and frozen parameters inside; everything as it was afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    frozen = [p for p in model.parameters() if p.requires_grad]
-    model.eval()
-    for parameter in frozen:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in frozen:
-            parameter.requires_grad_(True)
-        for module, training in modes:
-            module.training = training
-
-
 @dataclass
 class _Clock:
     """Seconds by phase; each ``lap`` books the time since the last one."""
@@ -168,23 +162,55 @@ class _Clock:
         self._last = now
 
 
-@dataclass
 class _Editor:
-    """All that the requests of one call share."""
+    """What the requests of one call share. Everything is resolved before anything is written."""
 
-    model: PreTrainedModel
-    tok: PreTrainedTokenizerBase
-    hparams: RomeHparams
-    projection: DownProjection
-    second_moment: SecondMoment | None
-    context_templates: list[str]
-    backend: str
-    strict: bool
-    history: WeightHistory
-    clock: _Clock
-    notes: list[str]
+    def __init__(
+        self,
+        spec: ModelSpec,
+        tok: PreTrainedTokenizerBase,
+        hparams: RomeHparams | None,
+        variant: str | None,
+        backend: str,
+    ) -> None:
+        self.clock = _Clock()
+        self.model, self.tok = spec.model, tok
+        self.notes: list[str] = []
+        check_tokenizer(self.model, tok)
+        if hparams is None:
+            hparams, note = defaults_for(self.model)
+            self.notes += [note] if note else []
+        self.hparams = hparams if variant is None else hparams.replace(variant=variant)
+        self.projection = spec.down_projection(self.hparams.layer)
+        self.backend = ops.resolve_backend(backend, self.projection.weight.device.type)
+        self.history = WeightHistory(self.projection.weight, self.backend)
+        self.clock.lap("prepare")
 
-    def edit(self, request: EditRequest) -> EditResult:
+    def prepare(self, context_templates: Sequence[str] | None, second_moment: object) -> None:
+        """The contexts and the second moment, sampled from the model where none are given."""
+        hparams = self.hparams
+        if context_templates is None:
+            self.context_templates = sample_context_templates(
+                self.model,
+                self.tok,
+                hparams.context_template_length_params,
+                seed=hparams.seed,
+            )
+        else:
+            self.context_templates = check_context_templates(context_templates)
+        self.clock.lap("contexts")
+        if second_moment is None and not hparams.mom2_adjustment:
+            second_moment = "identity"
+            self.notes.append(
+                "hparams.mom2_adjustment is false: C is the identity, which harms neighbours"
+            )
+        dtype = getattr(torch, hparams.mom2_dtype)
+        self.second_moment = resolve_second_moment(
+            second_moment, self.model, self.tok, self.projection, dtype
+        )
+        self.clock.lap("second moment")
+
+    def edit(self, request: EditRequest, strict: bool) -> EditResult:
         """One request on the weights as they are now."""
         hparams, projection, clock = self.hparams, self.projection, self.clock
         tokens = encode(self.tok, request, self.context_templates, hparams.fact_token)
@@ -221,78 +247,32 @@ class _Editor:
             seconds=clock.seconds,
             backend=self.backend,
             variant=hparams.variant,
-            second_moment=self._source(),
+            second_moment="identity" if self.second_moment is None else str(self.second_moment),
             context_templates=tuple(self.context_templates),
-            warnings=tuple(self.notes + self._findings(request, before, after, value.losses)),
+            warnings=(*self.notes, *_findings(request, before, after, value.losses)),
             _undo=undo,
         )
         self.clock, self.notes = _Clock(), []
-        if self.strict and not result.success:
+        if strict and not result.success:
             raise EditFailedError(f"strict=True, and the edit was undone:\n{result}")
         return result
 
-    def _source(self) -> str:
-        if self.second_moment is None:
-            return "identity"
-        jitter = self.second_moment.jitter
-        return self.second_moment.source + (f", ridge {jitter:g} added" if jitter else "")
 
-    def _findings(
-        self, request: EditRequest, before: Reading, after: Reading, losses: tuple[float, ...]
-    ) -> list[str]:
-        target, found = request.target.strip(), []
-        if before.rank == 1:
-            found.append(f"the model already said {target!r} before the edit")
-        if after.rank > 1:
-            found.append(
-                f"target {target!r} is not the model's answer after the edit: p = "
-                f"{after.prob:.2g}, rank {after.rank}, it says {after.argmax!r}"
-            )
-        if losses[-1] >= 10 * LOSS_FOUND:
-            found.append(
-                f"v* did not converge: loss {losses[-1]:.2f} after {len(losses)} steps; try more "
-                "v_num_grad_steps, a larger clamp_norm_factor or another layer"
-            )
-        return found
-
-
-def _prepare(
-    model: PreTrainedModel,
-    tok: PreTrainedTokenizerBase,
-    hparams: RomeHparams | None,
-    second_moment: object,
-    context_templates: Sequence[str] | None,
-    variant: str | None,
-    backend: str,
-    strict: bool,
-) -> _Editor:
-    """Resolve every argument, or raise, before anything is written."""
-    clock = _Clock()
-    notes: list[str] = []
-    spec = ModelSpec.of(model)
-    check_tokenizer(model, tok)
-    if hparams is None:
-        hparams, note = defaults_for(model)
-        notes += [note] if note else []
-    if variant is not None:
-        hparams = hparams.replace(variant=variant)
-    projection = spec.down_projection(hparams.layer)
-    backend = ops.resolve_backend(backend, projection.weight.device.type)
-    clock.lap("prepare")
-    if context_templates is None:
-        templates = sample_context_templates(
-            model, tok, hparams.context_template_length_params, seed=hparams.seed
+def _findings(
+    request: EditRequest, before: Reading, after: Reading, losses: tuple[float, ...]
+) -> list[str]:
+    """What the user should know about an edit that went through."""
+    target, found = request.target.strip(), []
+    if before.rank == 1:
+        found.append(f"the model already said {target!r} before the edit")
+    if after.rank > 1:
+        found.append(
+            f"target {target!r} is not the model's answer after the edit: p = "
+            f"{after.prob:.2g}, rank {after.rank}, it says {after.argmax!r}"
         )
-    else:
-        templates = check_context_templates(context_templates)
-    clock.lap("contexts")
-    if second_moment is None and not hparams.mom2_adjustment:
-        second_moment = "identity"
-        notes.append("hparams.mom2_adjustment is false: C is the identity, which harms neighbours")
-    dtype = getattr(torch, hparams.mom2_dtype)
-    moment = resolve_second_moment(second_moment, model, tok, projection, dtype)
-    clock.lap("second moment")
-    history = WeightHistory(projection.weight, backend)
-    return _Editor(
-        model, tok, hparams, projection, moment, templates, backend, strict, history, clock, notes
-    )
+    if losses[-1] >= 10 * LOSS_FOUND:
+        found.append(
+            f"v* did not converge: loss {losses[-1]:.2f} after {len(losses)} steps; try more "
+            "v_num_grad_steps, a larger clamp_norm_factor or another layer"
+        )
+    return found

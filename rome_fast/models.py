@@ -7,6 +7,8 @@ wide activation (the key) back to the residual stream (the value). No table of m
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -171,3 +173,20 @@ def input_device(model: PreTrainedModel) -> torch.device:
     device = model.get_input_embeddings().weight.device
     assert isinstance(device, torch.device)
     return device
+
+
+@contextmanager
+def frozen(model: PreTrainedModel) -> Iterator[None]:
+    """Evaluation mode and no gradients to parameters inside; all as it was afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    model.eval()
+    for parameter in trainable:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+        for module, training in modes:
+            module.training = training

@@ -100,6 +100,9 @@ class SecondMoment:
         self.count += other.count
         self._factor = None
 
+    def __str__(self) -> str:
+        return self.source + (f", ridge {self.jitter:g} added" if self.jitter else "")
+
     def moment(self) -> Tensor:
         """C = E[k k^T] without damping, [d_key, d_key], symmetric, in the sum's dtype."""
         if not self.count:

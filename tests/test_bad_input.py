@@ -128,6 +128,8 @@ def test_non_finite_loss_names_step_and_layer(gpt2, settings):
 
 def test_unsupported_models(gpt2, settings):
     model, tok = gpt2
+    with pytest.raises(errors.UnsupportedModelError, match="got str"):
+        rome_fast.edit("gpt2", tok, REQUEST, **settings)
     with pytest.raises(errors.UnsupportedModelError, match="got Linear"):
         rome_fast.edit(torch.nn.Linear(2, 2), tok, REQUEST, **settings)
     model.transformer.h[1].mlp.c_proj = torch.nn.Identity()
