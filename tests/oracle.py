@@ -97,6 +97,8 @@ def find_lookup(tok, template: str, subject: str, fact_token: str) -> int:
         return len(ids) - 1
     marks = [token.strip("▁Ġ ") == "" for token in tok.convert_ids_to_tokens(ids)]
     inside = [i for i, (a, b) in enumerate(offsets) if a < end and start < b and not marks[i]]
+    if not inside:
+        raise ValueError(f"the subject {subject!r} holds no token of {template!r}")
     decoded = tok.decode(ids[inside[0] : inside[-1] + 1], clean_up_tokenization_spaces=False)
     if subject.strip() not in decoded:
         raise ValueError(f"tokens {inside} decode to {decoded!r}, which lacks {subject!r}")

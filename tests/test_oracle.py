@@ -22,6 +22,15 @@ FAMILIES = pytest.mark.parametrize("family", ["gpt2", "llama"])
 MOMENTS = pytest.mark.parametrize("moment", ["identity", "estimated"])
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Matrices this small lose more to waking a second thread than it can give, by far when busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @cache
 def tiny_pair(family: str):
     return tiny.tiny_gpt2() if family == "gpt2" else tiny.tiny_llama()
@@ -262,10 +271,10 @@ GPT2_LOOKUPS = [
     ("{} plays the sport of", "LeBron James", "subject_first", 0, "Le"),
     ("{} plays the sport of", "LeBron James", "subject_first_after_last", 3, " plays"),
     ("{} plays the sport of", "LeBron James", "last", 6, " of"),
-    ("The sport of {}", "LeBron James", "subject_first_after_last", 5, " James"),
-    ("He said. {} plays", "LeBron James", "subject_last", 5, " James"),
+    ("The sport of {}", "LeBron James", "subject_first_after_last", 4, " James"),
+    ("He said. {} plays", "LeBron James", "subject_last", 4, " James"),
     ('He said "{}" and', "LeBron James", "subject_last", 5, " James"),
-    ("In Zürich, {}'s home", "Søren 日本", "subject_last", 11, None),
+    ("In Zürich, {}'s home", "Søren 日本", "subject_last", 12, None),
 ]
 
 
@@ -318,7 +327,7 @@ def test_lookup_of_every_row(family):
         assert model_tok.decode(ids[: found + 1]).endswith(EDIT["subject"])
 
 
-def test_subject_without_tokens_of_its_own_is_refused():
+def test_subject_without_letters_is_refused():
     tok = tiny_pair("gpt2")[1]
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="holds no token"):
         find_lookup(tok, "{} is a", " ", "subject_last")
