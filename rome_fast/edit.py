@@ -103,10 +103,7 @@ def edit(
         RomeFastError: a subclass says what was wrong; the weights are bit-identical to before,
             for a list to before its first request.
     """
-    one = isinstance(request, EditRequest | Mapping)
-    requests = [EditRequest.parse(r) for r in ([request] if one else request)]
-    if not requests:
-        raise InvalidRequestError("request is an empty list")
+    requests = _parsed(request)
     spec = ModelSpec.of(model)
     results: list[EditResult] = []
     with frozen(model):
@@ -121,7 +118,16 @@ def edit(
         except BaseException:
             editor.history.rewind(0)
             raise
-    return results[0] if one else results
+    return results[0] if isinstance(request, EditRequest | Mapping) else results
+
+
+def _parsed(request: Request | Sequence[Request]) -> list[EditRequest]:
+    if isinstance(request, EditRequest | Mapping):
+        return [EditRequest.parse(request)]
+    requests = [EditRequest.parse(r) for r in request]
+    if not requests:
+        raise InvalidRequestError("request is an empty list")
+    return requests
 
 
 @contextmanager

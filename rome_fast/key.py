@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rome_fast.errors import NonFiniteError
-from rome_fast.models import DownProjection, input_device
+from rome_fast.models import DownProjection, embedding_rows, input_device
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -109,8 +109,7 @@ def widen(x: Tensor) -> Tensor:
 def typical_value_norm(model: PreTrainedModel, projection: DownProjection) -> float:
     """Median norm of what the matrix writes, over random tokens (seeded); a scale for defaults."""
     generator = torch.Generator().manual_seed(0)
-    n_rows = int(model.get_input_embeddings().weight.shape[0])
-    ids = torch.randint(n_rows, (8, 16), generator=generator)
+    ids = torch.randint(embedding_rows(model), (8, 16), generator=generator)
     _, outputs = capture(model, projection, ids, torch.ones_like(ids))
     # The first position is an attention sink in many models, far from all others.
     return float(outputs[:, 1:].norm(dim=-1).median())

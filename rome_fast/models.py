@@ -80,14 +80,12 @@ class ModelSpec:
         kind = type(model).__name__
         if not isinstance(model, nn.Module) or not hasattr(model, "get_input_embeddings"):
             raise UnsupportedModelError(f"model must be a Hugging Face decoder, got {kind}")
-        embeddings = model.get_input_embeddings()
         lists = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.ModuleList)]
-        if not lists or getattr(embeddings, "weight", None) is None:
+        if not lists:
             raise UnsupportedModelError(f"{kind} has no list of decoder blocks to edit")
         name, blocks = max(lists, key=lambda item: len(item[1]))
-        # Width of the residual stream, which need not be that of the embeddings (OPT-350m).
-        width = getattr(model.config, "hidden_size", None) or embeddings.weight.shape[-1]
-        return cls(model, name, blocks, int(width))
+        # Not the width of the embeddings, which may be another (OPT-350m).
+        return cls(model, name, blocks, int(model.config.hidden_size))
 
     @property
     def n_layers(self) -> int:
@@ -159,8 +157,7 @@ def check_tokenizer(model: PreTrainedModel, tok: PreTrainedTokenizerBase) -> Non
     Models pad their embedding up to a round size, so a somewhat smaller tokenizer is normal; one
     that covers less than half of the rows belongs to another model.
     """
-    rows = int(model.get_input_embeddings().weight.shape[0])
-    size = len(tok)
+    rows, size = embedding_rows(model), len(tok)
     if size > rows or size * 2 < rows:
         raise TokenizerMismatchError(
             f"tok has {size} tokens but {type(model).__name__} has {rows} embedding rows: load "
@@ -168,11 +165,20 @@ def check_tokenizer(model: PreTrainedModel, tok: PreTrainedTokenizerBase) -> Non
         )
 
 
+def embedding_rows(model: PreTrainedModel) -> int:
+    """How many token ids the model knows."""
+    return len(_embedding(model))
+
+
 def input_device(model: PreTrainedModel) -> torch.device:
     """Where token ids must lie: the device of the token embedding."""
-    device = model.get_input_embeddings().weight.device
-    assert isinstance(device, torch.device)
-    return device
+    return _embedding(model).device
+
+
+def _embedding(model: PreTrainedModel) -> Tensor:
+    weight = model.get_input_embeddings().weight
+    assert isinstance(weight, torch.Tensor)
+    return weight
 
 
 @contextmanager

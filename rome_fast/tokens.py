@@ -172,7 +172,7 @@ def _token_at(
     candidates = hint[-1:] + list(range(len(ids)))
     for i in candidates:
         # Special tokens stay in: a chat prompt spells them out, and BOS does no harm to `in`.
-        before, upto = (_skeleton(tok.decode(ids[:n])) for n in (i, i + 1))
+        before, upto = (_skeleton(str(tok.decode(ids[:n]))) for n in (i, i + 1))
         if wanted in upto and wanted not in before:
             return i
     raise TokenizerMismatchError(

@@ -7,6 +7,7 @@ All of them are inference-only: they write through the storage and record nothin
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,7 +61,7 @@ def second_moment_update_(
     """
     _schema.check_second_moment_update(moment_sum, keys, mask)
     if resolve_backend(backend, moment_sum.device.type) == "native":
-        torch.ops.rome_fast.second_moment_update_.default(moment_sum, keys, mask)
+        _call_native(torch.ops.rome_fast.second_moment_update_.default, moment_sum, keys, mask)
     else:
         _default.second_moment_update_default(moment_sum, keys, mask)
 
@@ -83,7 +84,7 @@ def rank_one_update_(
     weight = _as_out_in(weight, weight_layout)
     _schema.check_rank_one_update(weight, u, v)
     if resolve_backend(backend, weight.device.type) == "native":
-        torch.ops.rome_fast.rank_one_update_.default(weight, u, v)
+        _call_native(torch.ops.rome_fast.rank_one_update_.default, weight, u, v)
     else:
         _default.rank_one_update_default(weight, u, v)
 
@@ -118,7 +119,7 @@ def rank_one_solve_apply_(
     args = (weight, factor, key, denominator_key, residual, float(min_denominator))
     _schema.check_rank_one_solve_apply(*args)
     if resolve_backend(backend, weight.device.type) == "native":
-        return torch.ops.rome_fast.rank_one_solve_apply_.default(*args)
+        return _call_native(torch.ops.rome_fast.rank_one_solve_apply_.default, *args)
     return _default.rank_one_solve_apply_default(*args)
 
 
@@ -129,6 +130,15 @@ def _as_out_in(weight: Tensor, weight_layout: str) -> Tensor:
             f"weight_layout must be 'out_in' or 'in_out', got {weight_layout!r}"
         )
     return weight if weight_layout == "out_in" else weight.T
+
+
+def _call_native(op: Any, *args: Any) -> Any:
+    """Run a native op and tell autograd that its first argument has changed."""
+    result = op(*args)
+    # Compiled code keeps the version itself; inference tensors have none.
+    if not torch.compiler.is_compiling() and not args[0].is_inference():
+        torch.autograd.graph.increment_version(args[0])
+    return result
 
 
 def _why_not_native(device_type: str) -> str:
