@@ -24,7 +24,7 @@ MOMENTS = pytest.mark.parametrize("moment", ["identity", "estimated"])
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
-    """Matrices this small lose more to waking a second thread than it can give, by far when busy."""
+    """Waking a second thread costs matrices this small more than it gives, by far when busy."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
