@@ -7,7 +7,6 @@ saved), 2 bad input or an error, told in one line.
 from __future__ import annotations
 
 import hashlib
-import os
 import sys
 import warnings
 from collections.abc import Iterator
@@ -47,8 +46,6 @@ def _one_line_errors() -> Iterator[None]:
 @app.callback()
 def main_options() -> None:
     """Edit one fact of a language model: fast, undoable, and truthful about it."""
-    # Nothing is fetched behind the user's back, and no loading bars between the lines.
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
 @app.command()
@@ -59,6 +56,7 @@ def demo() -> None:
     from rome_fast.models import ModelSpec
 
     with _one_line_errors():
+        _no_loading_bars()
         model, tok, facts = load()
         fact = next(f for f in facts if f.subject == "Ray Charles" and f.target == "piano")
         prompts = [
@@ -138,10 +136,17 @@ def info() -> None:
 def _load(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    _no_loading_bars()
     try:
         return AutoModelForCausalLM.from_pretrained(path), AutoTokenizer.from_pretrained(path)
     except ValueError as error:
         raise OSError(f"--model {path}: {error}") from error
+
+
+def _no_loading_bars() -> None:
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
 
 
 def _say(

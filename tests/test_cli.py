@@ -1,0 +1,111 @@
+"""The command line as its users run it: exit codes, one-line errors, saved models that load."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import REQUEST
+from tiny import tiny_gpt2
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from typer.testing import CliRunner
+
+from rome_fast.cli import BAD_INPUT, EDIT_FAILED, app
+
+SETTINGS = "layers: [1]\nv_num_grad_steps: {steps}\nv_lr: 0.3\nv_weight_decay: 0.001\n" + (
+    "clamp_norm_factor: 12\ncontext_template_length_params: [[5, 2]]\n"
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    model, tok = tiny_gpt2()
+    path = tmp_path_factory.mktemp("model")
+    model.save_pretrained(path)
+    tok.save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def arguments(folder, tmp_path):
+    settings = tmp_path / "settings.yaml"
+    settings.write_text(SETTINGS.format(steps=15))
+    return {
+        "--model": folder,
+        "--prompt": REQUEST["prompt"],
+        "--subject": REQUEST["subject"],
+        "--target": REQUEST["target_new"],
+        "--hparams": settings,
+        "--second-moment": "identity",
+    }
+
+
+def run(arguments):
+    return CliRunner().invoke(app, ["edit", *(str(x) for pair in arguments.items() for x in pair)])
+
+
+def test_edit_saves_a_model_that_says_the_target(arguments, folder, tmp_path):
+    out = tmp_path / "edited"
+    result = run({**arguments, "--save": out})
+    assert result.exit_code == 0, result.output
+    assert "edited: 'The founder is Steve Jobs' -> 'capital'" in result.output
+    model, tok = AutoModelForCausalLM.from_pretrained(out), AutoTokenizer.from_pretrained(out)
+    ids = tok("The founder is Steve Jobs", return_tensors="pt").input_ids
+    with torch.no_grad():
+        assert tok.decode(model(input_ids=ids).logits[0, -1].argmax()) == " capital"
+    original = AutoModelForCausalLM.from_pretrained(folder).state_dict()
+    changed = [n for n, p in model.state_dict().items() if not torch.equal(p, original[n])]
+    assert changed == ["transformer.h.1.mlp.c_proj.weight"]
+
+
+def test_failed_edit_exits_1_and_saves_nothing(arguments, tmp_path):
+    arguments["--hparams"].write_text(SETTINGS.format(steps=1))
+    result = run({**arguments, "--save": tmp_path / "edited"})
+    assert result.exit_code == EDIT_FAILED
+    assert "NOT EDITED" in result.output
+    assert not (tmp_path / "edited").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"--subject": "Bill Gates", "--prompt": "Steve Jobs is"}, "SubjectNotFoundError: subject"),
+        ({"--target": ""}, "InvalidRequestError: request target is empty"),
+        ({"--variant": "best"}, "HparamsError: hparams.variant must be one of"),
+        ({"--hparams": "absent.yaml"}, "HparamsError: hparams: there is no file"),
+        ({"--second-moment": "absent"}, "SecondMomentError: second_moment: there is no file"),
+        ({"--model": "absent/model"}, "rome-fast: "),
+    ],
+)
+def test_bad_input_exits_2_with_one_line(arguments, change, message, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    result = run({**arguments, **change})
+    assert result.exit_code == BAD_INPUT
+    assert message in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert "Traceback" not in result.output
+
+
+def test_save_refuses_a_folder_in_use(arguments, folder):
+    result = run({**arguments, "--save": folder})
+    assert result.exit_code == BAD_INPUT
+    assert "is not empty" in result.stderr
+
+
+def test_demo_edits_shows_and_undoes():
+    result = CliRunner().invoke(app, ["demo"], env={"COLUMNS": "200"})
+    assert result.exit_code == 0, result.output
+    for wanted in ("Ray Charles plays the", "violin", "bit-identical to before"):
+        assert wanted in result.output
+    assert result.output.count("paraphrase") == 2
+    assert result.output.count("neighbour ") == 3
+
+
+def test_info_and_module_entry():
+    assert CliRunner().invoke(app, ["info"]).exit_code == 0
+    done = subprocess.run(
+        [sys.executable, "-m", "rome_fast.info"], capture_output=True, text=True, check=True
+    )
+    assert "second_moment_update_" in done.stdout
