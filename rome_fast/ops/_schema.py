@@ -140,7 +140,8 @@ def _require_dim(name: str, tensor: Tensor, dim: int) -> None:
 
 
 def _require_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
-    if tuple(tensor.shape) != shape:
+    # Size by size: torch.compile cannot compare tuples of symbolic sizes.
+    if tensor.dim() != len(shape) or any(a != b for a, b in zip(tensor.shape, shape, strict=True)):
         raise InvalidArgumentError(
             f"{name} must have shape {list(shape)}, got {list(tensor.shape)}"
         )

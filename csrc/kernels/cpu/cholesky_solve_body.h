@@ -17,9 +17,16 @@ struct Triangle {
   const T* line(int64_t i) const { return lines + i * line_stride; }
 };
 
-inline constexpr int64_t kBlock = 256;       // solved by one thread, then applied by all
-inline constexpr int64_t kGrainDots = 16;    // lines worth a thread
-inline constexpr int64_t kGrainAxpys = 256;  // positions worth a thread
+// Every parallel region ends in a barrier, which on a busy machine costs a time slice: few blocks,
+// and a second thread only where it has this many elements of the factor to read.
+inline constexpr int64_t kBlocks = 8;
+inline constexpr int64_t kMinBlock = 256;
+inline constexpr int64_t kGrainElements = 1024 * 1024;
+
+inline int64_t block_size(int64_t d) {
+  const int64_t block = (d + kBlocks - 1) / kBlocks;
+  return block < kMinBlock ? kMinBlock : block;
+}
 
 template <class T>
 ROME_FAST_TARGET double dot(const T* line, const double* x, int64_t begin, int64_t end) {
@@ -68,14 +75,16 @@ ROME_FAST_TARGET void axpy4(const T* line, int64_t line_stride, const double* sc
 // Solve with the triangle of lines itself: x_i = (x_i - line_i . x) / line_i[i].
 template <class T>
 ROME_FAST_TARGET void solve_by_dots(const Triangle<T>& t, double* x, const Pool& pool) {
-  const int64_t blocks = (t.d + kBlock - 1) / kBlock;
+  const int64_t block = block_size(t.d);
+  const int64_t blocks = (t.d + block - 1) / block;
   for (int64_t b = 0; b < blocks; ++b) {
-    const int64_t begin = (t.lower ? b : blocks - 1 - b) * kBlock;
-    const int64_t end = begin + kBlock < t.d ? begin + kBlock : t.d;
+    const int64_t begin = (t.lower ? b : blocks - 1 - b) * block;
+    const int64_t end = begin + block < t.d ? begin + block : t.d;
     const int64_t solved_begin = t.lower ? 0 : end;
     const int64_t solved_end = t.lower ? begin : t.d;
     if (solved_begin < solved_end) {
-      pool.parallel_for(end - begin, kGrainDots, [&](int64_t first, int64_t last) {
+      const int64_t grain = kGrainElements / (solved_end - solved_begin) + 1;
+      pool.parallel_for(end - begin, grain, [&](int64_t first, int64_t last) {
         for (int64_t i = begin + first; i < begin + last; ++i) {
           x[i] -= dot(t.line(i), x, solved_begin, solved_end);
         }
@@ -92,10 +101,11 @@ ROME_FAST_TARGET void solve_by_dots(const Triangle<T>& t, double* x, const Pool&
 // Solve with the transpose of the triangle: once x_i is known, x -= x_i * line_i.
 template <class T>
 ROME_FAST_TARGET void solve_by_axpys(const Triangle<T>& t, double* x, const Pool& pool) {
-  const int64_t blocks = (t.d + kBlock - 1) / kBlock;
+  const int64_t block = block_size(t.d);
+  const int64_t blocks = (t.d + block - 1) / block;
   for (int64_t b = 0; b < blocks; ++b) {
-    const int64_t begin = (t.lower ? blocks - 1 - b : b) * kBlock;
-    const int64_t end = begin + kBlock < t.d ? begin + kBlock : t.d;
+    const int64_t begin = (t.lower ? blocks - 1 - b : b) * block;
+    const int64_t end = begin + block < t.d ? begin + block : t.d;
     for (int64_t step = 0; step < end - begin; ++step) {
       const int64_t i = t.lower ? end - 1 - step : begin + step;
       x[i] /= double(t.line(i)[i]);
@@ -103,7 +113,8 @@ ROME_FAST_TARGET void solve_by_axpys(const Triangle<T>& t, double* x, const Pool
     }
     const int64_t rest_begin = t.lower ? 0 : end;
     const int64_t rest_end = t.lower ? begin : t.d;
-    pool.parallel_for(rest_end - rest_begin, kGrainAxpys, [&](int64_t first, int64_t last) {
+    const int64_t grain = kGrainElements / (end - begin) + 1;
+    pool.parallel_for(rest_end - rest_begin, grain, [&](int64_t first, int64_t last) {
       int64_t i = begin;
       for (; i + 4 <= end; i += 4) {
         axpy4(t.line(i), t.line_stride, x + i, x, rest_begin + first, rest_begin + last);

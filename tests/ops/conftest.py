@@ -1,0 +1,21 @@
+"""The two implementations every op test runs on."""
+
+import os
+
+import pytest
+
+from rome_fast.ops import _native
+
+
+def require_native() -> None:
+    """Fail where the native library should be there and is not; skip where none was wanted."""
+    if os.environ.get("ROME_FAST_BUILD") == "none":
+        pytest.skip("ROME_FAST_BUILD=none: no native library to test")
+    assert _native.load().loaded, _native.load().reason
+
+
+@pytest.fixture(params=["native", "torch"])
+def backend(request: pytest.FixtureRequest) -> str:
+    if request.param == "native":
+        require_native()
+    return request.param
