@@ -7,7 +7,8 @@ import pytest
 from rome_fast.ops import _native
 
 
-def require_native() -> None:
+@pytest.fixture
+def native_library() -> None:
     """Fail where the native library should be there and is not; skip where none was wanted."""
     if os.environ.get("ROME_FAST_BUILD") == "none":
         pytest.skip("ROME_FAST_BUILD=none: no native library to test")
@@ -17,5 +18,5 @@ def require_native() -> None:
 @pytest.fixture(params=["native", "torch"])
 def backend(request: pytest.FixtureRequest) -> str:
     if request.param == "native":
-        require_native()
+        request.getfixturevalue("native_library")
     return request.param
