@@ -137,11 +137,11 @@ def trial(
     request: Request | Sequence[Request],
     hparams: RomeHparams | None = None,
     **options: Any,
-) -> Iterator[EditResult | list[EditResult]]:
-    """Edit on entry, restore the weights' bits on exit, also after an exception.
+) -> Iterator[Any]:
+    """Edit on entry, restore the weight's bits on exit, also after an exception.
 
-    Takes what ``edit`` takes and yields what it returns. Edits made at the same weight inside the
-    block must be undone inside it.
+    Takes what ``edit`` takes and yields what it returns. Whatever else was done to the same weight
+    inside the block is undone with it.
 
     Example:
         >>> with rome_fast.trial(model, tok, request) as result:
@@ -151,8 +151,8 @@ def trial(
     try:
         yield result
     finally:
-        for made in reversed(result if isinstance(result, list) else [result]):
-            made.revert()
+        first = result[0] if isinstance(result, list) else result
+        first._undo.history.rewind(0)
 
 
 @dataclass

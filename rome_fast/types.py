@@ -143,6 +143,8 @@ class RankOneUpdate:
 class EditResult:
     """What one edit did, every figure read from the edited model.
 
+    For ``revert`` a result keeps a copy of the weight as it was; results of one list share it.
+
     Attributes:
         prob_before, prob_after: probability of the whole target after the bare prompt (the
             product over its tokens).

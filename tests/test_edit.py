@@ -122,6 +122,18 @@ def test_trial_restores_on_exit_and_on_an_exception(tiny, settings):
     assert same_bits(model, before)
 
 
+def test_trial_undoes_what_else_was_done_to_the_weight(gpt2, settings):
+    model, tok = gpt2
+    before = state(model)
+    with rome_fast.trial(model, tok, [REQUEST, SECOND], **settings) as results:
+        assert [type(r).__name__ for r in results] == ["EditResult"] * 2
+        inner = rome_fast.edit(model, tok, SECOND, **settings)
+    assert same_bits(model, before)
+    with pytest.raises(RevertError):
+        inner.revert()
+    assert same_bits(model, before)
+
+
 def test_strict_rolls_back_a_failed_edit(gpt2, settings):
     model, tok = gpt2
     before = state(model)
