@@ -214,16 +214,34 @@ def test_clamp_bounds_delta_by_the_unedited_output():
     assert edited("gpt2", clamp=0.5).delta.norm() == pytest.approx(2 * tight.item())
 
 
-def test_penalties_enter_the_loss():
-    free, decayed, held = (
-        edited("gpt2", weight_decay=0.0, kl_factor=0.0, steps=2),
-        edited("gpt2", weight_decay=10.0, kl_factor=0.0, steps=2),
-        edited("gpt2", weight_decay=0.0, kl_factor=10.0, steps=2),
-    )
-    init = radius_of_target_init()
-    expected = 10.0 * decayed.delta.norm() / init**2  # delta's first step has the same size
+def test_weight_decay_is_the_norm_over_the_squared_init():
+    free = edited("gpt2", weight_decay=0.0, steps=2)
+    decayed = edited("gpt2", weight_decay=10.0, steps=2)
+    # Both took Adam's first step, whose size is lr in every coordinate.
+    expected = 10.0 * decayed.delta.norm() / radius_of_target_init() ** 2
     assert decayed.losses[1] - free.losses[1] == pytest.approx(expected.item(), rel=1e-6)
-    assert held.losses[1] > free.losses[1] and held.losses[0] == free.losses[0]
+
+
+def test_kl_is_of_the_edited_from_the_unedited_after_the_subject():
+    free = edited("gpt2", weight_decay=0.0, kl_factor=0.0, steps=2)
+    held = edited("gpt2", weight_decay=0.0, kl_factor=10.0, steps=2)
+    assert held.losses[0] == free.losses[0]
+    assert_close(held.delta, free.delta)  # the KL is flat where it starts
+    before, after = next_word_log_probs(0 * free.delta), next_word_log_probs(free.delta)
+    expected = 10.0 * (after.exp() * (after - before)).sum()
+    assert held.losses[1] - free.losses[1] == pytest.approx(expected.item(), rel=1e-6)
+
+
+def next_word_log_probs(delta: Tensor) -> Tensor:
+    """Log-probabilities [vocab] after the subject alone, delta added to its MLP output."""
+    model, tok = tiny_pair("gpt2")
+    model = copy.deepcopy(model).double()
+    last = torch.zeros(len(tok(EDIT["subject"])["input_ids"]), 1, dtype=torch.float64)
+    last[-1] = 1
+    model.get_submodule(DOWN["gpt2"]).register_forward_hook(lambda _m, _a, out: out + last * delta)
+    with torch.no_grad():
+        ids = tok(EDIT["subject"], return_tensors="pt")["input_ids"]
+        return model(ids).logits[0, -1].log_softmax(-1)
 
 
 def radius_of_target_init() -> Tensor:
