@@ -1,0 +1,115 @@
+"""Building the package with and without torch, and what setup.py does when it cannot compile."""
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+BUILD_FILES = ["pyproject.toml", "setup.py", "README.md", "LICENSE"]
+
+# Makes `import torch` fail, as it does in an isolated build environment.
+NO_TORCH = "raise ModuleNotFoundError(\"No module named 'torch'\", name='torch')\n"
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A copy of what a build reads, so that nothing is written into the working tree."""
+    copy = tmp_path / "project"
+    copy.mkdir()
+    for name in BUILD_FILES:
+        shutil.copy(ROOT / name, copy)
+    shutil.copytree(ROOT / "csrc", copy / "csrc")
+    shutil.copytree(ROOT / "rome_fast", copy / "rome_fast", ignore=shutil.ignore_patterns("*.so"))
+    blocker = tmp_path / "no_torch"
+    blocker.mkdir()
+    (blocker / "torch.py").write_text(NO_TORCH)
+    return copy
+
+
+def call_backend(project, hook, with_torch=False, **environment):
+    """Call one PEP 517 hook in a fresh interpreter, as pip does."""
+    code = f"from setuptools import build_meta; print(build_meta.{hook}('out'))"
+    (project / "out").mkdir(exist_ok=True)
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("ROME_FAST_")}
+    if not with_torch:
+        kept["PYTHONPATH"] = str(project.parent / "no_torch")
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=project,
+        env=kept | environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def wheel_contents(project):
+    (wheel,) = (project / "out").glob("*.whl")
+    return wheel.name, set(zipfile.ZipFile(wheel).namelist())
+
+
+def test_metadata_needs_no_torch(project):
+    process = call_backend(project, "prepare_metadata_for_build_wheel")
+    assert process.returncode == 0, process.stderr
+    metadata = next((project / "out").glob("*.dist-info")) / "METADATA"
+    assert "Name: rome-fast" in metadata.read_text()
+    assert "Requires-Dist: torch>=2.10" in metadata.read_text()
+
+
+def test_wheel_without_torch_is_pure_python_and_says_so(project):
+    process = call_backend(project, "build_wheel")
+    assert process.returncode == 0, process.stderr
+    assert "installing without the native library: torch cannot be imported" in process.stderr
+    name, files = wheel_contents(project)
+    assert name.endswith("-py3-none-any.whl")
+    assert {"rome_fast/ops/__init__.py", "rome_fast/py.typed"} <= files
+    assert not any(file.endswith(".so") for file in files)
+    assert not any(file.startswith(("tests/", "csrc/")) for file in files)
+
+
+def test_wheel_carries_every_data_file(project):
+    process = call_backend(project, "build_wheel", ROME_FAST_BUILD="none")
+    assert process.returncode == 0, process.stderr
+    _, files = wheel_contents(project)
+    data = {
+        str(path.relative_to(project))
+        for path in (project / "rome_fast").rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert data - files == set()
+
+
+def test_demanding_the_library_without_torch_is_an_error(project):
+    process = call_backend(project, "build_wheel", ROME_FAST_BUILD="cpu")
+    assert process.returncode != 0
+    assert "ROME_FAST_BUILD=cpu, but torch cannot be imported" in process.stderr
+
+
+def test_a_missing_compiler_falls_back_and_says_so(project):
+    pytest.importorskip("torch")
+    environment = dict(CXX="/nonexistent/c++", PATH=str(Path(sys.executable).parent))
+    process = call_backend(project, "build_wheel", with_torch=True, **environment)
+    assert process.returncode == 0, process.stderr
+    assert "installing without the native library: no g++ or clang++ was found" in process.stderr
+    assert wheel_contents(project)[0].endswith("-py3-none-any.whl")
+
+
+def test_a_failing_compile_falls_back_and_says_so(project):
+    (project / "csrc" / "register_cpu.cpp").write_text("#error broken on purpose\n")
+    for kernel in [*project.glob("csrc/glue/*.cpp"), *project.glob("csrc/kernels/cpu/*.cpp")]:
+        kernel.unlink()  # nothing to wait for
+    process = call_backend(project, "build_wheel", with_torch=True)
+    assert process.returncode == 0, process.stderr
+    assert "installing without the native library: compiling failed" in process.stderr
+    assert not any(file.endswith(".so") for file in wheel_contents(project)[1])
+
+
+def test_an_unknown_mode_is_refused(project):
+    process = call_backend(project, "build_wheel", ROME_FAST_BUILD="gpu")
+    assert process.returncode != 0
+    assert "ROME_FAST_BUILD must be auto, cpu or none, got 'gpu'" in process.stderr
