@@ -205,7 +205,7 @@ def test_rejected_update_leaves_the_weights(gpt2, settings, monkeypatch):
 
 def test_unknown_backend(gpt2, settings):
     model, tok = gpt2
-    with pytest.raises(errors.InvalidArgumentError, match="backend .* got 'cuda'"):
+    with pytest.raises(errors.InvalidArgumentError, match=r"backend .* got 'cuda'"):
         rome_fast.edit(model, tok, REQUEST, backend="cuda", **settings)
 
 

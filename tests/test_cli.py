@@ -14,9 +14,14 @@ from typer.testing import CliRunner
 
 from rome_fast.cli import BAD_INPUT, EDIT_FAILED, app
 
-SETTINGS = "layers: [1]\nv_num_grad_steps: {steps}\nv_lr: 0.3\nv_weight_decay: 0.001\n" + (
-    "clamp_norm_factor: 12\ncontext_template_length_params: [[5, 2]]\n"
-)
+SETTINGS = """
+layers: [1]
+v_num_grad_steps: {steps}
+v_lr: 0.3
+v_weight_decay: 0.001
+clamp_norm_factor: 12
+context_template_length_params: [[5, 2]]
+"""
 
 
 @pytest.fixture(scope="module")

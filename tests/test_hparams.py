@@ -79,7 +79,9 @@ def test_reads_easyedit_yaml(tmp_path):
     assert hparams.variant == RomeHparams(layers=[5]).variant
 
 
-@pytest.mark.parametrize(("prompt_keys", "variant"), [("false", "mean_key"), ("true", "prompt_key")])
+@pytest.mark.parametrize(
+    ("prompt_keys", "variant"), [("false", "mean_key"), ("true", "prompt_key")]
+)
 def test_r_rome_files_choose_their_variant(tmp_path, prompt_keys, variant):
     file = tmp_path / "r-rome.yaml"
     file.write_text(EASYEDIT.replace('"ROME"', '"R-ROME"') + f"enable_prompt_keys: {prompt_keys}\n")

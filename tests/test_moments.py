@@ -177,7 +177,9 @@ def test_moment_of_another_layer_or_model_is_refused(gpt2, hparams):
     options = {"second_moment": moment, "context_templates": CONTEXTS}
     with pytest.raises(SecondMomentError, match=r"collected at transformer\.h\.2\.mlp\.c_proj"):
         rome_fast.edit(model, tok, REQUEST, hparams, **options)
-    options["second_moment"] = collect_texts(model, tok, ModelSpec.of(model).down_projection(1), TEXTS)
+    options["second_moment"] = collect_texts(
+        model, tok, ModelSpec.of(model).down_projection(1), TEXTS
+    )
     with torch.no_grad():
         model.transformer.h[0].attn.c_attn.weight.mul_(1.5)
     with pytest.raises(SecondMomentError, match="other weights below"):

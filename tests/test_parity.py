@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from oracle import oracle_edit
+from shared_data import shared_model
 from tiny import tiny_gpt2, tiny_llama
 
 import rome_fast
 from rome_fast.collect import collect_texts
 from rome_fast.models import ModelSpec
-from shared_data import shared_model
 
 CONTEXTS = ["{}", "The weather was fine. {}", "He said so in the morning. {}", "It is. {}"]
 TEXTS = [
