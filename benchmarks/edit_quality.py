@@ -62,9 +62,7 @@ class Bench:
         started = time.perf_counter()
         tokens = encode(self.tok, request, self.contexts, self.hparams.fact_token)
         keys = compute_keys(self.model, self.projection, tokens)
-        value = optimize_value(
-            self.model, self.projection, tokens, keys.value_init, self.hparams
-        )
+        value = optimize_value(self.model, self.projection, tokens, keys.value_init, self.hparams)
         seconds = time.perf_counter() - started
         near = [(p.prompt, p.target) for p in fact.neighborhood_prompts]
         near_before = [self.says(*pair) for pair in near]

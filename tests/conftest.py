@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 
 import pytest
+import torch
 from tiny import tiny_gpt2, tiny_llama
 
 from rome_fast import RomeHparams
@@ -21,6 +22,18 @@ def own_cache(tmp_path_factory):
     patch.setenv("ROME_FAST_CACHE", str(tmp_path_factory.mktemp("cache")))
     yield
     patch.undo()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """Miniature models are slower on two threads, and far slower on a busy machine.
+
+    What the native kernels do on several threads is tested in tests/ops.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")
