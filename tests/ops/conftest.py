@@ -3,8 +3,18 @@
 import os
 
 import pytest
+import torch
 
 from rome_fast.ops import _native
+
+
+@pytest.fixture(autouse=True)
+def two_threads():
+    """Kernels are tested on more than one thread; the rest of the suite runs on one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture
