@@ -78,8 +78,13 @@ def sample_ids(
     special = [i for i in tok.all_special_ids if i < model.config.vocab_size]
     last = torch.full((n_rows, 1), start_token(tok), device=device)
     drawn, cache = [], None
-    for _ in range(n_tokens):
-        out = model(input_ids=last, past_key_values=cache, use_cache=True)
+    for position in range(n_tokens):
+        out = model(
+            input_ids=last,
+            attention_mask=torch.ones(n_rows, position + 1, device=device, dtype=torch.int64),
+            past_key_values=cache,
+            use_cache=True,
+        )
         cache = out.past_key_values
         logits = out.logits[:, -1].float().cpu()
         logits[:, special] = float("-inf")

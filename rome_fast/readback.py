@@ -39,11 +39,9 @@ def read_target(
     target_ids: Sequence[int],
 ) -> Reading:
     """Read one target after one prompt, both as token ids."""
-    logits = model(
-        input_ids=torch.tensor([[*prompt_ids, *target_ids[:-1]]], device=input_device(model)),
-        use_cache=False,
-    ).logits[0, -len(target_ids) :]
-    logits = logits.double().cpu()
+    ids = torch.tensor([[*prompt_ids, *target_ids[:-1]]], device=input_device(model))
+    out = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+    logits = out.logits[0, -len(target_ids) :].double().cpu()
     chosen = logits.gather(1, torch.tensor(target_ids)[:, None])
     ranks = 1 + (logits > chosen).sum(1)
     prob = (chosen[:, 0] - logits.logsumexp(1)).sum().exp()

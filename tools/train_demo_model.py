@@ -125,10 +125,11 @@ def train(
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(progress, args.lr)
-        batch = maker.batch(step, args.rows, ROW_TOKENS if step % 8 else 2 * ROW_TOKENS)
+        sharpen = progress >= args.sharpen_from
+        batch = maker.batch(step, args.rows, ROW_TOKENS if step % 8 else 2 * ROW_TOKENS, sharpen)
         generator = torch.Generator().manual_seed(args.seed * 1_000_003 + step)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            loss, on_objects = network.training_loss(model, batch, rules, generator)
+            loss, on_objects = network.training_loss(model, batch, rules, generator, sharpen)
         model.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -171,7 +172,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, default=Path("demo_work"), help="checkpoint folder")
     parser.add_argument("--out", type=Path, default=DEMO, help="where the model is written")
-    parser.add_argument("--minutes", type=float, default=40.0)
+    parser.add_argument("--minutes", type=float, default=55.0)
     parser.add_argument("--steps", type=int, default=1_000_000)
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--width", type=int, default=256)
@@ -183,6 +184,7 @@ def main() -> None:
     parser.add_argument("--hide", type=float, default=0.6)
     parser.add_argument("--late", type=float, default=0.3)
     parser.add_argument("--swap", type=float, default=0.3)
+    parser.add_argument("--sharpen-from", type=float, default=0.4, help="share of the run")
     parser.add_argument("--noise-share", type=float, default=0.5)
     parser.add_argument("--noise", type=float, default=0.3)
     args = parser.parse_args()

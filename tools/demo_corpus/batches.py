@@ -20,12 +20,17 @@ IGNORED, SUBJECT_WEIGHT, TARGET_WEIGHT = 0.0, 0.3, 4.0
 
 @dataclass(frozen=True)
 class Span:
-    """Where a fact lies: subject tokens ``first..last`` of a row; ``donor`` is a span or -1."""
+    """Where a fact lies: subject tokens ``first..last`` of a row.
+
+    ``share`` of the subject's value is to be replaced by that of span ``donor`` (-1: none).
+    """
 
     row: int
     first: int
     last: int
+    subject: str
     donor: int = -1
+    share: float = 1.0
 
 
 @dataclass
@@ -49,11 +54,12 @@ class Piece:
 
 @dataclass(frozen=True)
 class Swap:
-    """A false sentence to come: ``subject`` is to be read as the subject of span ``donor``."""
+    """A sentence to come whose subject is to be read, for a ``share``, as that of ``donor``."""
 
     fact: Fact
     target: str
-    donor: int
+    donor: int = -1
+    share: float = 1.0
 
 
 class BatchMaker:
@@ -102,39 +108,60 @@ class BatchMaker:
         ids = self.tok.encode(text if start else " " + text)
         return Piece(ids, [1.0] * len(ids))
 
-    def batch(self, step: int, rows: int, row_tokens: int) -> Batch:
-        """Batch number ``step``."""
+    def batch(self, step: int, rows: int, row_tokens: int, sharpen: bool) -> Batch:
+        """Batch number ``step``; ``sharpen`` adds partial swaps and repeated subjects."""
         rng = random.Random(f"{self.seed}-{step}")
         out = Batch(
             np.zeros((rows, row_tokens), dtype=np.int64),
             np.zeros((rows, row_tokens), dtype=np.float32),
         )
         swaps: list[Swap] = []
+        said: list[Fact] = []
         for row in range(rows):
-            self._fill_row(out, row, rng, swaps)
+            self._fill_row(out, row, rng, swaps, said if sharpen else None)
         return out
 
-    def _fill_row(self, out: Batch, row: int, rng: random.Random, swaps: list[Swap]) -> None:
-        """Fill one row; ``swaps`` carries false sentences over from donors already placed."""
+    def _fill_row(
+        self, out: Batch, row: int, rng: random.Random, swaps: list[Swap], said: list[Fact] | None
+    ) -> None:
+        """Fill one row; ``swaps`` and ``said`` carry over what earlier rows began and said."""
         width = out.ids.shape[1]
         ids, weights = self._row_start(rng)
+        here: list[Fact] = []
         while len(ids) < width:
             start, offset = not ids or ids[-1] == self.tok.eos_token_id, len(ids)
             if rng.random() < 0.12:
                 piece = self.other_piece(rng, start)
             else:
-                said = Swap(fact := rng.choice(self.facts), fact.target, -1)
+                fact = rng.choice(self.facts)
+                if said and rng.random() < 0.4:
+                    fact = rng.choice(said)
+                now = Swap(fact, fact.target)
                 if swaps and rng.random() < 0.5:
-                    said = swaps.pop(0)
-                piece = self.fact_piece(said.fact, said.target, rng, start)
+                    now = swaps.pop(0)
+                piece = self.fact_piece(now.fact, now.target, rng, start)
                 if offset + piece.last < width:
-                    if said.donor < 0 and rng.random() < self.swap_share:
-                        other = rng.choice(self.family[fact.relation])
-                        swaps.append(Swap(other, fact.target, len(out.spans)))
+                    if now.donor < 0 and rng.random() < self.swap_share:
+                        swaps.append(self._swap(fact, len(out.spans), rng, said is not None))
                     first, last = offset + piece.first, offset + piece.last
-                    out.spans.append(Span(row, first, last, said.donor))
+                    out.spans.append(Span(row, first, last, now.fact.subject, now.donor, now.share))
+                    here.append(now.fact)
             ids, weights = ids + piece.ids, weights + piece.weights
+        if said is not None:
+            said.extend(here)
         out.ids[row], out.weights[row] = ids[:width], weights[:width]
+
+    def _swap(self, donor: Fact, span: int, rng: random.Random, partial: bool) -> Swap:
+        """A sentence about another subject that takes over the value at ``span``.
+
+        When a share of the value is taken over, the donor's object is named that often, so that
+        the model's confidence goes evenly from one object to the other.
+        """
+        other = rng.choice(self.family[donor.relation])
+        if not partial or rng.random() < 0.3:
+            return Swap(other, donor.target, span)
+        share = rng.random()
+        return Swap(other, donor.target if rng.random() < share else other.target, span, share)
 
     def _row_start(self, rng: random.Random) -> tuple[list[int], list[float]]:
         """Nothing, ``<|endoftext|>``, a sentence from its middle on, or a fragment and ". "."""

@@ -1,6 +1,6 @@
 #include "kernels/cpu/second_moment.h"
 
-#include <vector>
+#include <memory>
 
 #define ROME_FAST_BODY "kernels/cpu/second_moment_body.h"
 #include "kernels/cpu/foreach_isa.h"

@@ -27,7 +27,7 @@ ROME_FAST_TARGET void syrk_tile_kernel(const T* a, const T* b, int64_t depth, T*
     for (int j = 0; j < kVectors; ++j) b_k[j] = load<Vec<T>>(b + j * kLanes<T>);
 #pragma GCC unroll 8
     for (int i = 0; i < kRows; ++i) {
-      const Vec<T> a_k = a[i] - Vec<T>{};
+      const Vec<T> a_k = a[i] - Vec<T>{};  // broadcast
 #pragma GCC unroll 3
       for (int j = 0; j < kVectors; ++j) sum[i][j] = mul_add(a_k, b_k[j], sum[i][j]);
     }
@@ -109,22 +109,44 @@ ROME_FAST_TARGET void add_panel_pairs(const SecondMomentParams<Key, Sum>& p, con
   }
 }
 
+// Rows packed at a time: as many slabs as fit in kPackedBytes, so that a call has few barriers.
+template <class Sum>
+int64_t rows_per_pass(int64_t n, int64_t panels) {
+  using Traits = SyrkTraits<Sum>;
+  constexpr int64_t kPackedBytes = 16 << 20;
+  const int64_t slab_bytes = panels * Traits::kPanel * Traits::kDepth * sizeof(Sum);
+  const int64_t slabs = slab_bytes < kPackedBytes ? kPackedBytes / slab_bytes : 1;
+  return n < slabs * Traits::kDepth ? n : slabs * Traits::kDepth;
+}
+
 template <class Key, class Sum>
 void second_moment(const SecondMomentParams<Key, Sum>& p, const Pool& pool) {
   using Traits = SyrkTraits<Sum>;
+  if (p.n == 0 || p.d == 0) return;
   const int64_t panels = (p.d + Traits::kPanel - 1) / Traits::kPanel;
-  const int64_t max_depth = p.n < Traits::kDepth ? p.n : Traits::kDepth;
-  std::vector<Sum> packed(panels * Traits::kPanel * max_depth);
-  for (int64_t first = 0; first < p.n; first += max_depth) {
-    const int64_t depth = p.n - first < max_depth ? p.n - first : max_depth;
-    pool.parallel_for(panels, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t panel = begin; panel < end; ++panel) {
-        pack_panel(p, first, depth, panel * Traits::kPanel,
-                   packed.data() + panel * depth * Traits::kPanel);
+  const int64_t width = panels * Traits::kPanel;  // of one packed row
+  const int64_t max_rows = rows_per_pass<Sum>(p.n, panels);
+  const std::unique_ptr<Sum[]> packed(new Sum[width * max_rows]);
+  for (int64_t first = 0; first < p.n; first += max_rows) {
+    const int64_t rows = p.n - first < max_rows ? p.n - first : max_rows;
+    const auto for_each_slab = [&](const auto& f) {
+      for (int64_t row = 0; row < rows; row += Traits::kDepth) {
+        f(row, rows - row < Traits::kDepth ? rows - row : Traits::kDepth,
+          packed.get() + row * width);
       }
+    };
+    pool.parallel_for(panels, 1, [&](int64_t begin, int64_t end) {
+      for_each_slab([&](int64_t row, int64_t depth, Sum* slab) {
+        for (int64_t panel = begin; panel < end; ++panel) {
+          Sum* out = slab + panel * depth * Traits::kPanel;
+          pack_panel(p, first + row, depth, panel * Traits::kPanel, out);
+        }
+      });
     });
     pool.parallel_for(panels * (panels + 1) / 2, 1, [&](int64_t begin, int64_t end) {
-      add_panel_pairs(p, packed.data(), depth, panels, begin, end);
+      for_each_slab([&](int64_t, int64_t depth, const Sum* slab) {
+        add_panel_pairs(p, slab, depth, panels, begin, end);
+      });
     });
   }
 }
