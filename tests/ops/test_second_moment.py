@@ -39,6 +39,13 @@ def test_second_moment_matches_reference(backend, key_dtype, sum_dtype, n, d):
     assert_close(moment_sum, expected)
 
 
+def test_second_moment_of_more_rows_than_are_packed_at_a_time(backend):
+    moment_sum, keys, mask = sample(400_000, 2, sum_dtype=torch.float64)
+    expected = reference(moment_sum, keys, mask)
+    second_moment_update_(moment_sum, keys, mask, backend=backend)
+    assert_close(moment_sum, expected)
+
+
 def test_second_moment_without_mask(backend):
     moment_sum, keys, _ = sample(300, 70)
     expected = reference(moment_sum, keys)

@@ -1,0 +1,68 @@
+"""Makes result files small: what was timed, on what, and how much it spread."""
+
+import json
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from rome_fast.info import info
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--save-result", help="write benchmarks/results/<NAME>.json")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    name = session.config.getoption("--save-result")
+    bench = getattr(session.config, "_benchmarksession", None)
+    if not name or bench is None or not bench.benchmarks:
+        return
+    RESULTS.mkdir(exist_ok=True)
+    report = {"setting": setting(), "results": [row(b) for b in bench.benchmarks]}
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def row(bench) -> dict:
+    stats = bench.stats
+    return {
+        "name": bench.name,
+        "median_ms": round(stats.median * 1e3, 4),
+        "iqr_ms": round(stats.iqr * 1e3, 4),
+        "min_ms": round(stats.min * 1e3, 4),
+        "rounds": stats.rounds,
+        **bench.extra_info,
+    }
+
+
+def setting() -> dict:
+    facts = info()
+    return {
+        "commit": commit(),
+        "cpu": cpu_name(),
+        "cores": os.cpu_count(),
+        "load_average": round(os.getloadavg()[0], 1),
+        "threads": facts["threads"],
+        "torch": torch.__version__,
+        "build": facts["build"],
+        "python": platform.python_version(),
+    }
+
+
+def commit() -> str:
+    command = ["git", "-C", str(RESULTS.parent), "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def cpu_name() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor()
