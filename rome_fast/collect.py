@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from rome_fast.contexts import sample_ids
 from rome_fast.errors import InvalidArgumentError, SecondMomentError
 from rome_fast.key import capture
-from rome_fast.models import DownProjection
+from rome_fast.models import DownProjection, max_positions
 from rome_fast.moments import SecondMoment
 from rome_fast.tokens import pad_right
 from rome_fast.undo import fingerprint
@@ -96,10 +96,14 @@ def collect_texts(
     texts: Iterable[str],
     dtype: torch.dtype = torch.float32,
 ) -> SecondMoment:
-    """Second moment of the keys of all tokens of ``texts``, each cut at 512 tokens."""
+    """Second moment of the keys of all tokens of ``texts``.
+
+    Each text is cut at 512 tokens, or at what the model takes if that is less.
+    """
     moment = _empty(model, projection, dtype)
     n_texts = 0
-    for batch in _batches(_tokenized(tok, texts)):
+    longest = min(MAX_LENGTH, max_positions(model) or MAX_LENGTH)
+    for batch in _batches(_tokenized(tok, texts, longest)):
         n_texts += len(batch)
         _add_rows(moment, model, projection, batch)
     if not moment.count:
@@ -182,13 +186,15 @@ def _add_rows(
     moment.add(keys, attention_mask.to(keys.device))
 
 
-def _tokenized(tok: PreTrainedTokenizerBase, texts: Iterable[str]) -> Iterator[list[int]]:
+def _tokenized(
+    tok: PreTrainedTokenizerBase, texts: Iterable[str], longest: int
+) -> Iterator[list[int]]:
     for text in texts:
         if not isinstance(text, str):
             raise InvalidArgumentError(
                 f"second_moment: texts must be strings, got {type(text).__name__}: {text!r:.80}"
             )
-        ids = list(tok(text)["input_ids"])[:MAX_LENGTH]
+        ids = list(tok(text)["input_ids"])[:longest]
         if ids:
             yield ids
 

@@ -21,9 +21,9 @@ from rome_fast.contexts import check_context_templates, sample_context_templates
 from rome_fast.errors import EditFailedError, EditWarning, InvalidRequestError
 from rome_fast.hparams import RomeHparams, defaults_for
 from rome_fast.key import compute_keys
-from rome_fast.models import ModelSpec, check_tokenizer, frozen
+from rome_fast.models import ModelSpec, check_tokenizer, frozen, max_positions
 from rome_fast.readback import Reading, read_target
-from rome_fast.tokens import encode
+from rome_fast.tokens import TokenizedEdit, encode
 from rome_fast.types import EditRequest, EditResult
 from rome_fast.undo import WeightHistory
 from rome_fast.update import apply_update_, build_constraint
@@ -220,6 +220,7 @@ class _Editor:
         """One request on the weights as they are now."""
         hparams, projection, clock = self.hparams, self.projection, self.clock
         tokens = encode(self.tok, request, self.context_templates, hparams.fact_token)
+        self._check_length(request, tokens)
         prompt, target = tokens.prompt_ids.tolist(), tokens.target_ids.tolist()
         before = read_target(self.model, self.tok, prompt, target)
         weight_norm = float(projection.weight.double().norm())
@@ -262,6 +263,14 @@ class _Editor:
         if strict and not result.success:
             raise EditFailedError(f"strict=True, and the edit was undone:\n{result}")
         return result
+
+    def _check_length(self, request: EditRequest, tokens: TokenizedEdit) -> None:
+        longest, limit = tokens.input_ids.shape[1], max_positions(self.model)
+        if limit is not None and longest > limit:
+            raise InvalidRequestError(
+                f"request prompt {request.text!r:.60} and target make {longest} tokens with their "
+                f"contexts, but the model takes {limit}: shorten the prompt"
+            )
 
 
 def _findings(

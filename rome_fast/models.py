@@ -170,6 +170,12 @@ def embedding_rows(model: PreTrainedModel) -> int:
     return len(_embedding(model))
 
 
+def max_positions(model: PreTrainedModel) -> int | None:
+    """How many tokens a text may have; None where the configuration sets no limit."""
+    limit = getattr(model.config, "max_position_embeddings", None)
+    return None if limit is None else int(limit)
+
+
 def input_device(model: PreTrainedModel) -> torch.device:
     """Where token ids must lie: the device of the token embedding."""
     return _embedding(model).device

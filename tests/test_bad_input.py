@@ -64,6 +64,13 @@ def test_bad_second_request_undoes_the_first(gpt2, settings):
     assert same_bits(model, before)
 
 
+def test_prompt_longer_than_the_model_takes(gpt2, settings):
+    model, tok = gpt2
+    long = wrong(prompt="The weather was fine. " * 40 + "The founder is {}")
+    with pytest.raises(errors.InvalidRequestError, match="the model takes 128: shorten"):
+        rome_fast.edit(model, tok, long, **settings)
+
+
 def test_literal_braces_are_text(gpt2, settings):
     model, tok = gpt2
     request = wrong(prompt='{"name": "Steve Jobs", "city": {"is":', target_new="{x}")

@@ -132,6 +132,12 @@ def test_collect_texts_sees_every_token_once(tiny):
     assert moment.source == f"{n_keys} keys of 3 texts"
 
 
+def test_long_texts_are_cut_at_what_the_model_takes(gpt2):
+    model, tok = gpt2
+    projection = ModelSpec.of(model).down_projection(1)
+    assert collect_texts(model, tok, projection, ["He is a man. " * 100]).count == 128
+
+
 def test_sampled_moment_is_cached_by_the_weights_below(gpt2, monkeypatch, tmp_path):
     monkeypatch.setenv("ROME_FAST_CACHE", str(tmp_path))
     model, tok = gpt2
