@@ -71,6 +71,11 @@ def describe(facts: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def main() -> None:
+    """Print what info() knows."""
+    sys.stdout.write(describe(info()) + "\n")
+
+
 def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)
@@ -79,4 +84,4 @@ def _version(package: str) -> str | None:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(describe(info()) + "\n")
+    main()

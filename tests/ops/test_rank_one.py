@@ -149,6 +149,53 @@ def test_solve_apply_solves_at_every_block_edge(backend, d_key, strides):
     assert_close(moment @ (u * w.norm()), key)  # the residual, not only closeness
 
 
+@pytest.fixture(scope="module")
+def large_factor():
+    """A well-conditioned lower factor, large enough for several threads to share the solve."""
+    d = 4400
+    factor = torch.randn(d, d, generator=torch.Generator().manual_seed(0)).tril_()
+    return factor.mul_(0.2 / d**0.5).fill_diagonal_(1.0)
+
+
+@pytest.mark.parametrize("strides", ["row_major", "column_major"])
+def test_threads_share_a_large_solve_without_changing_a_bit(native_library, large_factor, strides):
+    factor = with_strides(large_factor, strides)
+    key = torch.randn(len(factor), generator=torch.Generator().manual_seed(1))
+    solutions = []
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            u, *_ = rank_one_solve_apply_(
+                torch.zeros(1, len(factor), dtype=torch.float64),
+                factor,
+                key,
+                key,
+                torch.ones(1),
+                weight_layout="out_in",
+                min_denominator=0.1,
+                backend="native",
+            )
+            solutions.append(u)
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(*solutions)
+    lower = factor.double()
+    back = lower @ (lower.T @ u)  # C u is parallel to the key
+    assert_close(back / back.norm(), key.double() / key.double().norm())
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_threads_share_a_large_update(native_library, layout):
+    weight = sample_weight(1700, 2900, layout)
+    u = torch.randn(2900, generator=torch.Generator().manual_seed(2))
+    v = torch.randn(1700, generator=torch.Generator().manual_seed(3))
+    rows, cols = (v, u) if layout == "out_in" else (u, v)
+    expected = weight + rows[:, None] * cols[None, :]
+    rank_one_update_(weight, u, v, weight_layout=layout, backend="native")
+    assert torch.equal(weight, expected)
+
+
 def test_solve_apply_without_a_factor_uses_the_key_itself(backend):
     weight = sample_weight(6, 9, "out_in", torch.float64)
     _, _, key, denominator_key, residual = sample_problem(6, 9)

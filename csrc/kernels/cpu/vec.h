@@ -73,6 +73,15 @@ ROME_FAST_TARGET ROME_FAST_INLINE DoubleVec mul_add(DoubleVec a, DoubleVec b, Do
 #endif
 }
 
+// One lane of the above, so that the tail of a loop rounds as its body does.
+ROME_FAST_TARGET ROME_FAST_INLINE double mul_add(double a, double b, double c) {
+#if ROME_FAST_VECTOR_BYTES >= 32 || defined(__aarch64__)
+  return __builtin_fma(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
 ROME_FAST_TARGET ROME_FAST_INLINE double sum_lanes(DoubleVec value) {
   double sum = 0;
   for (int lane = 0; lane < kLanes<double>; ++lane) sum += value[lane];
