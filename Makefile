@@ -1,8 +1,7 @@
 # make demo | test | lint | build | bench: each sets up .venv first, from constraints.txt.
 # Stamps make a second run start in seconds; nothing is fetched twice.
-# The pinned versions need Python >= 3.11; the package itself runs on 3.10.
 
-PYTHON ?= $(firstword $(foreach v,3.11 3.12 3.13 3.14,$(shell command -v python$(v))) python3)
+PYTHON ?= $(firstword $(foreach v,3.11 3.12 3.13 3.14 3.10,$(shell command -v python$(v))) python3)
 PIP_INSTALL ?= .venv/bin/python -m pip install --quiet --disable-pip-version-check
 DEPS := .venv/deps.stamp
 BUILT := .venv/build.stamp
@@ -28,7 +27,7 @@ bench: $(BUILT)
 	.venv/bin/python -m pytest -q benchmarks --benchmark-only
 
 $(DEPS): constraints.txt
-	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python >= 3.11 is needed"'
+	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 10), "Python >= 3.10 is needed"'
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv
 	$(PIP_INSTALL) -r constraints.txt
 	@touch $@
