@@ -50,9 +50,10 @@ def optimize_value(
 ) -> Value:
     """Minimise NLL(target) + kl_factor * KL + decay over the offset, with Adam.
 
-    ``v_num_grad_steps`` forwards, one update fewer; it stops early when the loss is below 0.05.
-    After each update the offset is projected to the ball of radius
-    ``clamp_norm_factor * ||value_init||``.
+    ``v_num_grad_steps`` forwards, one update fewer; it stops early when the loss is below 0.05
+    and the target is the likeliest answer in every context (``variant="original"``: on the loss
+    alone, as the reference does; a mean can hide the bare prompt). After each update the offset
+    is projected to the ball of radius ``clamp_norm_factor * ||value_init||``.
 
     Args:
         value_init: [d_value], what the matrix writes on the bare prompt.
@@ -67,7 +68,7 @@ def optimize_value(
     losses: list[float] = []
     with torch.enable_grad(), _offset_at_lookup(projection, tokens.lookup_idx, delta):
         for step in range(hparams.v_num_grad_steps):
-            loss = objective(_logits(model, tokens), delta)
+            loss, said = objective(_logits(model, tokens), delta)
             losses.append(loss.item())
             if not torch.isfinite(loss):
                 raise NonFiniteError(
@@ -75,7 +76,8 @@ def optimize_value(
                     f"{projection.layer} ({projection.name}): run the model in float32 or "
                     "bfloat16, or lower hparams.v_lr"
                 )
-            if losses[-1] < LOSS_FOUND or step == hparams.v_num_grad_steps - 1:
+            found = losses[-1] < LOSS_FOUND and (hparams.variant == "original" or bool(said))
+            if found or step == hparams.v_num_grad_steps - 1:
                 break
             (delta.grad,) = torch.autograd.grad(loss, [delta])
             optimizer.step()
@@ -121,7 +123,10 @@ def _logits(model: PreTrainedModel, tokens: TokenizedEdit) -> Tensor:
 
 
 class _Objective:
-    """The loss of an offset; remembers the KL row's distribution of its first call."""
+    """Loss of an offset, and whether every context says the target (bool []).
+
+    Remembers the KL row's distribution of its first call.
+    """
 
     def __init__(self, tokens: TokenizedEdit, value_init: Tensor, hparams: RomeHparams) -> None:
         n_target = len(tokens.target_ids)
@@ -133,7 +138,7 @@ class _Objective:
         self.kl_factor = hparams.kl_factor
         self.decay = hparams.v_weight_decay / value_init.norm() ** 2
 
-    def __call__(self, logits: Tensor, delta: Tensor) -> Tensor:
+    def __call__(self, logits: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
         read = widen(logits[self.rows, self.positions]).log_softmax(-1)
         target_ids = self.target_ids.to(read.device).expand(read.shape[:2])
         nll = -read.gather(-1, target_ids[..., None]).mean()
@@ -144,4 +149,5 @@ class _Objective:
         kl = (kl_now.exp() * (kl_now - self.kl_init)).sum()
         # A norm, not its square, as in the reference; its gradient at zero is zero.
         decay = self.decay.to(delta.device) * delta.norm()
-        return nll + self.kl_factor * kl + decay.to(nll.device)
+        said = (read.argmax(-1) == target_ids).all()
+        return nll + self.kl_factor * kl + decay.to(nll.device), said

@@ -36,6 +36,31 @@ def test_stops_when_found(prepared, hparams):
     assert value.losses[-1] < LOSS_FOUND <= min(value.losses[:-1])
 
 
+def test_a_low_mean_does_not_hide_a_context(prepared, hparams, monkeypatch):
+    """Far above the threshold's usual place, the mean is low long before all contexts agree."""
+    model, projection, tokens, _ = prepared
+    monkeypatch.setattr("rome_fast.value.LOSS_FOUND", 5.0)
+    settings = hparams.replace(v_num_grad_steps=60, kl_factor=0.0)
+    early = optimize_value(*prepared, settings.replace(variant="original"))
+    late = optimize_value(*prepared, settings)
+    assert late.losses[: len(early.losses)] == early.losses
+    assert len(late.losses) > len(early.losses)
+
+    def says_target(delta):
+        shift = projection.module.register_forward_hook(
+            lambda module, args, out: out.index_put(
+                (torch.arange(len(out)), tokens.lookup_idx), delta, accumulate=True
+            )
+        )
+        with torch.no_grad():
+            logits = model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask).logits
+        shift.remove()
+        rows = torch.arange(tokens.n_contexts)
+        return bool((logits[rows, tokens.target_start].argmax(-1) == tokens.target_ids[0]).all())
+
+    assert says_target(late.value_delta) and not says_target(early.value_delta)
+
+
 def test_offset_stays_in_the_ball(prepared, hparams):
     radius = 0.5 * prepared[3].norm()
     value = optimize_value(*prepared, hparams.replace(clamp_norm_factor=0.5))
