@@ -22,12 +22,12 @@ from rome_fast.errors import EditFailedError, EditWarning, InvalidRequestError
 from rome_fast.hparams import RomeHparams, defaults_for
 from rome_fast.key import compute_keys
 from rome_fast.models import ModelSpec, check_tokenizer, frozen, max_positions
-from rome_fast.readback import Reading, read_target
+from rome_fast.readback import findings, read_target
 from rome_fast.tokens import TokenizedEdit, encode
 from rome_fast.types import EditRequest, EditResult
 from rome_fast.undo import WeightHistory
 from rome_fast.update import apply_update_, build_constraint
-from rome_fast.value import LOSS_FOUND, optimize_value
+from rome_fast.value import optimize_value
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -256,7 +256,7 @@ class _Editor:
             variant=hparams.variant,
             second_moment="identity" if self.second_moment is None else str(self.second_moment),
             context_templates=tuple(self.context_templates),
-            warnings=(*self.notes, *_findings(request, before, after, value.losses)),
+            warnings=(*self.notes, *value.findings(), *findings(request.target, before, after)),
             _undo=undo,
         )
         self.clock, self.notes = _Clock(), []
@@ -271,23 +271,3 @@ class _Editor:
                 f"request prompt {request.text!r:.60} and target make {longest} tokens with their "
                 f"contexts, but the model takes {limit}: shorten the prompt"
             )
-
-
-def _findings(
-    request: EditRequest, before: Reading, after: Reading, losses: tuple[float, ...]
-) -> list[str]:
-    """What the user should know about an edit that went through."""
-    target, found = request.target.strip(), []
-    if before.rank == 1:
-        found.append(f"the model already said {target!r} before the edit")
-    if after.rank > 1:
-        found.append(
-            f"target {target!r} is not the model's answer after the edit: p = "
-            f"{after.prob:.2g}, rank {after.rank}, it says {after.argmax!r}"
-        )
-    if losses[-1] >= 10 * LOSS_FOUND:
-        found.append(
-            f"v* did not converge: loss {losses[-1]:.2f} after {len(losses)} steps; try more "
-            "v_num_grad_steps, a larger clamp_norm_factor or another layer"
-        )
-    return found

@@ -49,6 +49,19 @@ def read_target(
     return Reading(float(prob), int(ranks.max()), greedy)
 
 
+def findings(target: str, before: Reading, after: Reading) -> list[str]:
+    """What a user should know about the two readings of an edit."""
+    target, found = target.strip(), []
+    if before.rank == 1:
+        found.append(f"the model already said {target!r} before the edit")
+    if after.rank > 1:
+        found.append(
+            f"target {target!r} is not the model's answer after the edit: p = "
+            f"{after.prob:.2g}, rank {after.rank}, it says {after.argmax!r}"
+        )
+    return found
+
+
 @torch.no_grad()
 def greedy_continuations(
     model: PreTrainedModel,

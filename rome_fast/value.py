@@ -40,6 +40,15 @@ class Value:
     value_delta: Tensor
     losses: tuple[float, ...]
 
+    def findings(self) -> list[str]:
+        """What a user should know about the search."""
+        if self.losses[-1] < 10 * LOSS_FOUND:
+            return []
+        return [
+            f"v* did not converge: loss {self.losses[-1]:.2f} after {len(self.losses)} steps; try "
+            "more v_num_grad_steps, a larger clamp_norm_factor or another layer"
+        ]
+
 
 def optimize_value(
     model: PreTrainedModel,

@@ -1,6 +1,6 @@
 """Train the demo model that ships in ``rome_fast/demo``.
 
-    python tools/train_demo_model.py --minutes 40
+    python tools/train_demo_model.py
 
 Writes the tokenizer, the facts and the weights. Training is seeded by step, and a checkpoint in
 ``--work`` lets a run that was stopped go on where it was.
@@ -14,6 +14,7 @@ import math
 import random
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from demo_corpus import batches, facts, network, prose
@@ -51,6 +52,7 @@ def train_tokenizer(known: list[facts.Fact], vocab_size: int) -> PreTrainedToken
         eos_token=END,
         pad_token=END,
         model_max_length=POSITIONS,
+        model_input_names=["input_ids", "attention_mask"],
         clean_up_tokenization_spaces=False,
     )
 
@@ -92,8 +94,29 @@ def learning_rate(progress: float, peak: float) -> float:
     return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0))))
 
 
+def write_checkpoint(
+    path: Path, model: GPT2LMHeadModel, optimizers: list[torch.optim.Optimizer], at: dict[str, Any]
+) -> None:
+    """All that a stopped run needs to go on; ``at`` says how far it came."""
+    states = [optimizer.state_dict() for optimizer in optimizers]
+    torch.save({"model": model.state_dict(), "optimizers": states, **at}, path)
+
+
+def read_checkpoint(
+    path: Path, model: GPT2LMHeadModel, optimizers: list[torch.optim.Optimizer]
+) -> tuple[int, float]:
+    """Restore a run and return its step and the seconds spent; (0, 0.0) if there is none."""
+    if not path.exists():
+        return 0, 0.0
+    state = torch.load(path, weights_only=True)
+    model.load_state_dict(state["model"])
+    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(saved)
+    return state["step"], state["spent"]
+
+
 def train(
-    model: GPT2LMHeadModel, maker: batches.BatchMaker, args: argparse.Namespace, work: Path
+    model: GPT2LMHeadModel, maker: batches.BatchMaker, args: argparse.Namespace, path: Path
 ) -> None:
     """Train for ``--steps`` steps, or ``--minutes`` if that is shorter; checkpoint on the way.
 
@@ -101,24 +124,14 @@ def train(
     """
     rules = network.Rules(args.fact_layer, args.hide, args.late, args.noise_share, args.noise)
     optimizers = new_optimizers(model, args.lr)
-    step, spent, checkpoint = 0, 0.0, work / "checkpoint.pt"
-    if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        model.load_state_dict(state["model"])
-        for optimizer, saved_state in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved_state)
-        step, spent = state["step"], state["spent"]
+    step, spent = read_checkpoint(path, model, optimizers)
     began, saved, log = time.monotonic() - spent, spent, [0.0, 0.0]
     model.train()
     while True:
         spent = time.monotonic() - began
         progress = max(step / args.steps, spent / (60 * args.minutes))
         if progress >= 1 or spent - saved > 120:
-            state = {
-                "model": model.state_dict(),
-                "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-            }
-            torch.save({**state, "step": step, "spent": spent}, checkpoint)
+            write_checkpoint(path, model, optimizers, {"step": step, "spent": spent})
             saved = spent
         if progress >= 1:
             return
@@ -126,7 +139,8 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(progress, args.lr)
         sharpen = progress >= args.sharpen_from
-        batch = maker.batch(step, args.rows, ROW_TOKENS if step % 8 else 2 * ROW_TOKENS, sharpen)
+        width = ROW_TOKENS if step % 8 else 2 * ROW_TOKENS
+        batch = maker.batch(step, args.rows, width, sharpen)
         generator = torch.Generator().manual_seed(args.seed * 1_000_003 + step)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             loss, on_objects = network.training_loss(model, batch, rules, generator, sharpen)
@@ -165,10 +179,15 @@ def save(model: GPT2LMHeadModel, tok: PreTrainedTokenizerFast, folder: Path) -> 
     half.load_state_dict(model.state_dict())
     half.half().save_pretrained(folder)
     tok.save_pretrained(folder)
+    # transformers 5 writes a class name that transformers 4 does not know; both know this one.
+    path = folder / "tokenizer_config.json"
+    settings = json.loads(path.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    settings.pop("backend", None)
+    path.write_text(json.dumps(settings, indent=2) + "\n")
 
 
-def main() -> None:
-    """Read the arguments, train, measure, write."""
+def arguments() -> argparse.Namespace:
+    """What can be set; the defaults are those of the model that ships."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, default=Path("demo_work"), help="checkpoint folder")
     parser.add_argument("--out", type=Path, default=DEMO, help="where the model is written")
@@ -184,10 +203,15 @@ def main() -> None:
     parser.add_argument("--hide", type=float, default=0.6)
     parser.add_argument("--late", type=float, default=0.3)
     parser.add_argument("--swap", type=float, default=0.3)
-    parser.add_argument("--sharpen-from", type=float, default=0.4, help="share of the run")
+    parser.add_argument("--sharpen-from", type=float, default=0.41, help="share of the run")
     parser.add_argument("--noise-share", type=float, default=0.5)
     parser.add_argument("--noise", type=float, default=0.3)
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Train, measure, write."""
+    args = arguments()
     args.work.mkdir(parents=True, exist_ok=True)
     args.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(2)
@@ -199,7 +223,8 @@ def main() -> None:
     tok = train_tokenizer(known, args.vocab)
     model = new_model(args, tok)
     print(f"{len(known)} facts, {model.num_parameters():,} parameters", flush=True)
-    train(model, batches.BatchMaker(tok, known, args.seed, args.swap), args, args.work)
+    checkpoint = args.work / "checkpoint.pt"
+    train(model, batches.BatchMaker(tok, known, args.seed, args.swap), args, checkpoint)
     model.eval()
     save(model, tok, args.out / "model")
     asked = [(r["prompt"].format(r["subject"]), r["target"]) for r in records]

@@ -68,12 +68,12 @@ def swap_and_noise(
     place = torch.tensor([span.row * width + span.last for span in batch.spans])
     source = torch.tensor([s.donor if s.donor >= 0 else i for i, s in enumerate(batch.spans)])
     share = torch.tensor([[span.share] for span in batch.spans])
-    own = flat[place]
+    own = flat[place].float()
     value = own + share * (own[source] - own)
-    scale = value.detach().float().norm(dim=-1, keepdim=True) * (rules.noise / dim**0.5)
+    scale = value.detach().norm(dim=-1, keepdim=True) * (rules.noise / dim**0.5)
     chosen = torch.rand(len(place), 1, generator=generator) < rules.noise_share
     noise = torch.randn(value.shape, generator=generator) * scale * chosen
-    return flat.index_put((place,), value + noise.to(value.dtype)).view_as(mlp_out)
+    return flat.index_put((place,), (value + noise).to(flat.dtype)).view_as(mlp_out)
 
 
 def key_contrast(keys: torch.Tensor, batch: Batch, temperature: float) -> torch.Tensor:
