@@ -44,10 +44,9 @@ class Value:
         """What a user should know about the search."""
         if self.losses[-1] < 10 * LOSS_FOUND:
             return []
-        return [
-            f"v* did not converge: loss {self.losses[-1]:.2f} after {len(self.losses)} steps; try "
-            "more v_num_grad_steps, a larger clamp_norm_factor or another layer"
-        ]
+        steps = f"loss {self.losses[-1]:.2f} after {len(self.losses)} steps"
+        remedy = "more v_num_grad_steps, a larger clamp_norm_factor or another layer"
+        return [f"v* did not converge: {steps}; try {remedy}"]
 
 
 def optimize_value(
