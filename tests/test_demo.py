@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -86,13 +87,24 @@ def test_records_are_well_formed(loaded: tuple[Any, Any, list[demo.DemoFact]]) -
 def test_held_out_phrasings_are_not_trained_on() -> None:
     if not PHRASINGS.exists():
         pytest.skip(f"{PHRASINGS.name} is part of a checkout only")
+    leads = runpy.run_path(str(PHRASINGS.with_name("prose.py")))["LEADS"]
     for forms in json.loads(PHRASINGS.read_text()).values():
         trained = [forms["canonical"], *forms["train"]]
         assert len(set(trained)) == len(trained) >= 10
-        for held_out in forms["held_out"]:
-            # Training may put a lead-in before a phrasing, so a suffix counts as the same.
-            assert not any(held_out.endswith(form) or form in held_out for form in trained)
+        # Training may put a lead-in before a phrasing.
+        said = {*trained, *(f"{lead} {form}" for lead in leads for form in trained)}
+        assert not said & set(forms["held_out"])
         assert all(form.count("{}") == 1 for form in trained + forms["held_out"])
+
+
+def test_facts_ship_with_the_held_out_phrasings() -> None:
+    if not PHRASINGS.exists():
+        pytest.skip(f"{PHRASINGS.name} is part of a checkout only")
+    phrasings = json.loads(PHRASINGS.read_text())
+    for fact in demo.load_facts():
+        forms = phrasings[fact.relation]
+        assert fact.prompt == forms["canonical"]
+        assert list(fact.paraphrase_prompts) == [h.format(fact.subject) for h in forms["held_out"]]
 
 
 def test_facts_are_recalled(loaded: tuple[Any, Any, list[demo.DemoFact]]) -> None:
