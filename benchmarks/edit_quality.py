@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 import rome_fast
-from rome_fast.collect import resolve_second_moment
+from rome_fast import collect
 from rome_fast.contexts import sample_context_templates
 from rome_fast.hparams import VARIANTS
 from rome_fast.info import info
@@ -44,7 +44,7 @@ class Bench:
         self.hparams = rome_fast.RomeHparams.for_model(self.model).replace(**hparams)
         self.model.requires_grad_(False)
         self.projection = ModelSpec.of(self.model).down_projection(self.hparams.layer)
-        self.moment = resolve_second_moment(
+        self.moment = collect.resolve_second_moment(
             second_moment, self.model, self.tok, self.projection, torch.float32
         )
         self.contexts = sample_context_templates(
@@ -141,10 +141,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="which facts are drawn")
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS))
     parser.add_argument("--second-moment", default=None, help="'identity' or a file")
+    parser.add_argument("--keys-per-dim", type=int, default=collect.KEYS_PER_DIM)
     parser.add_argument("--hparams", type=json.loads, default={}, help="JSON of changed fields")
     parser.add_argument("--out", type=Path, default=None)
     args = parser.parse_args()
     warnings.simplefilter("ignore", rome_fast.errors.EditWarning)
+    collect.KEYS_PER_DIM = args.keys_per_dim
     bench = Bench(args.hparams, args.second_moment)
     facts = random.Random(args.seed).sample(bench.facts, args.edits)
     bench.check_against_edit(facts[0])

@@ -19,7 +19,12 @@ TEXTS = [
     "She plays the piano and he plays the violin, both in the same house by the sea.",
     "Numbers such as 1, 2, 3, 5, 8 and 13 follow a rule that children learn early on.",
 ]
-MODELS = {"tiny-gpt2": tiny_gpt2, "tiny-llama": tiny_llama, "stories260K": shared_model}
+MODELS = {
+    "tiny-gpt2": tiny_gpt2,
+    "tiny-llama": tiny_llama,
+    "embedded": lambda: rome_fast.demo.load()[:2],
+    "stories260K": shared_model,
+}
 
 
 def cosine(a: torch.Tensor, b: torch.Tensor) -> float:

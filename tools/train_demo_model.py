@@ -99,7 +99,9 @@ def write_checkpoint(
 ) -> None:
     """All that a stopped run needs to go on; ``at`` says how far it came."""
     states = [optimizer.state_dict() for optimizer in optimizers]
-    torch.save({"model": model.state_dict(), "optimizers": states, **at}, path)
+    partial = path.with_suffix(".partial")
+    torch.save({"model": model.state_dict(), "optimizers": states, **at}, partial)
+    partial.replace(path)  # a run stopped while writing keeps the checkpoint before
 
 
 def read_checkpoint(

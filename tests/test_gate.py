@@ -1,0 +1,21 @@
+"""What is said in several places is the same in all: the version."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import rome_fast
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_version_is_one():
+    said = {
+        "pyproject.toml": r'^version = "(.+)"$',
+        "CHANGELOG.md": r"^## \[(\d.+)\] - \d{4}-\d\d-\d\d$",
+        "CITATION.cff": r"^version: (.+)$",
+    }
+    for name, pattern in said.items():
+        found = re.search(pattern, (ROOT / name).read_text(encoding="utf-8"), re.MULTILINE)
+        assert found and found[1] == rome_fast.__version__, name
