@@ -64,7 +64,7 @@ class Bench:
         keys = compute_keys(self.model, self.projection, tokens)
         near = [(p.prompt, p.target) for p in fact.neighborhood_prompts]
         near_before = [self.says(*pair) for pair in near]
-        history = WeightHistory(self.projection.weight, "torch")
+        history = WeightHistory(self.projection, "torch")
         weight_norm = float(self.projection.weight.norm())
         values: dict[bool, tuple[Value, float]] = {}
         rows = []

@@ -6,13 +6,12 @@ saved), 2 bad input or an error, told in one line.
 
 from __future__ import annotations
 
-import hashlib
 import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -53,7 +52,6 @@ def demo() -> None:
     """Edit a fact of the embedded model, show what changed and what did not, and undo it."""
     import rome_fast
     from rome_fast.demo import load
-    from rome_fast.models import ModelSpec
 
     with _one_line_errors():
         _no_loading_bars()
@@ -69,16 +67,8 @@ def demo() -> None:
         before = [_say(model, tok, text, target) for _, text, target in prompts]
         result = rome_fast.edit(model, tok, request)
         after = [_say(model, tok, text, target) for _, text, target in prompts]
-    table = Table(title=f"{fact.subject}: {fact.target} -> {fact.target_new}", title_justify="left")
-    for column in ("", "prompt", "target"):
-        table.add_column(column)
-    for column in ("p before", "p after"):
-        table.add_column(column, justify="right")
-    for column in ("says before", "says after"):
-        table.add_column(column)
-    for (kind, text, target), (p0, said0), (p1, said1) in zip(prompts, before, after, strict=True):
-        table.add_row(kind, text, target, f"{p0:.3f}", f"{p1:.3f}", said0, said1)
-    console.print(table)
+    console.print(f"{fact.subject}: {fact.target} -> {fact.target_new}")
+    console.print(_before_and_after(prompts, before, after))
     console.print(str(result), markup=False)
     edited = _digest(model)
     result.revert()
@@ -87,8 +77,6 @@ def demo() -> None:
         f"undo            weights sha256 {bits[:12]} -> {edited[:12]} -> {_digest(model)[:12]}: "
         f"{'bit-identical to before' if same else 'NOT THE SAME'}"
     )
-    layer = ModelSpec.of(model).n_layers
-    console.print(f"model           {type(model).__name__}, {layer} layers, in rome_fast/demo")
     if not (result.success and same):
         raise typer.Exit(EDIT_FAILED)
 
@@ -143,6 +131,25 @@ def _load(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         raise OSError(f"--model {path}: {error}") from error
 
 
+def _before_and_after(
+    prompts: list[tuple[str, str, str]],
+    before: list[tuple[str, str]],
+    after: list[tuple[str, str]],
+) -> Table:
+    table = Table()
+    for column in ("", "prompt", "target"):
+        table.add_column(column)
+    for column in ("p before", "p after"):
+        table.add_column(column, justify="right")
+    for column in ("says before", "says after"):
+        table.add_column(column)
+    for prompt, (p_before, said_before), (p_after, said_after) in zip(
+        prompts, before, after, strict=True
+    ):
+        table.add_row(*prompt, p_before, p_after, said_before, said_after)
+    return table
+
+
 def _no_loading_bars() -> None:
     from transformers.utils import logging
 
@@ -151,20 +158,20 @@ def _no_loading_bars() -> None:
 
 def _say(
     model: PreTrainedModel, tok: PreTrainedTokenizerBase, text: str, target: str
-) -> tuple[float, str]:
+) -> tuple[str, str]:
     """Probability of the target after the text, and four greedy tokens."""
     from rome_fast.readback import greedy_continuations, read_target
-    from rome_fast.tokens import find_target_ids
+    from rome_fast.tokens import find_target_ids, text_ids
 
-    prompt_ids = list(tok(text)["input_ids"])
+    prompt_ids = text_ids(tok, text)
     reading = read_target(model, tok, prompt_ids, find_target_ids(tok, text, target))
-    return reading.prob, greedy_continuations(model, tok, [prompt_ids], 4)[0].strip()
+    return f"{reading.prob:.3f}", greedy_continuations(model, tok, [prompt_ids], 4)[0].strip()
 
 
-def _digest(model: Any) -> str:
+def _digest(model: PreTrainedModel) -> str:
     from rome_fast.undo import fingerprint
 
-    return hashlib.sha256(fingerprint(*model.parameters()).encode()).hexdigest()
+    return fingerprint(*model.parameters())
 
 
 def main() -> None:

@@ -6,7 +6,11 @@ model sees, and need no download. They are cached per model, layer and size.
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
 import os
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +23,7 @@ from rome_fast.errors import InvalidArgumentError, SecondMomentError
 from rome_fast.key import capture
 from rome_fast.models import DownProjection, max_positions
 from rome_fast.moments import SecondMoment
-from rome_fast.tokens import pad_right
+from rome_fast.tokens import pad_right, text_ids
 from rome_fast.undo import fingerprint
 
 if TYPE_CHECKING:
@@ -127,38 +131,55 @@ def sampled_second_moment(
     n_keys = KEYS_PER_DIM * projection.d_key
     name = f"{model_fingerprint(model, projection)[:24]}-{n_keys}-{str(dtype)[6:]}.safetensors"
     path = cache_dir() / "second_moments" / name
-    if path.is_file():
+    # A file that cannot be read is collected, and written, anew.
+    with contextlib.suppress(SecondMomentError):
         moment = SecondMoment.load(path)
         moment.source += ", cached"
         return moment
     moment = _empty(model, projection, dtype)
     generator = torch.Generator().manual_seed(0)
-    n_rows = max(1, _BATCH_TOKENS // _SAMPLED_LENGTH)
+    bos = _adds_bos(tok)
+    length = min(_SAMPLED_LENGTH, max_positions(model) or _SAMPLED_LENGTH) - len(bos)
+    n_rows = _BATCH_TOKENS // _SAMPLED_LENGTH
     title = f"second moment of layer {projection.layer}"
     with tqdm(total=n_keys, desc=title, unit="key", unit_scale=True) as bar:
         while moment.count < n_keys:
-            ids = sample_ids(model, tok, n_rows, _SAMPLED_LENGTH, generator=generator)
-            _add_rows(moment, model, projection, ids.tolist())
+            ids = sample_ids(model, tok, n_rows, length, generator=generator)
+            _add_rows(moment, model, projection, [bos + row for row in ids.tolist()])
             bar.update(min(ids.numel(), n_keys - bar.n))
     moment.source = f"{moment.count} keys of text sampled from the model"
-    moment.save(path)
+    try:
+        moment.save(path)
+    except OSError as error:
+        moment.source += f", not cached ({error}; set ROME_FAST_CACHE)"
     return moment
 
 
-def model_fingerprint(model: PreTrainedModel, projection: DownProjection) -> str:
-    """Hash of the weights that a key of this layer depends on; edits at the layer keep it.
+def _adds_bos(tok: PreTrainedTokenizerBase) -> list[int]:
+    """The ids that the tokenizer puts before every text: BOS, or nothing (GPT-2)."""
+    ids = text_ids(tok, "a")
+    return ids[:1] if ids[0] == tok.bos_token_id else []
 
-    Those are the parameters registered before the edited weight: embeddings, the blocks below and
-    the block's own attention and MLP input. Evenly spaced elements of each stand for all of it:
-    training, merging or editing a matrix changes nearly every element.
+
+def model_fingerprint(model: PreTrainedModel, projection: DownProjection) -> str:
+    """Hash of the configuration and of all that a key of this layer depends on.
+
+    Left out are the blocks above and the edited weight itself, so edits at the layer keep it.
+    Evenly spaced elements of each parameter stand for all of it: training, merging or editing a
+    matrix changes nearly every element.
     """
-    below = []
+    blocks = projection.name.split(f".{projection.layer}.")[0]
+    above = re.compile(rf"{re.escape(blocks)}\.(\d+)\.")
+    samples = []
     for name, parameter in model.named_parameters():
-        if name == f"{projection.name}.weight":
-            break
+        block = above.match(name)
+        if name == f"{projection.name}.weight" or (block and int(block[1]) > projection.layer):
+            continue
         flat = parameter.detach().reshape(-1)
-        below.append(flat[:: -(-len(flat) // _FINGERPRINT_ELEMENTS) or 1])
-    return fingerprint(*below)
+        samples.append(flat[:: -(-len(flat) // _FINGERPRINT_ELEMENTS) or 1])
+    config = {k: v for k, v in model.config.to_diff_dict().items() if k != "transformers_version"}
+    text = f"{fingerprint(*samples)} {json.dumps(config, sort_keys=True, default=str)}"
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def cache_dir() -> Path:
@@ -170,6 +191,8 @@ def cache_dir() -> Path:
 
 
 def _empty(model: PreTrainedModel, projection: DownProjection, dtype: torch.dtype) -> SecondMoment:
+    if projection.weight.dtype == torch.float64:
+        dtype = torch.float64
     moment = SecondMoment(projection.d_key, dtype=dtype, device=projection.weight.device)
     moment.info = {"model": model_fingerprint(model, projection), "weight": projection.name}
     return moment
@@ -194,7 +217,7 @@ def _tokenized(
             raise InvalidArgumentError(
                 f"second_moment: texts must be strings, got {type(text).__name__}: {text!r:.80}"
             )
-        ids = list(tok(text)["input_ids"])[:longest]
+        ids = text_ids(tok, text)[:longest]
         if ids:
             yield ids
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from rome_fast.errors import InvalidArgumentError
-from rome_fast.models import input_device
+from rome_fast.errors import InvalidArgumentError, NonFiniteError
+from rome_fast.models import input_device, max_positions
 from rome_fast.tokens import decode
 from rome_fast.types import SLOT
 
@@ -35,8 +35,13 @@ def sample_context_templates(
     the texts: they would read as slots.
     """
     generator = torch.Generator().manual_seed(seed)
-    templates = [SLOT]
+    templates, limit = [SLOT], max_positions(model)
     for length, count in length_params:
+        if limit is not None and length > limit:
+            raise InvalidArgumentError(
+                f"hparams.context_template_length_params asks for {length} tokens, but the model "
+                f"takes {limit}"
+            )
         ids = sample_ids(model, tok, count, length - 1, generator=generator, top_k=5)
         for row in ids.tolist():
             text = " ".join(decode(tok, row).replace("{", " ").replace("}", " ").split())
@@ -87,6 +92,11 @@ def sample_ids(
         )
         cache = out.past_key_values
         logits = out.logits[:, -1].float().cpu()
+        if not torch.isfinite(logits).all():
+            raise NonFiniteError(
+                "the model's logits are NaN or infinite while sampling from it: run it in float32 "
+                "or bfloat16, or check its weights"
+            )
         logits[:, special] = float("-inf")
         if top_k is not None:
             floor = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]

@@ -18,7 +18,7 @@ import torch
 from rome_fast import ops
 from rome_fast.collect import resolve_second_moment
 from rome_fast.contexts import check_context_templates, sample_context_templates
-from rome_fast.errors import EditFailedError, EditWarning, InvalidRequestError
+from rome_fast.errors import EditFailedError, EditWarning, HparamsError, InvalidRequestError
 from rome_fast.hparams import RomeHparams, defaults_for
 from rome_fast.key import compute_keys
 from rome_fast.models import ModelSpec, check_tokenizer, frozen, max_positions
@@ -106,7 +106,7 @@ def edit(
     requests = _parsed(request)
     spec = ModelSpec.of(model)
     results: list[EditResult] = []
-    with frozen(model):
+    with torch.inference_mode(False), frozen(model):
         editor = _Editor(spec, tok, hparams, variant, backend)
         editor.prepare(context_templates, second_moment)
         try:
@@ -122,7 +122,7 @@ def edit(
 
 
 def _parsed(request: Request | Sequence[Request]) -> list[EditRequest]:
-    if isinstance(request, EditRequest | Mapping):
+    if isinstance(request, EditRequest | Mapping | str) or not isinstance(request, Iterable):
         return [EditRequest.parse(request)]
     requests = [EditRequest.parse(r) for r in request]
     if not requests:
@@ -183,13 +183,18 @@ class _Editor:
         self.model, self.tok = spec.model, tok
         self.notes: list[str] = []
         check_tokenizer(self.model, tok)
+        if not isinstance(hparams, RomeHparams | None):
+            raise HparamsError(
+                f"hparams must be a RomeHparams, got {type(hparams).__name__}: "
+                "RomeHparams.from_file(path) reads files"
+            )
         if hparams is None:
             hparams, note = defaults_for(self.model)
             self.notes += [note] if note else []
         self.hparams = hparams if variant is None else hparams.replace(variant=variant)
         self.projection = spec.down_projection(self.hparams.layer)
         self.backend = ops.resolve_backend(backend, self.projection.weight.device.type)
-        self.history = WeightHistory(self.projection.weight, self.backend)
+        self.history = WeightHistory(self.projection, self.backend)
         self.clock.lap("prepare")
 
     def prepare(self, context_templates: Sequence[str] | None, second_moment: object) -> None:

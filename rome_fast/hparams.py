@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from rome_fast.errors import EditWarning, HparamsError
 from rome_fast.key import typical_value_norm
-from rome_fast.models import ModelSpec
+from rome_fast.models import ModelSpec, frozen
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -33,7 +33,7 @@ _ACCEPTED = {
 
 @dataclass(frozen=True)
 class RomeHparams:
-    """How one edit is made. Defaults are kmeng01/rome's; every value is checked.
+    """How one edit is made. Defaults but ``variant`` are kmeng01/rome's; every value is checked.
 
     Attributes:
         layers: the one block to edit, as a list of one (0-based).
@@ -84,8 +84,9 @@ class RomeHparams:
     def from_file(cls, path: str | Path) -> RomeHparams:
         """Read a kmeng01/rome JSON or an EasyEdit ROME or R-ROME YAML, unchanged.
 
-        Keys that name modules, datasets or devices are accepted and have no effect here; R-ROME
-        files select ``variant="mean_key"`` (or ``"prompt_key"``).
+        Keys that name modules, datasets or devices are accepted and have no effect here. R-ROME
+        files select ``variant="mean_key"`` (or ``"prompt_key"``); no other file names a variant,
+        so the default holds (``.replace(variant="original")`` for the reference's own update).
 
         Raises:
             HparamsError: no such file, not a mapping, an unknown key, or a value out of range.
@@ -96,9 +97,9 @@ class RomeHparams:
         try:
             # JSON is YAML, so one reader serves both.
             fields = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            raise HparamsError(f"hparams: there is no file {str(path)!r}") from error
-        except yaml.YAMLError as error:
+        except OSError as error:
+            raise HparamsError(f"hparams: there is no file {str(path)!r} ({error})") from error
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise HparamsError(
                 f"hparams: {str(path)!r} is neither JSON nor YAML: {error}"
             ) from error
@@ -143,6 +144,10 @@ def defaults_for(model: PreTrainedModel) -> tuple[RomeHparams, str | None]:
     return (preset, None) if preset is not None else _derived(model)
 
 
+def _is_int(x: object) -> bool:
+    return isinstance(x, int) and not isinstance(x, bool)
+
+
 def _is_positive(x: float) -> bool:
     return 0 < x < math.inf
 
@@ -153,7 +158,7 @@ def _is_weight(x: float) -> bool:
 
 # field -> (type, test, what the test asks for)
 _RULES: dict[str, tuple[type, Any, str]] = {
-    "layers": (tuple, lambda x: len(x) == 1 and isinstance(x[0], int) and x[0] >= 0,
+    "layers": (tuple, lambda x: len(x) == 1 and _is_int(x[0]) and x[0] >= 0,
                "a list of one layer index >= 0 (an edit is one matrix)"),
     "fact_token": (str, FACT_TOKENS.__contains__, f"one of {FACT_TOKENS}"),
     "v_num_grad_steps": (int, lambda x: x >= 1, "an integer >= 1"),
@@ -165,8 +170,11 @@ _RULES: dict[str, tuple[type, Any, str]] = {
     "mom2_dtype": (str, MOMENT_DTYPES.__contains__, f"one of {MOMENT_DTYPES}"),
     "context_template_length_params": (
         tuple,
-        lambda x: all(isinstance(p, tuple) and len(p) == 2 and p[0] >= 2 and p[1] >= 0 for p in x),
-        "a list of [length >= 2, count >= 0] pairs"),
+        lambda x: all(
+            isinstance(p, tuple) and len(p) == 2 and all(map(_is_int, p)) and p[0] > 1 and p[1] > 0
+            for p in x
+        ),
+        "a list of [length >= 2, count >= 1] pairs"),
     "variant": (str, VARIANTS.__contains__, f"one of {VARIANTS}"),
     "seed": (int, lambda x: x >= 0, "an integer >= 0"),
 }  # fmt: skip
@@ -204,7 +212,8 @@ def _derived(model: PreTrainedModel) -> tuple[RomeHparams, str]:
     spec = ModelSpec.of(model)
     layer = round(0.2 * (spec.n_layers - 1))
     projection = spec.down_projection(layer)
-    norm = typical_value_norm(model, projection)
+    with frozen(model):
+        norm = typical_value_norm(model, projection)
     hparams = RomeHparams(
         layers=(layer,),
         v_num_grad_steps=25,

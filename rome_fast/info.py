@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from rome_fast.ops import _native
+from rome_fast.ops import _native, resolve_backend
 
 OPS = ("second_moment_update_", "rank_one_update_", "rank_one_solve_apply_")
 PACKAGES = ("rome-fast", "torch", "transformers", "numpy", "safetensors")
@@ -30,11 +30,12 @@ def info() -> dict[str, Any]:
     Loads the native library; never starts CUDA and never imports transformers.
     """
     native = _native.load()
+    runs = "native (cpu)" if resolve_backend("auto") == "native" else "torch default"
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "versions": {name: _version(name) for name in PACKAGES},
-        "ops": {name: "native (cpu)" if native.loaded else "torch default" for name in OPS},
+        "ops": dict.fromkeys(OPS, runs),
         "native_library": {
             "loaded": native.loaded,
             "path": native.path,

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rome_fast.tokens import TokenizedEdit
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Keys:
     """Keys and values of one request before the edit, float32 (float64 for such a model).
 

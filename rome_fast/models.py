@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 # Attention also ends in a matrix that writes to the residual stream; it is told from the MLP by
 # the name of the submodule that holds it, the one part of a path that all families agree on.
 _ATTENTION = re.compile(r"att(n|ention)", re.IGNORECASE)
+_EXPERTS = re.compile(r"(^|[._])(experts?|router)($|[._])")
+_EDITABLE = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
@@ -78,8 +80,13 @@ class ModelSpec:
             UnsupportedModelError: no list of blocks and token embedding was found.
         """
         kind = type(model).__name__
-        if not isinstance(model, nn.Module) or not hasattr(model, "get_input_embeddings"):
-            raise UnsupportedModelError(f"model must be a Hugging Face decoder, got {kind}")
+        # Base models without a head, masked and encoder-decoder models continue no prompt.
+        if not isinstance(model, nn.Module) or not getattr(model, "can_generate", bool)():
+            raise UnsupportedModelError(
+                f"model must be a Hugging Face decoder with a language-model head, got {kind}"
+            )
+        if model.config.is_encoder_decoder:
+            raise UnsupportedModelError(f"{kind} is an encoder-decoder; a decoder is needed")
         lists = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.ModuleList)]
         if not lists:
             raise UnsupportedModelError(f"{kind} has no list of decoder blocks to edit")
@@ -106,8 +113,13 @@ class ModelSpec:
                 f"0 to {self.n_layers - 1}"
             )
         block = self.blocks[layer]
-        found = [(n, m) for n, m in block.named_modules() if self._writes_to_stream(n, m)]
         where = f"{type(self.model).__name__} layer {layer}"
+        if any(_EXPERTS.search(name) for name, _ in block.named_modules()):
+            raise UnsupportedModelError(
+                f"{where} is a mixture of experts, and ROME is defined for one dense matrix: name "
+                "a dense layer in hparams.layers if the model has any"
+            )
+        found = [(n, m) for n, m in block.named_modules() if self._writes_to_stream(n, m)]
         if not found:
             raise UnsupportedModelError(
                 f"{where} has no dense down-projection (a linear map from a wider activation to "
@@ -115,8 +127,8 @@ class ModelSpec:
             )
         if len(found) > 1:
             raise UnsupportedModelError(
-                f"{where} has {len(found)} down-projections ({found[0][0]}, {found[1][0]}, ...): "
-                "it looks like a mixture of experts, and ROME is defined for one dense matrix"
+                f"{where} has {len(found)} down-projections ({found[0][0]}, {found[1][0]}, ...), "
+                "and ROME is defined for one dense matrix"
             )
         name, module = found[0]
         layout = "in_out" if type(module).__name__ == "Conv1D" else "out_in"
@@ -135,15 +147,19 @@ class ModelSpec:
 
 
 def _check_weight(projection: DownProjection) -> None:
-    weight, name = projection.weight, f"{projection.name}.weight"
+    name, weight = f"{projection.name}.weight", getattr(projection.module, "weight", None)
+    if not isinstance(weight, torch.Tensor) or weight.dtype not in _EDITABLE or weight.dim() != 2:
+        form = getattr(weight, "dtype", type(projection.module).__name__)
+        raise UnsupportedModelError(
+            f"{name} is quantised ({form}): load the model in float32, bfloat16 or float16"
+        )
     if weight.is_meta:
         raise UnsupportedModelError(
             f"{name} is offloaded (meta device): load the model fully before editing"
         )
-    if not weight.is_floating_point() or weight.dim() != 2:
+    if weight.is_inference():
         raise UnsupportedModelError(
-            f"{name} is quantised ({weight.dtype}, shape {tuple(weight.shape)}): load the model in "
-            "float32, bfloat16 or float16"
+            f"{name} was made under torch.inference_mode(): load the model outside of it"
         )
     if type(weight) not in (nn.Parameter, torch.Tensor):
         raise UnsupportedModelError(f"{name} is a {type(weight).__name__}, not a plain Parameter")
@@ -155,8 +171,11 @@ def check_tokenizer(model: PreTrainedModel, tok: PreTrainedTokenizerBase) -> Non
     """Raise TokenizerMismatchError unless the tokenizer's ids are the model's.
 
     Models pad their embedding up to a round size, so a somewhat smaller tokenizer is normal; one
-    that covers less than half of the rows belongs to another model.
+    that covers less than half of the rows belongs to another model. One of the same size cannot
+    be told apart.
     """
+    if not callable(tok) or not hasattr(tok, "__len__"):
+        raise TokenizerMismatchError(f"tok must be a tokenizer, got {type(tok).__name__}")
     rows, size = embedding_rows(model), len(tok)
     if size > rows or size * 2 < rows:
         raise TokenizerMismatchError(

@@ -69,6 +69,11 @@ class SecondMoment:
             )
         if count < 1:
             raise InvalidArgumentError(f"count must be at least 1, got {count}")
+        skew = float((moment - moment.T).abs().max())
+        if skew > 1e-4 * float(moment.abs().max()):
+            raise InvalidArgumentError(
+                f"moment must be symmetric, but differs from its transpose by {skew:.3g}"
+            )
         dtype = torch.float32 if moment.dtype == torch.float32 else torch.float64
         options.setdefault("source", "matrix given by the caller")
         made = cls(moment.shape[0], dtype=dtype, device=moment.device, **options)
@@ -146,6 +151,15 @@ class SecondMoment:
         )
 
     @torch.no_grad()
+    def whiten(self, keys: Tensor) -> Tensor:
+        """L^-1 k with C = L L^T, for keys [n, d_key]; float64, same shape.
+
+        Dot products of whitened keys are those of the keys in the metric of C^-1.
+        """
+        columns = keys.to(self.moment_sum.device).double().T
+        return torch.linalg.solve_triangular(self.factor(), columns, upper=False).T
+
+    @torch.no_grad()
     def solve(self, keys: Tensor) -> Tensor:
         """C^-1 k for keys [d_key] or [n, d_key]; float64, same shape."""
         columns = keys.to(self.moment_sum.device).double().reshape(-1, self.d_key).T
@@ -199,7 +213,7 @@ def _read(path: Path) -> tuple[Mapping[str, Any], Tensor]:
             return header, file.get_tensor("moment_sum")
     except FileNotFoundError as error:
         raise SecondMomentError(f"second_moment: there is no file {str(path)!r}") from error
-    except (SafetensorError, KeyError, ValueError) as error:
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise SecondMomentError(
             f"second_moment: {str(path)!r} is not a second-moment file of rome_fast: {error}"
         ) from error

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from rome_fast.errors import NonFiniteError
 from rome_fast.models import input_device
 from rome_fast.tokens import decode, pad_right
 
@@ -38,12 +39,23 @@ def read_target(
     prompt_ids: Sequence[int],
     target_ids: Sequence[int],
 ) -> Reading:
-    """Read one target after one prompt, both as token ids."""
+    """Read one target after one prompt, both as token ids.
+
+    Raises:
+        NonFiniteError: the logits are NaN or infinite.
+    """
     ids = torch.tensor([[*prompt_ids, *target_ids[:-1]]], device=input_device(model))
     out = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
     logits = out.logits[0, -len(target_ids) :].double().cpu()
     chosen = logits.gather(1, torch.tensor(target_ids)[:, None])
-    ranks = 1 + (logits > chosen).sum(1)
+    if not torch.isfinite(chosen).all() or logits.isnan().any():
+        raise NonFiniteError(
+            "the model's logits are NaN or infinite: run it in float32 or bfloat16, or check its "
+            "weights"
+        )
+    # Of equal logits argmax takes the first, so that one ranks higher.
+    earlier = torch.arange(logits.shape[1]) < torch.tensor(target_ids)[:, None]
+    ranks = 1 + ((logits > chosen) | (logits == chosen) & earlier).sum(1)
     prob = (chosen[:, 0] - logits.logsumexp(1)).sum().exp()
     greedy = greedy_continuations(model, tok, [prompt_ids], len(target_ids))[0]
     return Reading(float(prob), int(ranks.max()), greedy)

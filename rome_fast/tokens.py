@@ -76,7 +76,8 @@ def encode(
         InvalidRequestError: the target tokenises to nothing.
         TokenizerMismatchError: the subject's token cannot be found by offsets nor by decoding.
     """
-    prompt = request.prompt.rstrip()
+    # A space at the end of the prompt is the one that the target brings; a newline is not.
+    prompt = request.prompt.rstrip(" ")
     target_ids = find_target_ids(tok, prompt.replace(SLOT, request.subject, 1), request.target)
     templates = [template.replace(SLOT, prompt, 1) for template in context_templates]
     n_contexts = len(templates)
@@ -146,13 +147,22 @@ def locate_subject(
     return ids, last
 
 
+def text_ids(tok: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Ids of a text that is to be continued: with BOS if the tokenizer adds one, never with EOS."""
+    ids = list(tok(text)["input_ids"])
+    if tok.eos_token is not None and not text.endswith(tok.eos_token):
+        while ids and ids[-1] == tok.eos_token_id:
+            ids.pop()
+    return ids
+
+
 def _encode_with_offsets(
     tok: PreTrainedTokenizerBase, text: str
 ) -> tuple[list[int], list[tuple[int, int]]]:
+    ids = text_ids(tok, text)
     if not tok.is_fast:
-        return list(tok(text)["input_ids"]), []
-    encoded = tok(text, return_offsets_mapping=True)
-    return list(encoded["input_ids"]), list(encoded["offset_mapping"])
+        return ids, []
+    return ids, list(tok(text, return_offsets_mapping=True)["offset_mapping"])[: len(ids)]
 
 
 def _token_at(
@@ -194,8 +204,7 @@ def find_target_ids(tok: PreTrainedTokenizerBase, prompt: str, target: str) -> l
     A leading space is added unless the target has one or its script is written without.
     """
     spaced = target if _no_space_between(prompt, target) else " " + target
-    prompt_ids = list(tok(prompt)["input_ids"])
-    joint_ids = list(tok(prompt + spaced)["input_ids"])
+    prompt_ids, joint_ids = text_ids(tok, prompt), text_ids(tok, prompt + spaced)
     ids = joint_ids[len(prompt_ids) :]
     if joint_ids[: len(prompt_ids)] != prompt_ids or not ids:
         ids = list(tok(spaced, add_special_tokens=False)["input_ids"])

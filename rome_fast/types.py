@@ -24,8 +24,8 @@ class EditRequest:
     """One fact to change: after the edit, ``prompt`` with the subject in it continues ``target``.
 
     ``prompt`` is either a template with exactly one ``{}`` where the subject goes, or a plain
-    sentence that contains the subject (its last occurrence is taken). Braces other than the slot
-    are ordinary text; nothing is ever passed through ``str.format``.
+    sentence that contains the subject (its last occurrence is taken). A single ``{}`` is always
+    the slot; other braces are ordinary text, and nothing is passed through ``str.format``.
 
     Raises:
         SubjectNotFoundError: no ``{}`` in the prompt and the subject is not in it either.
@@ -111,7 +111,7 @@ def _not_found_message(prompt: str, subject: str) -> str:
     return message
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RankOneUpdate:
     """The update of one weight: v u^T for ``"out_in"`` (Linear), u v^T for ``"in_out"`` (Conv1D).
 
@@ -139,9 +139,9 @@ class RankOneUpdate:
         return float(self.u.double().norm() * self.v.double().norm())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class EditResult:
-    """What one edit did, every figure read from the edited model.
+    """What one edit did; what the model says was read from its edited weights.
 
     For ``revert`` a result keeps a copy of the weight as it was; results of one list share it.
 
@@ -177,7 +177,7 @@ class EditResult:
     second_moment: str
     context_templates: tuple[str, ...]
     warnings: tuple[str, ...]
-    _undo: UndoHandle = field(repr=False, compare=False)
+    _undo: UndoHandle = field(repr=False)
 
     @property
     def success(self) -> bool:

@@ -18,6 +18,7 @@ from rome_fast.errors import RevertError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from rome_fast.models import DownProjection
     from rome_fast.types import RankOneUpdate
 
 
@@ -34,42 +35,49 @@ def fingerprint(*tensors: Tensor) -> str:
 class WeightHistory:
     """One weight, its state before the first edit, and the updates written since."""
 
-    def __init__(self, weight: Tensor, backend: str) -> None:
-        self.weight = weight
+    def __init__(self, projection: DownProjection, backend: str) -> None:
+        self.projection = projection
+        self.weight = projection.weight
         self.backend = backend
-        self._base = weight.detach().clone()
+        self._base = self.weight.detach().clone()
         self._updates: list[RankOneUpdate] = []
-        self._states = [fingerprint(weight)]
 
     def record(self, update: RankOneUpdate) -> UndoHandle:
         """Note an update that has just been written; returns the handle that undoes it."""
         self._updates.append(update)
-        self._states.append(fingerprint(self.weight))
         return UndoHandle(self, len(self._updates))
 
     @torch.no_grad()
     def rewind(self, n_edits: int) -> None:
         """Make the weight what it was after its first ``n_edits`` edits."""
-        self.weight.copy_(self._base)
+        self.weight.copy_(self._replayed(n_edits))
+        del self._updates[n_edits:]
+
+    def check_current(self, n_edits: int) -> None:
+        """Raise RevertError unless the weight's bits are those that edit ``n_edits`` left."""
+        name = f"{self.projection.name}.weight"
+        if len(self._updates) < n_edits:
+            raise RevertError("this edit has already been undone")
+        if self.projection.weight is not self.weight or self.weight.dtype != self._base.dtype:
+            raise RevertError(f"{name} was replaced or cast after this edit: load the model again")
+        if len(self._updates) > n_edits or not torch.equal(self.weight, self._replayed(n_edits)):
+            raise RevertError(
+                f"{name} was changed after this edit: undo the later edits first (in reverse "
+                "order), then this one"
+            )
+
+    @torch.no_grad()
+    def _replayed(self, n_edits: int) -> Tensor:
+        weight = self._base.to(self.weight.device, copy=True)
         for update in self._updates[:n_edits]:
             ops.rank_one_update_(
-                self.weight,
-                update.u,
-                update.v,
+                weight,
+                update.u.to(weight.device),
+                update.v.to(weight.device),
                 weight_layout=update.weight_layout,
                 backend=self.backend,
             )
-        del self._updates[n_edits:], self._states[n_edits + 1 :]
-
-    def check_current(self, n_edits: int) -> None:
-        """Raise RevertError unless the weight is as the ``n_edits``-th edit left it."""
-        if len(self._updates) < n_edits:
-            raise RevertError("this edit has already been undone")
-        if len(self._updates) > n_edits or fingerprint(self.weight) != self._states[n_edits]:
-            raise RevertError(
-                "the weight was changed after this edit: undo the later edits first "
-                "(in reverse order), then this one"
-            )
+        return weight
 
 
 @dataclass(frozen=True)

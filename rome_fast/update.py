@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from rome_fast import ops
-from rome_fast.errors import EditRejectedError, InvalidArgumentError
+from rome_fast.errors import EditRejectedError, InvalidArgumentError, NonFiniteError
 from rome_fast.types import RankOneUpdate
 
 if TYPE_CHECKING:
@@ -68,13 +68,25 @@ def _joint_key(keys: Tensor, second_moment: SecondMoment | None) -> Tensor:
     """The mix a of keys [m, d_key] for which C^-1 (K a) . k_i is the same for every i.
 
     From the joint equality constraint dW = R (K^T C^-1 K)^-1 K^T C^-1 with equal columns in R
-    (EMMET): a = (K^T C^-1 K)^-1 1. A pseudo-inverse, so that equal keys are no special case.
+    (EMMET): a ~ (K^T C^-1 K)^-1 1, scaled to sum 1. A pseudo-inverse, so that equal keys are no
+    special case.
+
+    Raises:
+        EditRejectedError: the keys are parallel but of different length: one direction would have
+            to answer twice.
     """
     wide = keys.double()
-    solved = wide if second_moment is None else second_moment.solve(wide).to(wide.device)
-    gram = wide @ solved.T
+    white = wide if second_moment is None else second_moment.whiten(wide).to(wide.device)
+    gram = white @ white.T
     mix = torch.linalg.pinv(gram, rtol=1e-9, hermitian=True).sum(1)
-    return (mix @ wide).to(keys.dtype)
+    # The update's size in the metric of C, against that of an update for the shorter key alone.
+    cost = float((mix.sum() * gram.diagonal().min()).sqrt())
+    if not cost < 1 / MIN_DENOMINATOR:
+        raise EditRejectedError(
+            f"no update meets both keys: it would be {cost:.3g} times that of one key; use "
+            "variant='prompt_key', or other context_templates"
+        )
+    return (mix / mix.sum() @ wide).to(keys.dtype)
 
 
 def apply_update_(
@@ -88,6 +100,7 @@ def apply_update_(
     Raises:
         EditRejectedError: the update is not finite, or its denominator is too small; nothing was
             written.
+        NonFiniteError: the sum overflows the weight's dtype; the caller puts the weight back.
     """
     weight = projection.weight
     factor = None if second_moment is None else second_moment.factor().to(weight.device)
@@ -108,7 +121,12 @@ def apply_update_(
     if not applied:
         raise EditRejectedError(
             f"the update of {projection.name} was refused: denominator {float(denominator):.3g}, "
-            f"norm {float(update_norm):.3g}. The mean key and the prompt key disagree; use "
-            "variant='both_keys', or more keys in second_moment"
+            f"norm {float(update_norm):.3g}. The mean key and the prompt key disagree, or the "
+            "residual is not finite; use the default variant, or more keys in second_moment"
+        )
+    if not torch.isfinite(weight).all():
+        raise NonFiniteError(
+            f"{projection.name}.weight overflows {weight.dtype} with an update of norm "
+            f"{float(update_norm):.3g}: load the model in float32 or bfloat16"
         )
     return RankOneUpdate(u, v, projection.weight_layout)

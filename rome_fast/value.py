@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 LOSS_FOUND = 5e-2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Value:
     """The optimised offset: v* = value_init + value_delta.
 

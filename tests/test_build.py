@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from torch.utils.cpp_extension import get_cxx_compiler
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD_FILES = ["pyproject.toml", "setup.py", "README.md", "LICENSE"]
@@ -103,6 +104,8 @@ def test_a_failing_compile_falls_back_and_says_so(project):
     (project / "csrc" / "register_cpu.cpp").write_text("#error broken on purpose\n")
     for kernel in [*project.glob("csrc/glue/*.cpp"), *project.glob("csrc/kernels/cpu/*.cpp")]:
         kernel.unlink()  # nothing to wait for
+    if shutil.which(get_cxx_compiler()) is None:
+        pytest.skip("no C++ compiler here: nothing can fail to compile")
     process = call_backend(project, "build_wheel", with_torch=True)
     assert process.returncode == 0, process.stderr
     assert "installing without the native library: compiling failed" in process.stderr

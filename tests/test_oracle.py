@@ -3,32 +3,22 @@
 import copy
 import json
 from functools import cache
-from pathlib import Path
 
 import oracle
 import pytest
 import tiny
 import torch
 from oracle import OracleEdit, find_lookup, find_target_ids, oracle_edit
+from shared_data import shared
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 from transformers.pytorch_utils import Conv1D
 
-SHARED_DATA = Path(__file__).parents[1].parent / "shared" / "data"
 CONTEXTS = ["{}", "The old house. {}", "He said that, near the river. {}"]
 EDIT = {"prompt": "{} is in the city of", "subject": "Eiffel Tower", "target": "Rome"}
 DOWN = {"gpt2": "transformer.h.1.mlp.c_proj", "llama": "model.layers.1.mlp.down_proj"}
 FAMILIES = pytest.mark.parametrize("family", ["gpt2", "llama"])
 MOMENTS = pytest.mark.parametrize("moment", ["identity", "estimated"])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Waking a second thread costs matrices this small more than it gives, by far when busy."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @cache
@@ -275,9 +265,7 @@ def test_model_of_the_caller_is_untouched():
 
 
 def load_tokenizer(folder: str) -> PreTrainedTokenizerFast:
-    path = SHARED_DATA / folder
-    if not (path / "tokenizer.json").is_file():
-        pytest.skip(f"tokenizer {folder} is not in {SHARED_DATA.parent.name}/{SHARED_DATA.name}")
+    path = shared(folder)
     settings = json.loads((path / "tokenizer_config.json").read_text())
     return PreTrainedTokenizerFast(
         tokenizer_file=str(path / "tokenizer.json"), bos_token=settings.get("bos_token")

@@ -1,4 +1,4 @@
-"""The embedded demo model: a small GPT-2 that knows about 1,700 facts, for examples and tests.
+"""The embedded demo model: a small GPT-2 that knows 1,549 facts, for examples and tests.
 
 Its card is ``README.md`` in this folder. Nothing heavy is imported until :func:`load` is called.
 """

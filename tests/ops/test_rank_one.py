@@ -302,7 +302,7 @@ def test_rank_one_ops_on_empty_weights(backend, d_value, d_key, applied):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_rank_one_opcheck(backend, dtype):
+def test_rank_one_opcheck(dtype):
     # The native kernels when they are loaded, else the defaults, behind the same schemas.
     _, factor, key, denominator_key, residual = sample_problem(6, 9)
     update = torch.ops.rome_fast.rank_one_update_.default

@@ -115,7 +115,7 @@ def test_second_moment_is_deterministic(backend):
 
 @pytest.mark.parametrize("sum_dtype", SUM_DTYPES)
 @pytest.mark.parametrize("with_mask", [False, True])
-def test_second_moment_opcheck(backend, sum_dtype, with_mask):
+def test_second_moment_opcheck(sum_dtype, with_mask):
     # The native kernel when it is loaded, else the default: both sit behind the same schema.
     moment_sum, keys, mask = sample(20, 9, sum_dtype=sum_dtype)
     op = torch.ops.rome_fast.second_moment_update_.default
