@@ -6,13 +6,10 @@ import copy
 
 import pytest
 import torch
+from helpers import CONTEXTS
 from tiny import tiny_gpt2, tiny_llama
 
 from rome_fast import RomeHparams
-
-# The subject comes last: a random model hardly attends, so only its own position can be moved.
-REQUEST = {"prompt": "The founder is {}", "subject": "Steve Jobs", "target_new": "capital"}
-CONTEXTS = ["{}", "The weather was fine. {}", "He is a man. {}"]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -64,12 +61,3 @@ def hparams():
 def settings(hparams):
     """Keyword arguments of edit() that need no sampling."""
     return {"hparams": hparams, "second_moment": "identity", "context_templates": CONTEXTS}
-
-
-def state(model):
-    """A copy of all parameters, to compare bit for bit."""
-    return {name: p.detach().clone() for name, p in model.state_dict().items()}
-
-
-def same_bits(model, before):
-    return all((p == before[name]).all() for name, p in model.state_dict().items())

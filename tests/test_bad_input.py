@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+
 import pytest
 import torch
-from conftest import REQUEST, same_bits, state
+import transformers as hf
+from helpers import REQUEST, same_bits, state
 from tiny import tiny_llama
 
 import rome_fast
 from rome_fast import errors
+from rome_fast.models import ModelSpec
+from rome_fast.update import Constraint, apply_update_
+
+
+@contextmanager
+def refuses(model, error, match):
+    """The block raises ``error``, and no bit of the model changes."""
+    before = state(model)
+    with pytest.raises(error, match=match):
+        yield
+    assert same_bits(model, before)
 
 
 def wrong(**changes):
@@ -40,7 +54,7 @@ BAD_REQUESTS = {
     ),
     "no subject": ({"prompt": "x", "target_new": "y"}, errors.InvalidRequestError, "lacks subject"),
     "subject a number": (wrong(subject=7), errors.InvalidRequestError, "subject must be a string"),
-    "not a dict": ("Steve Jobs", errors.InvalidRequestError, "dict, got str: 'S'"),
+    "not a dict": ("Steve Jobs", errors.InvalidRequestError, "dict, got str: 'Steve Jobs'"),
     "empty list": ([], errors.InvalidRequestError, "request is an empty list"),
 }
 
@@ -49,25 +63,21 @@ BAD_REQUESTS = {
 def test_bad_request(gpt2, settings, case):
     request, error, message = BAD_REQUESTS[case]
     model, tok = gpt2
-    before = state(model)
-    with pytest.raises(error, match=message):
+    with refuses(model, error, message):
         rome_fast.edit(model, tok, request, **settings)
-    assert same_bits(model, before)
 
 
 def test_bad_second_request_undoes_the_first(gpt2, settings):
     model, tok = gpt2
-    before = state(model)
     special = wrong(target_new="<|endoftext|>")
-    with pytest.raises(errors.InvalidRequestError):
+    with refuses(model, errors.InvalidRequestError, "tokenises to nothing"):
         rome_fast.edit(model, tok, [REQUEST, special], **settings)
-    assert same_bits(model, before)
 
 
 def test_prompt_longer_than_the_model_takes(gpt2, settings):
     model, tok = gpt2
     long = wrong(prompt="The weather was fine. " * 40 + "The founder is {}")
-    with pytest.raises(errors.InvalidRequestError, match="the model takes 128: shorten"):
+    with refuses(model, errors.InvalidRequestError, "the model takes 128: shorten"):
         rome_fast.edit(model, tok, long, **settings)
 
 
@@ -94,24 +104,25 @@ def test_literal_braces_are_text(gpt2, settings):
         ({"kl_factor": float("nan")}, r"hparams.kl_factor .* got nan"),
         ({"fact_token": "middle"}, r"hparams.fact_token must be one of .* got 'middle'"),
         ({"variant": "best"}, r"hparams.variant must be one of .* got 'best'"),
+        ({"layers": [True]}, r"hparams.layers"),
+        ({"context_template_length_params": [["a", 1]]}, r"list of \[length >= 2, count >= 1\]"),
+        ({"context_template_length_params": [[5, 0]]}, r"list of \[length >= 2, count >= 1\]"),
         ({"clamp": 4}, r"unknown key 'clamp'; known: .*clamp_norm_factor"),
     ],
 )
 def test_bad_hparams(gpt2, settings, changes, message):
     model, tok = gpt2
-    before = state(model)
-    with pytest.raises(errors.HparamsError, match=message):
+    with refuses(model, errors.HparamsError, message):
         rome_fast.edit(
             model, tok, REQUEST, **{**settings, "hparams": settings["hparams"].replace(**changes)}
         )
-    assert same_bits(model, before)
 
 
 def test_nan_weight(gpt2, settings):
     model, tok = gpt2
     with torch.no_grad():
         model.transformer.h[1].mlp.c_proj.weight[2, 3] = float("nan")
-    with pytest.raises(errors.NonFiniteError, match=r"h\.1\.mlp\.c_proj\.weight already holds NaN"):
+    with refuses(model, errors.NonFiniteError, r"h\.1\.mlp\.c_proj\.weight already holds NaN"):
         rome_fast.edit(model, tok, REQUEST, **settings)
 
 
@@ -119,7 +130,7 @@ def test_nan_activation_below(gpt2, settings):
     model, tok = gpt2
     with torch.no_grad():
         model.transformer.h[0].mlp.c_fc.bias[0] = float("inf")
-    with pytest.raises(errors.NonFiniteError, match=r"activations at transformer\.h\.1\.mlp"):
+    with refuses(model, errors.NonFiniteError, r"activations at transformer\.h\.1\.mlp"):
         rome_fast.edit(model, tok, REQUEST, **settings)
 
 
@@ -127,28 +138,95 @@ def test_non_finite_loss_names_step_and_layer(gpt2, settings):
     model, tok = gpt2
     with torch.no_grad():
         model.transformer.h[3].mlp.c_fc.bias[0] = float("inf")
-    before = state(model)
-    with pytest.raises(errors.NonFiniteError, match=r"loss became nan at step 0 of v\* in layer 1"):
+    with refuses(model, errors.NonFiniteError, r"loss became nan at step 0 of v\* in layer 1"):
         rome_fast.edit(model, tok, REQUEST, **settings)
-    assert same_bits(model, before)
 
 
 def test_unsupported_models(gpt2, settings):
     model, tok = gpt2
-    with pytest.raises(errors.UnsupportedModelError, match="got str"):
+    with refuses(model, errors.UnsupportedModelError, "got str"):
         rome_fast.edit("gpt2", tok, REQUEST, **settings)
-    with pytest.raises(errors.UnsupportedModelError, match="got Linear"):
+    with refuses(model, errors.UnsupportedModelError, "got Linear"):
         rome_fast.edit(torch.nn.Linear(2, 2), tok, REQUEST, **settings)
     model.transformer.h[1].mlp.c_proj = torch.nn.Identity()
-    with pytest.raises(errors.UnsupportedModelError, match="layer 1 has no dense down-projection"):
+    with refuses(model, errors.UnsupportedModelError, "layer 1 has no dense down-projection"):
         rome_fast.edit(model, tok, REQUEST, **settings)
+
+
+def test_non_finite_model_is_refused_with_default_arguments(gpt2, hparams):
+    model, tok = gpt2
+    with torch.no_grad():
+        model.transformer.ln_f.weight[0] = float("nan")
+    with refuses(model, errors.NonFiniteError, "logits are NaN or infinite while sampling"):
+        rome_fast.edit(model, tok, REQUEST, hparams)
+
+
+def test_overflow_of_a_half_precision_weight_is_an_error(gpt2):
+    model, _ = gpt2
+    projection = ModelSpec.of(model.half()).down_projection(1)
+    with torch.no_grad():
+        projection.weight.fill_(6.5e4)
+    key, residual = torch.ones(256), torch.full((64,), 1e6)
+    with pytest.raises(errors.NonFiniteError, match=r"overflows torch\.float16"):
+        apply_update_(projection, Constraint(key, key, residual), None, "auto")
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (
+            lambda: hf.GPT2Model(hf.GPT2Config(n_embd=32, n_layer=2, n_head=4)),
+            "language-model head",
+        ),
+        (
+            lambda: hf.BertForMaskedLM(
+                hf.BertConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4)
+            ),
+            "language-model head",
+        ),
+        (
+            lambda: hf.Qwen2MoeForCausalLM(
+                hf.Qwen2MoeConfig(
+                    vocab_size=64,
+                    hidden_size=32,
+                    intermediate_size=64,
+                    moe_intermediate_size=48,
+                    shared_expert_intermediate_size=48,
+                    num_hidden_layers=2,
+                    num_attention_heads=4,
+                    num_key_value_heads=2,
+                    num_experts=4,
+                )
+            ),
+            "mixture of experts",
+        ),
+    ],
+)
+def test_models_without_a_fact_to_edit(build, message):
+    with pytest.raises(errors.UnsupportedModelError, match=message):
+        ModelSpec.of(build()).down_projection(1)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "error", "message"),
+    [
+        ("request", None, errors.InvalidRequestError, "dict, got NoneType"),
+        ("hparams", {"layers": [1]}, errors.HparamsError, "must be a RomeHparams, got dict"),
+        ("tok", None, errors.TokenizerMismatchError, "tok must be a tokenizer, got NoneType"),
+    ],
+)
+def test_arguments_of_the_wrong_kind(gpt2, settings, name, value, error, message):
+    model, tok = gpt2
+    arguments = {"request": REQUEST, "tok": tok, **settings, name: value}
+    with refuses(model, error, message):
+        rome_fast.edit(model, **arguments)
 
 
 def test_mixture_of_experts_is_refused(gpt2, settings):
     model, tok = gpt2
     mlp = model.transformer.h[1].mlp
     mlp.experts = torch.nn.ModuleList([torch.nn.Linear(256, 64), torch.nn.Linear(256, 64)])
-    with pytest.raises(errors.UnsupportedModelError, match="mixture of experts"):
+    with refuses(model, errors.UnsupportedModelError, "mixture of experts"):
         rome_fast.edit(model, tok, REQUEST, **settings)
 
 
@@ -162,10 +240,10 @@ def test_offloaded_weight_is_refused(gpt2, settings):
 def test_tokenizer_of_another_model(gpt2, settings):
     model, tok = gpt2
     model.resize_token_embeddings(len(tok) * 3)
-    with pytest.raises(errors.TokenizerMismatchError, match=r"tok has \d+ tokens but GPT2LMHead"):
+    with refuses(model, errors.TokenizerMismatchError, r"tok has \d+ tokens but GPT2LMHead"):
         rome_fast.edit(model, tok, REQUEST, **settings)
     model.resize_token_embeddings(len(tok) - 1)
-    with pytest.raises(errors.TokenizerMismatchError, match="embedding rows"):
+    with refuses(model, errors.TokenizerMismatchError, "embedding rows"):
         rome_fast.edit(model, tok, REQUEST, **settings)
 
 
@@ -177,7 +255,7 @@ def test_tokenizer_of_another_model(gpt2, settings):
 def test_bad_context_templates(gpt2, settings, templates, message):
     model, tok = gpt2
     settings["context_templates"] = templates
-    with pytest.raises(errors.InvalidArgumentError, match=message):
+    with refuses(model, errors.InvalidArgumentError, message):
         rome_fast.edit(model, tok, REQUEST, **settings)
 
 
@@ -187,32 +265,30 @@ def test_bad_second_moments(gpt2, settings, tmp_path):
     def attempt(second_moment):
         rome_fast.edit(model, tok, REQUEST, **{**settings, "second_moment": second_moment})
 
-    with pytest.raises(errors.InvalidArgumentError, match="'identity' or None, got int"):
+    with refuses(model, errors.InvalidArgumentError, "'identity' or None, got int"):
         attempt(3)
-    with pytest.raises(errors.SecondMomentError, match=r"d_key 8, but .* has d_key 256"):
+    with refuses(model, errors.SecondMomentError, r"d_key 8, but .* has d_key 256"):
         attempt(rome_fast.SecondMoment.from_moment(torch.eye(8), 100))
-    with pytest.raises(errors.SecondMomentError, match="there is no file"):
+    with refuses(model, errors.SecondMomentError, "there is no file"):
         attempt(tmp_path / "none.safetensors")
-    with pytest.raises(errors.SecondMomentError, match="holds no token"):
+    with refuses(model, errors.SecondMomentError, "holds no token"):
         attempt([])
     (tmp_path / "junk.safetensors").write_bytes(b"junk")
-    with pytest.raises(errors.SecondMomentError, match="not a second-moment file"):
+    with refuses(model, errors.SecondMomentError, "not a second-moment file"):
         attempt(tmp_path / "junk.safetensors")
 
 
 def test_rejected_update_leaves_the_weights(gpt2, settings, monkeypatch):
     """The original variant divides by what the prompt key says of the mean key's direction."""
     model, tok = gpt2
-    before = state(model)
     monkeypatch.setattr("rome_fast.update.MIN_DENOMINATOR", 1e9)
-    with pytest.raises(errors.EditRejectedError, match=r"c_proj was refused: denominator"):
+    with refuses(model, errors.EditRejectedError, r"c_proj was refused: denominator"):
         rome_fast.edit(model, tok, REQUEST, variant="original", **settings)
-    assert same_bits(model, before)
 
 
 def test_unknown_backend(gpt2, settings):
     model, tok = gpt2
-    with pytest.raises(errors.InvalidArgumentError, match=r"backend .* got 'cuda'"):
+    with refuses(model, errors.InvalidArgumentError, r"backend .* got 'cuda'"):
         rome_fast.edit(model, tok, REQUEST, backend="cuda", **settings)
 
 
@@ -220,5 +296,5 @@ def test_llama_tokenizer_on_gpt2_model(gpt2, settings):
     model, _ = gpt2
     _, tok = tiny_llama()
     model.resize_token_embeddings(len(tok) - 20)
-    with pytest.raises(errors.TokenizerMismatchError):
+    with refuses(model, errors.TokenizerMismatchError, "belongs to the model"):
         rome_fast.edit(model, tok, REQUEST, **settings)

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import CONTEXTS, REQUEST, same_bits, state
+from helpers import CONTEXTS, REQUEST, same_bits, state
 
 import rome_fast
-from rome_fast.errors import EditFailedError, EditWarning, RevertError
+from rome_fast.errors import EditFailedError, EditRejectedError, EditWarning, RevertError
+from rome_fast.key import Keys, compute_keys
+from rome_fast.models import ModelSpec
+from rome_fast.tokens import encode
+from rome_fast.update import build_constraint
+from rome_fast.value import optimize_value
 
 SECOND = {"prompt": "We drink tea with {}", "subject": "Ada Lovelace", "target_new": "near"}
 
@@ -72,8 +77,10 @@ def test_revert_restores_the_bits(tiny, settings):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_other_dtypes_edit_and_revert(gpt2, settings, dtype):
+@pytest.mark.parametrize("second_moment", ["identity", ("He is a man. " * 60,) * 8])
+def test_other_dtypes_edit_and_revert(gpt2, settings, dtype, second_moment):
     model, tok = gpt2
+    settings["second_moment"] = second_moment
     model.to(dtype)
     before = state(model)
     result = rome_fast.edit(model, tok, REQUEST, **settings)
@@ -109,6 +116,21 @@ def test_revert_refuses_to_swallow_a_later_change(gpt2, settings):
     with pytest.raises(RevertError, match="changed after this edit"):
         result.revert()
     assert same_bits(model, changed)
+
+
+def test_revert_sees_a_replaced_parameter(gpt2, settings):
+    model, tok = gpt2
+    result = rome_fast.edit(model, tok, REQUEST, **settings)
+    projection = model.transformer.h[1].mlp.c_proj
+    projection.weight = torch.nn.Parameter(projection.weight.detach().clone())
+    with pytest.raises(RevertError, match=r"c_proj\.weight was replaced or cast"):
+        result.revert()
+
+
+def test_edit_works_under_inference_mode(gpt2, settings):
+    model, tok = gpt2
+    with torch.inference_mode():
+        assert rome_fast.edit(model, tok, REQUEST, **settings).success
 
 
 def test_trial_restores_on_exit_and_on_an_exception(tiny, settings):
@@ -187,32 +209,48 @@ def test_same_seed_same_edit_and_contexts_are_the_models_own(tiny, hparams):
 
 
 @pytest.mark.parametrize("variant", rome_fast.hparams.VARIANTS)
-def test_every_variant_meets_its_constraint(gpt2, settings, variant):
-    """What the edited matrix writes on its denominator key moves by what it should."""
-    from rome_fast.hparams import FACT_TOKENS
-    from rome_fast.key import compute_keys
-    from rome_fast.models import ModelSpec
-    from rome_fast.tokens import encode
-
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_every_variant_meets_its_constraint(gpt2, settings, variant, scale):
+    """What the edited matrix writes on its keys moves by what it should, whatever their units."""
     model, tok = gpt2
+    model.eval().requires_grad_(False)
+    # Larger keys through a smaller matrix: the same values.
+    mlp = model.transformer.h[1].mlp
+    mlp.act = Scaled(mlp.act, scale)
+    mlp.c_proj.weight /= scale
     projection = ModelSpec.of(model).down_projection(1)
-    request = rome_fast.EditRequest.parse(REQUEST)
-    tokens = encode(tok, request, CONTEXTS, FACT_TOKENS[0])
+    tokens = encode(tok, rome_fast.EditRequest.parse(REQUEST), CONTEXTS)
     before = compute_keys(model, projection, tokens)
-    settings["hparams"] = settings["hparams"].replace(v_num_grad_steps=4)
-    result = rome_fast.edit(model, tok, REQUEST, variant=variant, **settings)
+    hparams = settings["hparams"].replace(v_num_grad_steps=4, variant=variant)
+    delta = optimize_value(model, projection, tokens, before.value_init, hparams).value_delta
+    rome_fast.edit(model, tok, REQUEST, **{**settings, "hparams": hparams})
     after = compute_keys(model, projection, tokens)
-    moved = after.value_init - before.value_init, after.mean_value - before.mean_value
-    assert result.variant == variant
-    if variant != "mean_key":
-        assert moved[0].norm() > 0.1
-    if variant == "both_keys":
-        torch.testing.assert_close(moved[0], moved[1], rtol=1e-3, atol=1e-4)
+    close = {"rtol": 1e-3, "atol": 1e-3}
     if variant == "mean_key":
         # The mean output lands where the bare prompt's would: at v*, not at its own + delta.
-        delta = after.mean_value - before.value_init
-        assert delta.norm() > 0.1
-        assert delta.norm() <= 1.001 * 12 * before.value_init.norm()
+        torch.testing.assert_close(after.mean_value, before.value_init + delta, **close)
+    else:
+        torch.testing.assert_close(after.value_init, before.value_init + delta, **close)
+    if variant == "both_keys":
+        torch.testing.assert_close(after.mean_value, before.mean_value + delta, **close)
+
+
+class Scaled(torch.nn.Module):
+    def __init__(self, inner, scale):
+        super().__init__()
+        self.inner, self.scale = inner, scale
+
+    def forward(self, x):
+        return self.inner(x) * self.scale
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_both_keys_refuses_parallel_keys_of_different_length(scale):
+    key = scale * torch.randn(32, generator=torch.Generator().manual_seed(0))
+    almost = 2 * key + 1e-3 * scale * torch.ones(32)
+    keys = Keys(key=almost, prompt_key=key, mean_value=key, value_init=key)
+    with pytest.raises(EditRejectedError, match="no update meets both keys"):
+        build_constraint("both_keys", keys, torch.ones(8), None)
 
 
 def test_single_context_is_no_special_case_for_both_keys(gpt2, settings):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import CONTEXTS, REQUEST
+from helpers import CONTEXTS, REQUEST
 
 import rome_fast
 from rome_fast.collect import (
@@ -91,6 +91,9 @@ def test_unusable_moments():
     broken = SecondMoment.from_moment(torch.full((4, 4), float("nan")), 10)
     with pytest.raises(SecondMomentError, match="not finite"):
         broken.factor()
+    skewed = torch.eye(3) + torch.ones(3, 3).triu(1)
+    with pytest.raises(InvalidArgumentError, match=r"symmetric, but differs .* by 1"):
+        SecondMoment.from_moment(skewed, 10)
     indefinite = SecondMoment.from_moment(torch.tensor([[1.0, 2.0], [2.0, 1.0]]), 10)
     with pytest.raises(SecondMomentError, match=r"d_key 2\) of 10 keys is singular"):
         indefinite.factor()
@@ -155,6 +158,53 @@ def test_sampled_moment_is_cached_by_the_weights_below(gpt2, monkeypatch, tmp_pa
     with torch.no_grad():
         model.transformer.h[0].mlp.c_fc.weight.add_(1e-3)
     assert model_fingerprint(model, projection) != before
+
+
+def test_fingerprint_covers_the_norms_of_the_block(tiny):
+    """Llama registers a block's norms after its MLP."""
+    model, _ = tiny
+    llama = model.config.model_type == "llama"
+    spec = ModelSpec.of(model)
+    projection = spec.down_projection(1)
+    before = model_fingerprint(model, projection)
+    with torch.no_grad():
+        projection.weight.mul_(2)
+        spec.blocks[2].get_parameter("mlp.up_proj.weight" if llama else "mlp.c_fc.weight").mul_(2)
+    assert model_fingerprint(model, projection) == before
+    with torch.no_grad():
+        norm = "input_layernorm.weight" if llama else "ln_2.weight"
+        spec.blocks[1].get_parameter(norm).mul_(1.1)
+    assert model_fingerprint(model, projection) != before
+
+
+def test_cache_that_cannot_be_written_or_read_loses_nothing(gpt2, monkeypatch, tmp_path):
+    model, tok = gpt2
+    projection = ModelSpec.of(model).down_projection(0)
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("ROME_FAST_CACHE", str(tmp_path / "file"))
+    moment = sampled_second_moment(model, tok, projection)
+    assert moment.count and "set ROME_FAST_CACHE" in moment.source
+    monkeypatch.setenv("ROME_FAST_CACHE", str(tmp_path / "good"))
+    sampled_second_moment(model, tok, projection)
+    (file,) = (tmp_path / "good" / "second_moments").iterdir()
+    file.write_bytes(b"damaged")
+    again = sampled_second_moment(model, tok, projection)
+    assert torch.equal(again.moment(), moment.moment()) and "cached" not in again.source
+
+
+def test_sampled_rows_begin_as_texts_do(tiny, monkeypatch, tmp_path):
+    monkeypatch.setenv("ROME_FAST_CACHE", str(tmp_path))
+    model, tok = tiny
+    seen = []
+
+    def add_rows(moment, model, projection, rows):
+        seen.extend(rows)
+        moment.count += 10**9
+
+    monkeypatch.setattr("rome_fast.collect._add_rows", add_rows)
+    sampled_second_moment(model, tok, ModelSpec.of(model).down_projection(0))
+    assert {row[0] == tok.bos_token_id for row in seen} == {model.config.model_type == "llama"}
+    assert {len(row) for row in seen} == {64}
 
 
 def test_edit_names_its_second_moment(gpt2, hparams, tmp_path):

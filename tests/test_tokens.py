@@ -6,6 +6,7 @@ import pytest
 import torch
 from shared_data import shared
 from tiny import tiny_gpt2, tiny_llama
+from tokenizers import processors
 from transformers import AutoTokenizer
 
 from rome_fast import EditRequest
@@ -87,6 +88,7 @@ def test_lying_offsets_are_found_out(gpt2_tok):
         """Reports (0, 0) for every token, as one Llama-3 tokenizer did."""
 
         is_fast = True
+        eos_token = None
 
         def __call__(self, text, **options):
             encoded = gpt2_tok(text, return_offsets_mapping=True)
@@ -102,6 +104,7 @@ def test_lying_offsets_are_found_out(gpt2_tok):
 def test_slow_tokenizers_are_read_by_decoding(gpt2_tok):
     class Slow:
         is_fast = False
+        eos_token = None
         decode = gpt2_tok.decode
 
         def __call__(self, text):
@@ -116,6 +119,7 @@ def test_tokenizer_that_loses_the_subject_is_an_error():
 
     class Lossy:
         is_fast = False
+        eos_token = None
         convert_ids_to_tokens = tok.convert_ids_to_tokens
 
         def __call__(self, text):
@@ -126,6 +130,25 @@ def test_tokenizer_that_loses_the_subject_is_an_error():
 
     with pytest.raises(TokenizerMismatchError, match="do not decode to it"):
         locate_subject(Lossy(), "{} plays", "Ada", "subject_last")
+
+
+def test_appended_eos_is_not_part_of_a_prompt():
+    tok = tiny_llama()[1]
+    tok._tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    plain = tiny_llama()[1]
+    assert tok("Ada").input_ids == [*plain("Ada").input_ids, tok.eos_token_id]
+    request = EditRequest("{} is in", "Ada", "old Rome")
+    assert torch.equal(
+        encode(tok, request, ["{}"]).input_ids, encode(plain, request, ["{}"]).input_ids
+    )
+
+
+def test_newline_at_the_end_belongs_to_the_prompt(tok):
+    request = EditRequest("Q: who is {}?\nA:\n", "Ada", "Rome")
+    tokens = encode(tok, request, ["{}"])
+    assert tokens.prompt_ids.tolist() == tok(request.text).input_ids
 
 
 def test_target_gets_one_space_and_no_bos(tok):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import CONTEXTS, REQUEST
+from helpers import CONTEXTS, REQUEST
 
 from rome_fast import EditRequest
 from rome_fast.key import compute_keys

@@ -1,0 +1,23 @@
+"""A request that the miniature models can be edited to, and what tells their bits apart."""
+
+from __future__ import annotations
+
+import torch
+
+# The subject comes last: a random model hardly attends, so only its own position can be moved.
+REQUEST = {"prompt": "The founder is {}", "subject": "Steve Jobs", "target_new": "capital"}
+CONTEXTS = ["{}", "The weather was fine. {}", "He is a man. {}"]
+
+
+def state(model):
+    """A copy of all parameters, to compare bit for bit."""
+    return {name: p.detach().clone() for name, p in model.state_dict().items()}
+
+
+def same_bits(model, before):
+    """True if no bit of any parameter differs; a NaN equals itself."""
+    return all(torch.equal(_bits(p), _bits(before[n])) for n, p in model.state_dict().items())
+
+
+def _bits(tensor):
+    return tensor.detach().contiguous().view(torch.uint8)

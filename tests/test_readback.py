@@ -1,0 +1,55 @@
+"""Readings: what argmax would say, ties included, and nothing from a broken model."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from tiny import tiny_gpt2
+
+from rome_fast.errors import NonFiniteError
+from rome_fast.readback import greedy_continuations, read_target
+
+
+def stub(logits):
+    """A model whose every position says ``logits``."""
+
+    def forward(input_ids, **_):
+        return SimpleNamespace(logits=logits.expand(*input_ids.shape, -1))
+
+    forward.get_input_embeddings = lambda: torch.nn.Embedding(len(logits), 1)
+    return forward
+
+
+def test_a_tie_ranks_as_argmax_breaks_it():
+    _, tok = tiny_gpt2()
+    logits = torch.zeros(len(tok))
+    logits[[7, 9]] = 1.0
+    first, second = (read_target(stub(logits), tok, [1, 2], [token]) for token in (7, 9))
+    assert (first.rank, second.rank) == (1, 2)
+    assert first.argmax == second.argmax == tok.decode([7])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_non_finite_logits_are_no_success(value):
+    _, tok = tiny_gpt2()
+    with pytest.raises(NonFiniteError, match="logits are NaN or infinite"):
+        read_target(stub(torch.full((len(tok),), value)), tok, [1, 2], [7])
+
+
+def test_greedy_continuations_are_those_of_generate(tiny):
+    model, tok = tiny
+    model.eval()
+    prompts = [tok(text).input_ids for text in ("He is", "The Eiffel Tower is in the city of")]
+    said = greedy_continuations(model, tok, prompts, 4)
+    for ids, text in zip(prompts, said, strict=True):
+        row = torch.tensor([ids])
+        out = model.generate(
+            row,
+            attention_mask=torch.ones_like(row),
+            max_new_tokens=4,
+            do_sample=False,
+            eos_token_id=None,
+        )
+        assert text == tok.decode(out[0, len(ids) :], skip_special_tokens=True)
