@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -136,17 +137,13 @@ def _before_and_after(
     before: list[tuple[str, str]],
     after: list[tuple[str, str]],
 ) -> Table:
-    table = Table()
-    for column in ("", "prompt", "target"):
-        table.add_column(column)
-    for column in ("p before", "p after"):
-        table.add_column(column, justify="right")
-    for column in ("says before", "says after"):
-        table.add_column(column)
+    table = Table(box=box.SIMPLE_HEAD)
+    for column in ("", "prompt", "target", "probability", "model says"):
+        table.add_column(column, no_wrap=column != "prompt")
     for prompt, (p_before, said_before), (p_after, said_after) in zip(
         prompts, before, after, strict=True
     ):
-        table.add_row(*prompt, p_before, p_after, said_before, said_after)
+        table.add_row(*prompt, f"{p_before} -> {p_after}", f"{said_before} -> {said_after}")
     return table
 
 
@@ -159,13 +156,13 @@ def _no_loading_bars() -> None:
 def _say(
     model: PreTrainedModel, tok: PreTrainedTokenizerBase, text: str, target: str
 ) -> tuple[str, str]:
-    """Probability of the target after the text, and four greedy tokens."""
+    """Probability of the target after the text, and two greedy tokens."""
     from rome_fast.readback import greedy_continuations, read_target
     from rome_fast.tokens import find_target_ids, text_ids
 
     prompt_ids = text_ids(tok, text)
     reading = read_target(model, tok, prompt_ids, find_target_ids(tok, text, target))
-    return f"{reading.prob:.3f}", greedy_continuations(model, tok, [prompt_ids], 4)[0].strip()
+    return f"{reading.prob:.3f}", greedy_continuations(model, tok, [prompt_ids], 2)[0].strip()
 
 
 def _digest(model: PreTrainedModel) -> str:

@@ -104,7 +104,7 @@ def test_demo_edits_shows_and_undoes():
     for wanted in ("Ray Charles plays the", "violin", "bit-identical to before"):
         assert wanted in result.output
     assert result.output.count("paraphrase") == 2
-    assert result.output.count("neighbour ") == 3
+    assert result.output.count("neighbour") == 3
 
 
 def test_info_and_module_entry():
