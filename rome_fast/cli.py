@@ -75,7 +75,7 @@ def demo() -> None:
     result.revert()
     same = _digest(model) == bits
     console.print(
-        f"undo            weights sha256 {bits[:12]} -> {edited[:12]} -> {_digest(model)[:12]}: "
+        f"undone: weights {bits[:8]} -> {edited[:8]} -> {_digest(model)[:8]} (sha256), "
         f"{'bit-identical to before' if same else 'NOT THE SAME'}"
     )
     if not (result.success and same):
@@ -111,7 +111,7 @@ def edit(
         if save is not None:
             loaded.save_pretrained(save)
             tok.save_pretrained(save)
-            console.print(f"saved           {save}", markup=False)
+            console.print(f"saved: {save}", markup=False)
 
 
 @app.command()
@@ -128,8 +128,9 @@ def _load(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     _no_loading_bars()
     try:
         return AutoModelForCausalLM.from_pretrained(path), AutoTokenizer.from_pretrained(path)
-    except ValueError as error:
-        raise OSError(f"--model {path}: {error}") from error
+    except (OSError, ValueError) as error:
+        missing = "" if Path(path).is_dir() else "there is no such folder, and as a hub name: "
+        raise OSError(f"--model {path}: {missing}{error}") from error
 
 
 def _before_and_after(

@@ -124,7 +124,12 @@ def edit(
 def _parsed(request: Request | Sequence[Request]) -> list[EditRequest]:
     if isinstance(request, EditRequest | Mapping | str) or not isinstance(request, Iterable):
         return [EditRequest.parse(request)]
-    requests = [EditRequest.parse(r) for r in request]
+    requests = []
+    for index, item in enumerate(request):
+        try:
+            requests.append(EditRequest.parse(item))
+        except InvalidRequestError as error:
+            raise type(error)(f"request[{index}]: {error}") from error
     if not requests:
         raise InvalidRequestError("request is an empty list")
     return requests
@@ -194,6 +199,11 @@ class _Editor:
         self.hparams = hparams if variant is None else hparams.replace(variant=variant)
         self.projection = spec.down_projection(self.hparams.layer)
         self.backend = ops.resolve_backend(backend, self.projection.weight.device.type)
+        weight = self.projection.weight
+        if weight.dtype == torch.float16 and weight.device.type == "cpu":
+            self.notes.append(
+                "float16 is very slow on a CPU: load the model in float32 or bfloat16"
+            )
         self.history = WeightHistory(self.projection, self.backend)
         self.clock.lap("prepare")
 
@@ -219,6 +229,12 @@ class _Editor:
         self.second_moment = resolve_second_moment(
             second_moment, self.model, self.tok, self.projection, dtype
         )
+        if self.second_moment is not None and self.second_moment.count < self.projection.d_key:
+            self.notes.append(
+                f"second moment of {self.second_moment.count} keys for d_key "
+                f"{self.projection.d_key}: neighbours are protected only from "
+                f"{10 * self.projection.d_key} keys or so"
+            )
         self.clock.lap("second moment")
 
     def edit(self, request: EditRequest, strict: bool) -> EditResult:
@@ -262,7 +278,12 @@ class _Editor:
             variant=hparams.variant,
             second_moment="identity" if self.second_moment is None else str(self.second_moment),
             context_templates=tuple(self.context_templates),
-            warnings=(*self.notes, *value.findings(), *findings(request.target, before, after)),
+            warnings=(
+                *self.notes,
+                *request.findings(),
+                *value.findings(),
+                *findings(request.target, before, after),
+            ),
             _undo=undo,
         )
         self.clock, self.notes = _Clock(), []
@@ -274,6 +295,6 @@ class _Editor:
         longest, limit = tokens.input_ids.shape[1], max_positions(self.model)
         if limit is not None and longest > limit:
             raise InvalidRequestError(
-                f"request prompt {request.text!r:.60} and target make {longest} tokens with their "
+                f"request prompt {request.text[:60]!r} and target make {longest} tokens with their "
                 f"contexts, but the model takes {limit}: shorten the prompt"
             )

@@ -93,16 +93,16 @@ class RomeHparams:
         """
         import yaml
 
-        path = Path(path)
         try:
+            path = Path(path)
             # JSON is YAML, so one reader serves both.
             fields = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except OSError as error:
+        except (OSError, TypeError) as error:
             raise HparamsError(f"hparams: there is no file {str(path)!r} ({error})") from error
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise HparamsError(
-                f"hparams: {str(path)!r} is neither JSON nor YAML: {error}"
-            ) from error
+            where = getattr(error, "problem_mark", None)
+            line = f" (line {where.line + 1})" if where else ""
+            raise HparamsError(f"hparams: {str(path)!r} is neither JSON nor YAML{line}") from error
         if not isinstance(fields, Mapping):
             raise HparamsError(f"hparams: {str(path)!r} must hold a mapping, got {fields!r:.80}")
         return cls._from_mapping(fields, str(path))

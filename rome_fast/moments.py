@@ -7,6 +7,7 @@ float64) and never inverted.
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,6 +64,8 @@ class SecondMoment:
     @classmethod
     def from_moment(cls, moment: Tensor, count: int, **options: Any) -> SecondMoment:
         """Wrap an existing C = E[k k^T], [d_key, d_key] symmetric, of ``count`` keys."""
+        if not isinstance(moment, torch.Tensor):
+            raise InvalidArgumentError(f"moment must be a tensor, got {type(moment).__name__}")
         if moment.dim() != 2 or moment.shape[0] != moment.shape[1]:
             raise InvalidArgumentError(
                 f"moment must be a square matrix, got shape {tuple(moment.shape)}"
@@ -181,7 +184,7 @@ class SecondMoment:
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         # A file is there whole or not at all, also when two processes write it.
-        partial = path.with_name(f".{path.name}.{torch.randint(2**31, ()).item()}.partial")
+        partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
         save_file({"moment_sum": packed}, partial, metadata={"second_moment": json.dumps(header)})
         partial.replace(path)
 

@@ -63,7 +63,7 @@ def read_target(
 
 def findings(target: str, before: Reading, after: Reading) -> list[str]:
     """What a user should know about the two readings of an edit."""
-    target, found = target.strip(), []
+    found = []
     if before.rank == 1:
         found.append(f"the model already said {target!r} before the edit")
     if after.rank > 1:

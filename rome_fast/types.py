@@ -54,15 +54,26 @@ class EditRequest:
         """The prompt with the subject filled in."""
         return self.prompt.replace(SLOT, self.subject, 1)
 
+    def findings(self) -> list[str]:
+        """What a user should know about the request."""
+        after = self.prompt.split(SLOT, 1)[1][:1]
+        # One script's letters run on into a word; others are written without spaces.
+        if after.isalpha() and after.isascii() and self.subject[-1].isalpha():
+            return [f"subject {self.subject!r} ends inside a word of {self.text!r}"]
+        return []
+
     @classmethod
     def parse(cls, request: EditRequest | Mapping[str, Any]) -> EditRequest:
-        """Read kmeng01/rome's nested dict, EasyEdit's flat one, or an EditRequest.
+        """Read kmeng01/rome's dict, EasyEdit's flat one, a CounterFact record, or an EditRequest.
 
         The target is looked up as ``target_new`` (a string, or ``{"str": ...}``) or ``target``.
         Keys that only evaluation needs are ignored.
         """
         if isinstance(request, EditRequest):
             return request
+        if isinstance(request, Mapping):
+            # A CounterFact record holds its request under this key.
+            request = request.get("requested_rewrite", request)
         if not isinstance(request, Mapping):
             raise InvalidRequestError(
                 f"request must be an EditRequest or a dict, got {type(request).__name__}: "
@@ -200,6 +211,7 @@ class EditResult:
         self._undo.revert()
 
     def __str__(self) -> str:
+        phase, most = max(self.seconds.items(), key=lambda item: item[1])
         verdict = "edited" if self.success else "NOT EDITED"
         ranks = f"(rank {self.rank_before} -> {self.rank_after})"
         rows = [
@@ -210,7 +222,7 @@ class EditResult:
             ("loss", f"{self.losses[0]:.3f} -> {self.losses[-1]:.3f} in {len(self.losses)} steps"),
             ("second moment", self.second_moment),
             ("variant", f"{self.variant}, backend {self.backend}"),
-            ("seconds", f"{sum(self.seconds.values()):.2f}"),
+            ("seconds", f"{sum(self.seconds.values()):.2f}, of them {most:.2f} for {phase}"),
             *(("warning", text) for text in self.warnings),
         ]
         head = f"{verdict}: {self.request.text!r} -> {self.request.target.strip()!r}"

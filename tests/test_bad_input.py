@@ -74,6 +74,12 @@ def test_bad_second_request_undoes_the_first(gpt2, settings):
         rome_fast.edit(model, tok, [REQUEST, special], **settings)
 
 
+def test_errors_of_a_list_name_the_item(gpt2, settings):
+    model, tok = gpt2
+    with refuses(model, errors.InvalidRequestError, r"request\[1\]: request lacks subject"):
+        rome_fast.edit(model, tok, [REQUEST, {"prompt": "x", "target": "y"}], **settings)
+
+
 def test_prompt_longer_than_the_model_takes(gpt2, settings):
     model, tok = gpt2
     long = wrong(prompt="The weather was fine. " * 40 + "The founder is {}")

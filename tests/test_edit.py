@@ -268,6 +268,25 @@ def test_contexts_without_the_bare_slot_still_know_the_prompt(gpt2, settings):
     assert rome_fast.edit(model, tok, REQUEST, **settings).success
 
 
+def test_subject_inside_a_word_and_few_keys_are_said(gpt2, settings):
+    model, tok = gpt2
+    request = {**REQUEST, "prompt": "The founder is Steve Jobson"}
+    with pytest.warns(EditWarning, match="'Steve Jobs' ends inside a word of 'The founder"):
+        rome_fast.edit(model, tok, request, **settings)
+    settings["second_moment"] = ["He is a man."]
+    with pytest.warns(EditWarning, match=r"second moment of \d+ keys for d_key 256"):
+        rome_fast.edit(model, tok, REQUEST, **settings)
+
+
+def test_no_random_state_is_moved(gpt2, hparams, monkeypatch, tmp_path):
+    monkeypatch.setenv("ROME_FAST_CACHE", str(tmp_path))
+    model, tok = gpt2
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    rome_fast.edit(model, tok, REQUEST, hparams)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_result_reads_well(gpt2, settings):
     model, tok = gpt2
     text = str(rome_fast.edit(model, tok, REQUEST, **settings))

@@ -209,6 +209,14 @@ def test_requests_of_every_peer_mean_the_same():
             "locality": {},
         },
         {"prompt": "{}, the", "subject": " Ray Charles ", "target": "violin"},
+        {
+            "case_id": 3,
+            "requested_rewrite": {
+                "prompt": "{}, the",
+                "subject": "Ray Charles",
+                "target_new": {"str": "violin"},
+            },
+        },
         plain,
     ):
         assert EditRequest.parse(request) == plain
