@@ -160,18 +160,25 @@ def main() -> None:
     for variant, summary in table.items():
         print(f"{variant:12}", {k: round(v, 3) for k, v in summary.items()})
     if args.out:
-        commit = subprocess.check_output(["git", "rev-parse", "HEAD"], text=True).strip()
-        record = {
+        commit = subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], text=True).strip()
+        facts_of = info()
+        report = {
             "commit": commit,
+            "environment": {k: facts_of[k] for k in ("python", "versions", "threads", "build")},
             "edits": args.edits,
             "seed": args.seed,
             "hparams": vars(bench.hparams),
-            "second_moment": "identity" if bench.moment is None else bench.moment.source,
-            "environment": info(),
+            "second_moment": "identity" if bench.moment is None else str(bench.moment),
             "summary": table,
-            "edits_one_by_one": rows,
         }
-        args.out.write_text(json.dumps(record, indent=1) + "\n")
+        write(args.out, report, rows)
+
+
+def write(path: Path, report: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    """The report, and every edit on a line of its own."""
+    lines = ",\n".join(json.dumps(row) for row in rows)
+    head = json.dumps(report, indent=1).removesuffix("\n}")
+    path.write_text(f'{head},\n "edits_one_by_one": [\n{lines}\n]\n}}\n')
 
 
 if __name__ == "__main__":
