@@ -54,7 +54,7 @@ def resolve_second_moment(
         SecondMomentError: it belongs to another layer, size or model.
         InvalidArgumentError: none of the above.
     """
-    if given == "identity":
+    if isinstance(given, str) and given == "identity":
         return None
     if given is None:
         return sampled_second_moment(model, tok, projection, dtype)

@@ -57,8 +57,11 @@ def read_target(
     earlier = torch.arange(logits.shape[1]) < torch.tensor(target_ids)[:, None]
     ranks = 1 + ((logits > chosen) | (logits == chosen) & earlier).sum(1)
     prob = (chosen[:, 0] - logits.logsumexp(1)).sum().exp()
+    rank = int(ranks.max())
+    if rank == 1:
+        return Reading(float(prob), rank, decode(tok, target_ids))
     greedy = greedy_continuations(model, tok, [prompt_ids], len(target_ids))[0]
-    return Reading(float(prob), int(ranks.max()), greedy)
+    return Reading(float(prob), rank, greedy)
 
 
 def findings(target: str, before: Reading, after: Reading) -> list[str]:
