@@ -20,12 +20,20 @@ std::vector<int64_t> selected_rows(int64_t n, const std::optional<Tensor>& mask)
 }
 
 template <class Key, class Sum>
-void run(const Tensor& moment_sum, const Tensor& keys, const std::vector<int64_t>& rows) {
+void run(const Tensor& moment_sum, const std::optional<Tensor>& compensation, const Tensor& keys,
+         const std::vector<int64_t>& rows) {
   const SecondMomentParams<Key, Sum> params{
-      data<Sum>(moment_sum), moment_sum.stride(0),
-      moment_sum.stride(1),  data<Key>(keys),
-      keys.stride(0),        keys.stride(1),
-      rows.data(),           static_cast<int64_t>(rows.size()),
+      data<Sum>(moment_sum),
+      moment_sum.stride(0),
+      moment_sum.stride(1),
+      compensation ? data<Sum>(*compensation) : nullptr,
+      compensation ? compensation->stride(0) : 0,
+      compensation ? compensation->stride(1) : 0,
+      data<Key>(keys),
+      keys.stride(0),
+      keys.stride(1),
+      rows.data(),
+      static_cast<int64_t>(rows.size()),
       keys.size(1),
   };
   second_moment(params, torch_pool());
@@ -33,22 +41,29 @@ void run(const Tensor& moment_sum, const Tensor& keys, const std::vector<int64_t
 
 }  // namespace
 
-void second_moment_update_cpu(Tensor moment_sum, const Tensor& keys, std::optional<Tensor> mask) {
+void second_moment_update_cpu(Tensor moment_sum, const Tensor& keys, std::optional<Tensor> mask,
+                              std::optional<Tensor> compensation) {
   STD_TORCH_CHECK(keys.dim() == 2, "keys must have 2 dimensions");
   check_shape(moment_sum, "moment_sum", keys.size(1), keys.size(1));
   if (mask) {
     check_size(*mask, "mask", keys.size(0));
     STD_TORCH_CHECK(mask->scalar_type() == ScalarType::Bool, "mask must be bool");
   }
+  if (compensation) {
+    check_shape(*compensation, "compensation", keys.size(1), keys.size(1));
+    STD_TORCH_CHECK(compensation->scalar_type() == ScalarType::Float &&
+                        moment_sum.scalar_type() == ScalarType::Float,
+                    "compensation and its moment_sum must be float32");
+  }
   const std::vector<int64_t> rows = selected_rows(keys.size(0), mask);
   dispatch_float(keys, "keys", [&](auto key_tag) {
     using Key = typename decltype(key_tag)::type;
     if (moment_sum.scalar_type() == ScalarType::Double) {
-      run<Key, double>(moment_sum, keys, rows);
+      run<Key, double>(moment_sum, compensation, keys, rows);
     } else if constexpr (!std::is_same_v<Key, double>) {
       STD_TORCH_CHECK(moment_sum.scalar_type() == ScalarType::Float,
                       "moment_sum must be float64 or float32");
-      run<Key, float>(moment_sum, keys, rows);
+      run<Key, float>(moment_sum, compensation, keys, rows);
     } else {
       STD_TORCH_CHECK(false, "moment_sum must be float64 for float64 keys");
     }

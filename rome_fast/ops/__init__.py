@@ -53,17 +53,24 @@ def second_moment_update_(
     keys: Tensor,  # [n, d]
     mask: Tensor | None = None,  # [n] bool
     *,
+    compensation: Tensor | None = None,  # [d, d] float32
     backend: str = "auto",
 ) -> None:
     """Add the sum of k k^T over the rows that mask keeps into the lower triangle, in place.
 
-    The strictly upper part of moment_sum is left as it is. Raises InvalidArgumentError.
+    With compensation (zeros at the start, and only for a float32 moment_sum) what rounding drops
+    from the sum is kept there and added the next time (Kahan 1965): the value is
+    moment_sum.double() + compensation.double(), and its error does not grow with the number of
+    calls. moment_sum alone is that value rounded to float32.
+
+    The strictly upper parts of both are left as they are. Raises InvalidArgumentError.
     """
-    _schema.check_second_moment_update(moment_sum, keys, mask)
+    args = (moment_sum, keys, mask, compensation)
+    _schema.check_second_moment_update(*args)
     if resolve_backend(backend, moment_sum.device.type) == "native":
-        _call_native(torch.ops.rome_fast.second_moment_update_.default, moment_sum, keys, mask)
+        _call_native(torch.ops.rome_fast.second_moment_update_.default, *args)
     else:
-        _default.second_moment_update_default(moment_sum, keys, mask)
+        _default.second_moment_update_default(*args)
 
 
 @torch.no_grad()
@@ -133,11 +140,14 @@ def _as_out_in(weight: Tensor, weight_layout: str) -> Tensor:
 
 
 def _call_native(op: Any, *args: Any) -> Any:
-    """Run a native op and tell autograd that its first argument has changed."""
+    """Run a native op and tell autograd which of its arguments have changed."""
     result = op(*args)
-    # Compiled code keeps the version itself; inference tensors have none.
-    if not torch.compiler.is_compiling() and not args[0].is_inference():
-        torch.autograd.graph.increment_version(args[0])
+    if torch.compiler.is_compiling():  # compiled code keeps the versions itself
+        return result
+    for arg, declared in zip(args, op._schema.arguments, strict=True):
+        mutated = declared.alias_info is not None and declared.alias_info.is_write
+        if mutated and arg is not None and not arg.is_inference():
+            torch.autograd.graph.increment_version(arg)
     return result
 
 

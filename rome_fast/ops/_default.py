@@ -15,12 +15,24 @@ def second_moment_update_default(
     moment_sum: Tensor,  # [d, d], lower triangle written
     keys: Tensor,  # [n, d]
     mask: Tensor | None,  # [n] bool
+    compensation: Tensor | None = None,  # [d, d], lower triangle written
 ) -> None:
-    """moment_sum += tril(keys^T keys) over the rows that mask keeps."""
+    """moment_sum (+ compensation) += tril(keys^T keys) over the rows that mask keeps."""
     rows = keys.to(moment_sum.dtype)
     if mask is not None:
         rows = rows[mask]
-    moment_sum.add_((rows.T @ rows).tril_())
+    product = (rows.T @ rows).tril_()
+    if compensation is None:
+        moment_sum.add_(product)
+        return
+    # Two-sum (Knuth 1969): total + error is exactly moment_sum + increment.
+    increment = product + compensation
+    total = moment_sum + increment
+    rounded = total - moment_sum
+    error = (moment_sum - (total - rounded)) + (increment - rounded)
+    lower = torch.ones_like(moment_sum, dtype=torch.bool).tril_()
+    moment_sum.copy_(torch.where(lower, total, moment_sum))
+    compensation.copy_(torch.where(lower, error, compensation))
 
 
 def rank_one_update_default(

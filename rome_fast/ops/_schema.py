@@ -21,7 +21,7 @@ ACCUMULATOR_DTYPES = (torch.float64, torch.float32)
 
 torch.library.define(
     "rome_fast::second_moment_update_",
-    "(Tensor(a!) moment_sum, Tensor keys, Tensor? mask) -> ()",
+    "(Tensor(a!) moment_sum, Tensor keys, Tensor? mask, Tensor(b!)? compensation=None) -> ()",
 )
 torch.library.define(
     "rome_fast::rank_one_update_",
@@ -43,6 +43,7 @@ def check_second_moment_update(
     moment_sum: Tensor,  # [d, d]
     keys: Tensor,  # [n, d]
     mask: Tensor | None,  # [n] bool
+    compensation: Tensor | None,  # [d, d]
 ) -> None:
     """Raise InvalidArgumentError unless the arguments fit together."""
     _require_dtype("moment_sum", moment_sum, ACCUMULATOR_DTYPES)
@@ -57,6 +58,13 @@ def check_second_moment_update(
         _require_dtype("mask", mask, (torch.bool,))
         _require_shape("mask", mask, (keys.shape[0],))
         _require_same_device("mask", mask, "moment_sum", moment_sum)
+    if compensation is not None:
+        _require_dtype("compensation", compensation, (torch.float32,))
+        if moment_sum.dtype != torch.float32:
+            raise InvalidArgumentError("compensation needs a float32 moment_sum, got float64")
+        _require_shape("compensation", compensation, (keys.shape[1], keys.shape[1]))
+        _require_writable("compensation", compensation)
+        _require_same_device("compensation", compensation, "moment_sum", moment_sum)
 
 
 def check_rank_one_update(
@@ -95,8 +103,8 @@ def check_rank_one_solve_apply(
 
 
 @torch.library.register_fake("rome_fast::second_moment_update_")
-def _(moment_sum, keys, mask):
-    check_second_moment_update(moment_sum, keys, mask)
+def _(moment_sum, keys, mask, compensation=None):
+    check_second_moment_update(moment_sum, keys, mask, compensation)
 
 
 @torch.library.register_fake("rome_fast::rank_one_update_")

@@ -121,6 +121,9 @@ def test_second_moment_opcheck(sum_dtype, with_mask):
     op = torch.ops.rome_fast.second_moment_update_.default
     torch.library.opcheck(op, (moment_sum, keys, mask if with_mask else None))
     torch.library.opcheck(op, (CanaryBuffer(moment_sum).view, keys.T.contiguous().T, None))
+    if sum_dtype == torch.float32:
+        compensation = torch.zeros_like(moment_sum)
+        torch.library.opcheck(op, (moment_sum, keys, mask if with_mask else None, compensation))
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
@@ -139,11 +142,13 @@ def test_second_moment_compiles_fullgraph(backend, dynamic):
     assert_close(trace, expected.diagonal().sum())
 
 
-def test_second_moment_bumps_the_version(backend):
+def test_second_moment_bumps_the_versions(backend):
     moment_sum, keys, mask = sample(10, 4)
-    before = moment_sum._version
-    second_moment_update_(moment_sum, keys, mask, backend=backend)
-    assert moment_sum._version > before
+    compensation = torch.zeros_like(moment_sum)
+    before = moment_sum._version, compensation._version
+    second_moment_update_(moment_sum, keys, mask, compensation=compensation, backend=backend)
+    assert moment_sum._version > before[0]
+    assert compensation._version > before[1]
 
 
 @pytest.mark.parametrize(
@@ -158,6 +163,20 @@ def test_second_moment_bumps_the_version(backend):
         (dict(mask=torch.ones(2, dtype=torch.bool)), r"mask must have shape \[3\]"),
         (dict(mask=torch.ones(3)), "mask must be one of bool"),
         (dict(keys=torch.zeros(3, 4, device="meta")), "keys is on meta but moment_sum is on cpu"),
+        (dict(compensation=torch.zeros(4, 5)), r"compensation must have shape \[4, 4\]"),
+        (
+            dict(compensation=torch.zeros(4, 4, dtype=torch.float64)),
+            "compensation must be one of float32",
+        ),
+        (
+            dict(moment_sum=torch.zeros(4, 4, dtype=torch.float64), compensation=torch.zeros(4, 4)),
+            "compensation needs a float32 moment_sum, got float64",
+        ),
+        (dict(compensation=torch.zeros(4, 1).expand(4, 4)), "compensation is expanded"),
+        (
+            dict(compensation=torch.zeros(4, 4, device="meta")),
+            "compensation is on meta but moment_sum is on cpu",
+        ),
     ],
 )
 def test_second_moment_refuses_by_name(backend, change, message):

@@ -13,6 +13,9 @@ struct SecondMomentParams {
   Sum* moment_sum;  // [d, d], only row >= col is read or written
   int64_t moment_row_stride;
   int64_t moment_col_stride;
+  Sum* compensation;  // [d, d] like moment_sum, or null
+  int64_t compensation_row_stride;
+  int64_t compensation_col_stride;
   const Key* keys;  // [*, d]
   int64_t keys_row_stride;
   int64_t keys_col_stride;
@@ -21,7 +24,9 @@ struct SecondMomentParams {
   int64_t d;
 };
 
-// Products and sums are formed in Sum, in an order that does not depend on the thread count.
+// Products and sums are formed in Sum, in an order that does not depend on the thread count. With
+// compensation the value is moment_sum + compensation, and each slab of products is added to it
+// without losing what rounds off.
 // Instantiated for Key in {double, float, BFloat16, Half}, Sum in {double, float}.
 template <class Key, class Sum>
 void second_moment(const SecondMomentParams<Key, Sum>& params, const Pool& pool);

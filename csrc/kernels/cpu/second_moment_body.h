@@ -11,10 +11,11 @@ struct SyrkTraits {
   static constexpr int kPanel = kVectors * kLanes<T>;     // columns of a tile
   static constexpr int kTileRows = ROME_FAST_TILE_ROWS;   // rows of a tile
   static constexpr int64_t kDepth = 512 * 4 / sizeof(T);  // a panel of AVX-512 floats: 96 KiB of L2
+  static constexpr int64_t kChunk = 128;  // rows summed in one go: rounding grows with their number
   static_assert(kPanel % kTileRows == 0, "a panel must hold whole tiles");
 };
 
-// tile[kTileRows][kPanel] = sum over depth of a_row * b_col.
+// tile[kTileRows][kPanel] += sum over depth of a_row * b_col.
 template <class T>
 ROME_FAST_TARGET void syrk_tile_kernel(const T* a, const T* b, int64_t depth, T* tile) {
   using Traits = SyrkTraits<T>;
@@ -38,7 +39,8 @@ ROME_FAST_TARGET void syrk_tile_kernel(const T* a, const T* b, int64_t depth, T*
   for (int i = 0; i < kRows; ++i) {
 #pragma GCC unroll 3
     for (int j = 0; j < kVectors; ++j) {
-      store(tile + i * Traits::kPanel + j * kLanes<T>, sum[i][j]);
+      T* out = tile + i * Traits::kPanel + j * kLanes<T>;
+      store(out, load<Vec<T>>(out) + sum[i][j]);
     }
   }
 }
@@ -60,6 +62,32 @@ ROME_FAST_TARGET void pack_panel(const SecondMomentParams<Key, Sum>& p, int64_t 
   }
 }
 
+// sum + compensation += addend; compensation becomes what rounds off sum. Two-sum (Knuth 1969)
+// needs no branch and so vectorises. Rounding the increment is an error relative to one addend, as
+// forming it in Sum already was, and not to the sum.
+template <class Sum>
+ROME_FAST_TARGET ROME_FAST_INLINE void add_compensated(Sum addend, Sum& sum, Sum& compensation) {
+  const Sum increment = addend + compensation;
+  const Sum total = sum + increment;
+  const Sum rounded = total - sum;
+  compensation = (sum - (total - rounded)) + (increment - rounded);
+  sum = total;
+}
+
+// One row of a tile; the strides of both matrices are along the row.
+template <class Sum>
+ROME_FAST_TARGET void add_row_compensated(const Sum* tile, int64_t width, Sum* sum,
+                                          int64_t sum_stride, Sum* compensation,
+                                          int64_t compensation_stride) {
+  if (sum_stride == 1 && compensation_stride == 1) {
+    for (int64_t j = 0; j < width; ++j) add_compensated(tile[j], sum[j], compensation[j]);
+  } else {
+    for (int64_t j = 0; j < width; ++j) {
+      add_compensated(tile[j], sum[j * sum_stride], compensation[j * compensation_stride]);
+    }
+  }
+}
+
 // moment_sum[row.., col..] += tile, clipped to the matrix and to its lower triangle.
 template <class Key, class Sum>
 ROME_FAST_TARGET void add_tile(const SecondMomentParams<Key, Sum>& p, const Sum* tile, int64_t row,
@@ -69,7 +97,11 @@ ROME_FAST_TARGET void add_tile(const SecondMomentParams<Key, Sum>& p, const Sum*
     const int64_t below = row + i - col + 1;  // columns of this row at or left of the diagonal
     const int64_t width = below < kPanel ? below : kPanel;
     Sum* out = p.moment_sum + (row + i) * p.moment_row_stride + col * p.moment_col_stride;
-    if (p.moment_col_stride == 1 && width == kPanel) {
+    if (p.compensation != nullptr) {
+      Sum* lost =
+          p.compensation + (row + i) * p.compensation_row_stride + col * p.compensation_col_stride;
+      add_row_compensated(tile, width, out, p.moment_col_stride, lost, p.compensation_col_stride);
+    } else if (p.moment_col_stride == 1 && width == kPanel) {
       for (int64_t j = 0; j < kPanel; ++j) out[j] += tile[j];
     } else {
       for (int64_t j = 0; j < width; ++j) out[j * p.moment_col_stride] += tile[j];
@@ -85,11 +117,14 @@ ROME_FAST_TARGET void add_panel_pair(const SecondMomentParams<Key, Sum>& p, cons
   const Sum* a = packed + row_panel * depth * Traits::kPanel;
   const Sum* b = packed + col_panel * depth * Traits::kPanel;
   const int64_t col = col_panel * Traits::kPanel;
-  alignas(64) Sum tile[Traits::kTileRows * Traits::kPanel];
   for (int64_t i = 0; i < Traits::kPanel; i += Traits::kTileRows) {
     const int64_t row = row_panel * Traits::kPanel + i;
     if (row >= p.d) break;
-    syrk_tile_kernel(a + i, b, depth, tile);
+    alignas(64) Sum tile[Traits::kTileRows * Traits::kPanel] = {};
+    for (int64_t k = 0; k < depth; k += Traits::kChunk) {
+      const int64_t chunk = depth - k < Traits::kChunk ? depth - k : Traits::kChunk;
+      syrk_tile_kernel(a + k * Traits::kPanel + i, b + k * Traits::kPanel, chunk, tile);
+    }
     add_tile(p, tile, row, col);
   }
 }
