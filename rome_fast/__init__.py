@@ -9,6 +9,7 @@ Importing this package never compiles, never starts CUDA and never imports trans
 """
 
 from rome_fast import demo
+from rome_fast.collect import collect_second_moment
 from rome_fast.edit import edit, trial
 from rome_fast.hparams import RomeHparams
 from rome_fast.moments import SecondMoment
@@ -22,6 +23,7 @@ __all__ = [
     "RankOneUpdate",
     "RomeHparams",
     "SecondMoment",
+    "collect_second_moment",
     "demo",
     "edit",
     "trial",

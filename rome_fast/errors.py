@@ -1,4 +1,4 @@
-"""Typed errors and the one warning class.
+"""Typed errors and warnings.
 
 Every message names the argument, the value received and the remedy. Whatever is raised, the
 model's weights are bit-identical to what they were before the call.
@@ -61,3 +61,7 @@ class BackendUnavailableError(RomeFastError, RuntimeError):
 
 class EditWarning(UserWarning):
     """An edit that went through, with something the user should know about it."""
+
+
+class SecondMomentWarning(UserWarning):
+    """A second moment that can be solved with, at a price that the message names."""

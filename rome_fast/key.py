@@ -61,7 +61,7 @@ def compute_keys(model: PreTrainedModel, projection: DownProjection, tokens: Tok
     )
 
 
-class _StopForwardError(Exception):
+class StopForwardError(Exception):
     """Ends a forward pass once the edited matrix has been reached."""
 
 
@@ -81,7 +81,7 @@ def capture(
 
     def keep(module: Any, args: tuple[Tensor, ...], output: Tensor) -> None:
         seen["input"], seen["output"] = args[0], output
-        raise _StopForwardError
+        raise StopForwardError
 
     device = input_device(model)
     handle = projection.module.register_forward_hook(keep)
@@ -91,7 +91,7 @@ def capture(
             attention_mask=attention_mask.to(device),
             use_cache=False,
         )
-    except _StopForwardError:
+    except StopForwardError:
         pass
     finally:
         handle.remove()

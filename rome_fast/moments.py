@@ -6,22 +6,22 @@ float64) and never inverted.
 
 from __future__ import annotations
 
-import json
-import uuid
-from collections.abc import Mapping
+import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from rome_fast import ops
-from rome_fast.errors import InvalidArgumentError, SecondMomentError
+from rome_fast.errors import InvalidArgumentError, SecondMomentError, SecondMomentWarning
+from rome_fast.memory import is_out_of_memory
+from rome_fast.provenance import merge_conflicts, merged_info
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_FORMAT = "rome_fast.second_moment.1"
 _ACCUM_DTYPES = (torch.float32, torch.float64)
+_JITTERS = (1e-8, 1e-7, 1e-6, 1e-5, 1e-4)
 
 
 class SecondMoment:
@@ -30,14 +30,18 @@ class SecondMoment:
     Args:
         d_key: width of a key.
         dtype: of the running sum, torch.float64 or torch.float32.
-        damping: ridge, as a share of the mean eigenvalue: C + damping * tr(C)/d_key * I.
+        compensated: keep what float32 additions round off in a second matrix, so that the sum is
+            about as exact as a float64 one, at the speed of float32 products.
+        damping: ridge, as a share of the mean eigenvalue: C + damping * tr(C)/d_key * I; or
+            ``"auto"``, the share that C's own spectrum and the number of keys ask for.
         source: where the keys came from; edit results quote it.
 
     Attributes:
         moment_sum: [d_key, d_key], only the lower triangle is kept up to date.
+        compensation: [d_key, d_key] or None; the true sum is ``moment_sum + compensation``.
         count: number of keys added.
         jitter: the ridge that the factorisation had to add on its own (0.0 normally).
-        info: what the file or the collector says about it (model fingerprint, layer, ...).
+        info: what the file or the collector says about it (hashes of the model, layer, ...).
     """
 
     def __init__(
@@ -46,20 +50,24 @@ class SecondMoment:
         *,
         dtype: torch.dtype = torch.float64,
         device: torch.device | str = "cpu",
-        damping: float = 0.0,
+        compensated: bool = False,
+        damping: float | Literal["auto"] = 0.0,
         source: str = "keys added by the caller",
     ) -> None:
         if dtype not in _ACCUM_DTYPES:
             raise InvalidArgumentError(f"dtype must be float32 or float64, got {dtype}")
-        if not 0.0 <= damping < float("inf"):
-            raise InvalidArgumentError(f"damping must be finite and >= 0, got {damping}")
+        if compensated and dtype != torch.float32:
+            raise InvalidArgumentError("compensated=True is for dtype float32, got float64")
+        _check_damping(damping)
         self.moment_sum = torch.zeros(d_key, d_key, dtype=dtype, device=device)
+        self.compensation = torch.zeros_like(self.moment_sum) if compensated else None
         self.count = 0
         self.damping = damping
         self.source = source
         self.jitter = 0.0
         self.info: dict[str, Any] = {}
         self._factor: Tensor | None = None
+        self._ridge: float | None = None
 
     @classmethod
     def from_moment(cls, moment: Tensor, count: int, **options: Any) -> SecondMoment:
@@ -94,63 +102,115 @@ class SecondMoment:
         keys = keys.reshape(-1, keys.shape[-1])
         if mask is not None:
             mask = mask.reshape(-1).bool()
-        ops.second_moment_update_(self.moment_sum, keys, mask)
+        ops.second_moment_update_(self.moment_sum, keys, mask, compensation=self.compensation)
         self.count += len(keys) if mask is None else int(mask.sum())
-        self._factor = None
+        self._factor = self._ridge = None
 
     def merge(self, other: SecondMoment) -> None:
-        """Add the keys that ``other`` has seen; same d_key."""
+        """Add the keys that ``other`` has seen.
+
+        Raises:
+            SecondMomentError: it is of another size, layer or model; nothing was added.
+        """
         if other.d_key != self.d_key:
             raise SecondMomentError(
                 f"cannot merge second moments of d_key {self.d_key} and {other.d_key}"
             )
-        self.moment_sum += other.moment_sum.to(self.moment_sum)
+        if conflicts := merge_conflicts(self.info, other.info):
+            raise SecondMomentError(f"cannot merge second moments: {'; '.join(conflicts)}")
+        both = self._exact_sum() + other._exact_sum().to(self.moment_sum.device)
+        self.moment_sum.copy_(both)
+        if self.compensation is not None:
+            self.compensation.copy_(both - self.moment_sum)
         self.count += other.count
-        self._factor = None
+        self.source = f"{self.source} + {other.source}"
+        self.info = merged_info(self.info, other.info)
+        self._factor = self._ridge = None
 
     def __str__(self) -> str:
-        return self.source + (f", ridge {self.jitter:g} added" if self.jitter else "")
+        ridge = f", ridge {self.ridge():.2g}" if self.damping and self.count else ""
+        return self.source + ridge + (f", jitter {self.jitter:g} added" if self.jitter else "")
 
     def moment(self) -> Tensor:
-        """C = E[k k^T] without damping, [d_key, d_key], symmetric, in the sum's dtype."""
-        if not self.count:
-            raise SecondMomentError("second moment is empty: add keys first")
-        lower = self.moment_sum.tril()
-        return (lower + lower.tril(-1).T) / self.count
+        """C = E[k k^T] without damping, [d_key, d_key], symmetric; in the sum's dtype, or
+        float64 for a compensated sum."""
+        self._require_keys()
+        exact = self.moment_sum if self.compensation is None else self._exact_sum()
+        lower = exact.tril()
+        return lower.add_(lower.tril(-1).T).div_(self.count)
+
+    def ridge(self) -> float:
+        """The damping as a number, as a share of the mean eigenvalue.
+
+        For ``"auto"`` it is the shrinkage of Chen et al. 2010 (OAS, eq. 23) towards the scaled
+        identity: about (1 + effective rank) / count, so it vanishes as keys are added.
+
+        Raises:
+            SecondMomentError: empty.
+        """
+        self._require_keys()
+        if self.damping != "auto":
+            return float(self.damping)
+        if self._ridge is None:
+            self._ridge = _oas_ridge(self._exact_sum().div_(self.count), self.count)
+        return self._ridge
 
     @torch.no_grad()
     def factor(self) -> Tensor:
-        """Lower Cholesky factor of the damped C, float64 [d_key, d_key]; computed once.
+        """Lower Cholesky factor of the damped C, [d_key, d_key]; computed once, in float64 (in
+        float32, with a warning, where memory does not allow that).
 
-        A C that is not positive definite (fewer keys than d_key, say) gets a ridge of 1e-8 of
-        its mean eigenvalue, then ten times more, up to 1e-2; ``jitter`` says how much.
+        Where rounding leaves a C of enough keys not positive definite it gets a ridge of 1e-8 of
+        its mean eigenvalue, then ten times more, up to 1e-4, with a warning; ``jitter`` says how
+        much.
 
         Raises:
-            SecondMomentError: empty, not finite, or still singular.
+            SecondMomentError: empty, not finite, or of too low a rank to be solved with.
         """
         if self._factor is None:
-            self._factor = self._factorise()
+            try:
+                self._factor = self._factorise(torch.float64)
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                _warn(f"no memory to factor C ({self}) in float64: factored in float32")
+                self._factor = self._factorise(torch.float32)
         return self._factor
 
-    def _factorise(self) -> Tensor:
-        moment = self.moment().double()
-        scale = float(moment.diagonal().mean())
-        if not scale > 0 or not torch.isfinite(moment).all():
+    def _factorise(self, dtype: torch.dtype) -> Tensor:
+        self._require_keys()
+        damped = self._exact_sum(dtype).div_(self.count)  # LAPACK reads the lower triangle only
+        diagonal = damped.diagonal().clone()
+        scale = float(diagonal.mean())
+        if not scale > 0 or not torch.isfinite(damped.tril_()).all():
             raise SecondMomentError(
                 f"second moment ({self.source}) is zero or not finite: mean diagonal {scale}"
             )
-        for jitter in (0.0, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2):
-            damped = moment.clone()
-            damped.diagonal().add_((self.damping + jitter) * scale)
+        ridge = self.ridge()
+        for jitter in (0.0, *_JITTERS):
+            damped.diagonal().copy_(diagonal).add_((ridge + jitter) * scale)
             factor, failed = torch.linalg.cholesky_ex(damped)
             # A pivot at rounding level is a rank that is not there, though LAPACK lets it pass.
             pivot = float(factor.diagonal().square().min())
-            if not int(failed) and pivot > 1e-13 * scale:
+            if not int(failed) and pivot > 500 * torch.finfo(dtype).eps * scale:
                 self.jitter = jitter
+                if jitter:
+                    _warn(
+                        f"second moment ({self.source}) is singular to rounding: {jitter:g} of "
+                        "its mean eigenvalue was added; set damping= to choose a ridge yourself"
+                    )
                 return factor
-        raise SecondMomentError(
-            f"second moment ({self.source}, d_key {self.d_key}) of {self.count} keys is singular: "
-            f"collect at least {10 * self.d_key} keys or pass damping="
+            if self.count < self.d_key:
+                break
+        raise SecondMomentError(self._why_singular(damped, diagonal))
+
+    def _why_singular(self, damped: Tensor, diagonal: Tensor) -> str:
+        damped.diagonal().copy_(diagonal)
+        symmetric = damped + damped.tril(-1).T
+        rank = int(torch.linalg.matrix_rank(symmetric, hermitian=True))
+        return (
+            f"second moment ({self.source}) has rank {rank} of {self.d_key} from {self.count:,} "
+            f"keys: collect {5 * self.d_key:,} keys or more, or set damping='auto'"
         )
 
     @torch.no_grad()
@@ -159,64 +219,70 @@ class SecondMoment:
 
         Dot products of whitened keys are those of the keys in the metric of C^-1.
         """
-        columns = keys.to(self.moment_sum.device).double().T
-        return torch.linalg.solve_triangular(self.factor(), columns, upper=False).T
+        factor = self.factor()
+        columns = keys.to(factor).T
+        return torch.linalg.solve_triangular(factor, columns, upper=False).T.double()
 
     @torch.no_grad()
     def solve(self, keys: Tensor) -> Tensor:
         """C^-1 k for keys [d_key] or [n, d_key]; float64, same shape."""
-        columns = keys.to(self.moment_sum.device).double().reshape(-1, self.d_key).T
-        return torch.cholesky_solve(columns, self.factor()).T.reshape(keys.shape)
+        factor = self.factor()
+        columns = keys.to(factor).reshape(-1, self.d_key).T
+        return torch.cholesky_solve(columns, factor).T.reshape(keys.shape).double()
 
     def save(self, path: str | Path) -> None:
-        """Write a safetensors file: the lower triangle, and a header that says what it is."""
-        from safetensors.torch import save_file
+        """Write it to a file, whole or not at all.
 
-        header = {
-            "format": _FORMAT,
-            "count": self.count,
-            "damping": self.damping,
-            "source": self.source,
-            "info": self.info,
-        }
-        rows, cols = torch.tril_indices(self.d_key, self.d_key)
-        packed = self.moment_sum[rows, cols].cpu()
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # A file is there whole or not at all, also when two processes write it.
-        partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
-        save_file({"moment_sum": packed}, partial, metadata={"second_moment": json.dumps(header)})
-        partial.replace(path)
+        ``.npz`` writes kmeng01/rome's layout (see ``moment_files``), any other name a safetensors
+        file: the lower triangle, and a header that says what it is.
+
+        Raises:
+            SecondMomentError: empty; or, for .npz, its ``info`` has no "sample_size".
+        """
+        from rome_fast.moment_files import write
+
+        self._require_keys()
+        write(self, Path(path))
 
     @classmethod
     def load(cls, path: str | Path) -> SecondMoment:
-        """Read a file written by ``save``.
+        """Read a file of ``save``, or an ``.npz`` of kmeng01/rome, EasyEdit or AlphaEdit.
 
         Raises:
-            SecondMomentError: no such file, or not one of ours; the message names the path.
+            SecondMomentError: no such file, another kind of file, truncated or corrupt; the
+                message names the path.
         """
-        header, packed = _read(Path(path))
-        d_key = int(((8 * len(packed) + 1) ** 0.5 - 1) / 2)
-        made = cls(d_key, dtype=packed.dtype, damping=header["damping"], source=header["source"])
-        rows, cols = torch.tril_indices(d_key, d_key)
-        made.moment_sum[rows, cols] = packed
-        made.count = header["count"]
-        made.info = header["info"]
-        return made
+        from rome_fast.moment_files import read
+
+        return read(Path(path))
+
+    def _require_keys(self) -> None:
+        if not self.count:
+            raise SecondMomentError("second moment is empty: add keys first")
+
+    def _exact_sum(self, dtype: torch.dtype = torch.float64) -> Tensor:
+        """A copy of the sum with what its compensation holds; only the lower triangle is valid."""
+        total = self.moment_sum.to(dtype, copy=True)
+        return total if self.compensation is None else total.add_(self.compensation)
 
 
-def _read(path: Path) -> tuple[Mapping[str, Any], Tensor]:
-    from safetensors import SafetensorError, safe_open
+def _oas_ridge(moment: Tensor, count: int) -> float:
+    """Ridge as a share of the mean eigenvalue; of ``moment`` only the lower triangle is read."""
+    d, diagonal = len(moment), moment.diagonal()
+    trace = float(diagonal.sum())
+    squares = 2 * float(moment.tril().norm()) ** 2 - float(diagonal.norm()) ** 2
+    spread = (count + 1 - 2 / d) * (squares - trace**2 / d)
+    excess = (1 - 2 / d) * squares + trace**2
+    share = min(excess / spread, 0.5) if spread > 0 else 0.5
+    return share / (1 - share)
 
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {})["second_moment"])
-            if header["format"] != _FORMAT:
-                raise KeyError(header["format"])
-            return header, file.get_tensor("moment_sum")
-    except FileNotFoundError as error:
-        raise SecondMomentError(f"second_moment: there is no file {str(path)!r}") from error
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise SecondMomentError(
-            f"second_moment: {str(path)!r} is not a second-moment file of rome_fast: {error}"
-        ) from error
+
+def _check_damping(damping: float | str) -> None:
+    if damping == "auto":
+        return
+    if isinstance(damping, str) or not 0.0 <= damping < float("inf"):
+        raise InvalidArgumentError(f"damping must be 'auto' or finite and >= 0, got {damping!r}")
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, SecondMomentWarning, stacklevel=4)

@@ -149,7 +149,17 @@ def locate_subject(
 
 def text_ids(tok: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Ids of a text that is to be continued: with BOS if the tokenizer adds one, never with EOS."""
-    ids = list(tok(text)["input_ids"])
+    return _without_eos(tok, text, tok(text)["input_ids"])
+
+
+def all_text_ids(tok: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    """``text_ids`` of each text, in one call of the tokenizer; long texts are no cause to warn."""
+    rows = tok(list(texts), verbose=False)["input_ids"] if texts else []
+    return [_without_eos(tok, text, row) for text, row in zip(texts, rows, strict=True)]
+
+
+def _without_eos(tok: PreTrainedTokenizerBase, text: str, row: Sequence[int]) -> list[int]:
+    ids = list(row)
     if tok.eos_token is not None and not text.endswith(tok.eos_token):
         while ids and ids[-1] == tok.eos_token_id:
             ids.pop()

@@ -273,11 +273,11 @@ def test_bad_second_moments(gpt2, settings, tmp_path):
 
     with refuses(model, errors.InvalidArgumentError, "'identity' or None, got int"):
         attempt(3)
-    with refuses(model, errors.SecondMomentError, r"d_key 8, but .* has d_key 256"):
+    with refuses(model, errors.SecondMomentError, r"d_key differs: 8 there, 256 here"):
         attempt(rome_fast.SecondMoment.from_moment(torch.eye(8), 100))
     with refuses(model, errors.SecondMomentError, "there is no file"):
         attempt(tmp_path / "none.safetensors")
-    with refuses(model, errors.SecondMomentError, "holds no token"):
+    with refuses(model, errors.SecondMomentError, "hold no token"):
         attempt([])
     (tmp_path / "junk.safetensors").write_bytes(b"junk")
     with refuses(model, errors.SecondMomentError, "not a second-moment file"):

@@ -7,13 +7,8 @@ import torch
 from helpers import CONTEXTS, REQUEST
 
 import rome_fast
-from rome_fast.collect import (
-    KEYS_PER_DIM,
-    cache_dir,
-    collect_texts,
-    model_fingerprint,
-    sampled_second_moment,
-)
+from rome_fast.collect import collect_second_moment
+from rome_fast.collect.sampled import KEYS_PER_DIM, cache_dir, sampled_second_moment
 from rome_fast.errors import InvalidArgumentError, SecondMomentError
 from rome_fast.key import capture
 from rome_fast.models import ModelSpec

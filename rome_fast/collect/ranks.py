@@ -1,0 +1,90 @@
+"""The processes of one collection, on torch.distributed; a single process is the case of one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import distributed
+
+from rome_fast.errors import InvalidArgumentError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process' rank among ``size``; every method must be called by all of them."""
+
+    rank: int = 0
+    size: int = 1
+
+    @classmethod
+    def current(cls) -> Ranks:
+        """Those of the default process group.
+
+        Raises:
+            InvalidArgumentError: there is none.
+        """
+        if not (distributed.is_available() and distributed.is_initialized()):
+            raise InvalidArgumentError(
+                "distributed=True needs a process group: run under torchrun and call "
+                "torch.distributed.init_process_group first"
+            )
+        return cls(distributed.get_rank(), distributed.get_world_size())
+
+    def add_up_(self, tensor: Tensor) -> None:
+        """Put the sum over all ranks into every rank's tensor."""
+        if self.size > 1:
+            # nccl moves tensors of the GPU only.
+            moved = tensor if tensor.device.type == "cuda" else tensor.to(_device())
+            distributed.all_reduce(moved)
+            tensor.copy_(moved)
+
+    def wait(self) -> None:
+        """Until all ranks are here."""
+        if self.size > 1:
+            distributed.barrier()
+
+    def any(self, *flags: bool) -> list[bool]:
+        """Which of the flags is set on at least one rank."""
+        if self.size == 1:
+            return list(flags)
+        counts = torch.tensor(flags, dtype=torch.int32, device=_device())
+        distributed.all_reduce(counts)
+        return [bool(count) for count in counts.tolist()]
+
+    def all_equal(self, number: int) -> bool:
+        """Whether every rank has the same number."""
+        if self.size == 1:
+            return True
+        numbers = torch.zeros(self.size, dtype=torch.int64, device=_device())
+        numbers[self.rank] = number
+        distributed.all_reduce(numbers)
+        return len(set(numbers.tolist())) == 1
+
+
+def _device() -> torch.device:
+    """Where small tensors must lie for the backend that is in use."""
+    on_gpu = distributed.get_backend() == "nccl"
+    return torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
+
+
+@contextmanager
+def torchrun_group() -> Iterator[bool]:
+    """Join the group of the torchrun that started this process; yields whether there is one."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield False
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield True
+    finally:
+        distributed.destroy_process_group()

@@ -1,0 +1,104 @@
+"""The second moment without any text: from what the model itself writes, cached on disk.
+
+Sampled text follows the distribution of keys that the model sees, and needs no download.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import platformdirs
+import torch
+
+from rome_fast.collect.collector import collect_second_moment
+from rome_fast.contexts import sample_ids
+from rome_fast.models import DownProjection, max_positions
+from rome_fast.moments import SecondMoment
+from rome_fast.provenance import provenance
+from rome_fast.tokens import text_ids
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+# Keys per dimension of C: enough for the factor to be well conditioned (see docs/numerics.md).
+KEYS_PER_DIM = 20
+_LENGTH = 64
+_ROWS = 64
+
+
+def sampled_second_moment(
+    model: PreTrainedModel,
+    tok: PreTrainedTokenizerBase,
+    projection: DownProjection,
+    dtype: torch.dtype = torch.float32,
+) -> SecondMoment:
+    """Second moment of text that the model writes, 20 keys per dimension; cached on disk.
+
+    The cache (``$ROME_FAST_CACHE``, else ``rome_fast`` in the platform's cache folder) is keyed
+    by everything that determines a key: configuration, weights up to the edited matrix, layer,
+    tokenizer, dtype and number of tokens.
+
+    Raises:
+        SecondMomentError: the cached file is damaged; the message names it.
+    """
+    n_keys = KEYS_PER_DIM * projection.d_key
+    path = _cache_path(model, tok, projection, dtype, n_keys)
+    if path.exists():
+        moment = SecondMoment.load(path)
+        moment.source += ", cached"
+        return moment
+    moment = collect_second_moment(
+        model,
+        tok,
+        sampled_documents(model, tok),
+        projection.layer,
+        tokens=n_keys,
+        dtype=dtype,
+        source="text sampled from the model",
+    )[projection.layer]
+    try:
+        moment.save(path)
+    except OSError as error:
+        moment.source += f", not cached ({error}; set ROME_FAST_CACHE)"
+    return moment
+
+
+def sampled_documents(
+    model: PreTrainedModel, tok: PreTrainedTokenizerBase, seed: int = 0
+) -> Iterator[list[int]]:
+    """Endless texts of 64 tokens, drawn without temperature; they begin as the tokenizer's do."""
+    generator = torch.Generator().manual_seed(seed)
+    bos = _adds_bos(tok)
+    length = min(_LENGTH, max_positions(model) or _LENGTH) - len(bos)
+    while True:
+        for row in sample_ids(model, tok, _ROWS, length, generator=generator).tolist():
+            yield bos + row
+
+
+def cache_dir() -> Path:
+    """``$ROME_FAST_CACHE``, else ``rome_fast`` in the platform's cache folder."""
+    chosen = os.environ.get("ROME_FAST_CACHE")
+    return Path(chosen) if chosen else platformdirs.user_cache_path("rome_fast", appauthor=False)
+
+
+def _cache_path(
+    model: PreTrainedModel,
+    tok: PreTrainedTokenizerBase,
+    projection: DownProjection,
+    dtype: torch.dtype,
+    n_keys: int,
+) -> Path:
+    key = [provenance(model, tok, projection), str(dtype), n_keys, _LENGTH]
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+    return cache_dir() / "second_moments" / f"{digest[:32]}.safetensors"
+
+
+def _adds_bos(tok: PreTrainedTokenizerBase) -> list[int]:
+    """The ids that the tokenizer puts before every text: BOS, or nothing (GPT-2)."""
+    ids = text_ids(tok, "a")
+    return ids[:1] if ids[0] == tok.bos_token_id else []

@@ -1,0 +1,141 @@
+"""What a second moment belongs to: hashes of everything that a key depends on.
+
+Each part has a field of its own, so that a refusal can say which one differs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from rome_fast.undo import fingerprint
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from rome_fast.models import DownProjection
+
+_ELEMENTS = 65_536
+# Fields of a configuration that say nothing about the numbers that the layers compute.
+_INERT = {
+    "_name_or_path",
+    "architectures",
+    "bos_token_id",
+    "dtype",
+    "eos_token_id",
+    "pad_token_id",
+    "torch_dtype",
+    "transformers_version",
+    "use_cache",
+}
+# Fields that have to agree, and what they are called in an error. The tokenizer is not among
+# them: it decides which keys were seen, not what a key is.
+_BINDING = {
+    "d_key": "d_key",
+    "module": "the module",
+    "config": "the configuration (hash)",
+    "weights_dtype": "the dtype of the weights",
+    "weights": "the weights below the layer (hash)",
+}
+_OF_ONE_PART = {"convergence", "sample_size"}
+
+
+def provenance(
+    model: PreTrainedModel, tok: PreTrainedTokenizerBase, projection: DownProjection
+) -> dict[str, Any]:
+    """The fields that a file keeps, JSON-able; equal for equal keys of equal texts."""
+    return {**_of_model(model, projection), "tokenizer": tokenizer_hash(tok)}
+
+
+def differences(
+    info: Mapping[str, Any], model: PreTrainedModel, projection: DownProjection
+) -> list[str]:
+    """How ``info`` disagrees with the model at this layer; a field it lacks agrees."""
+    here = _of_model(model, projection)
+    return [
+        f"{title} differs: {info[field]!s:.40} there, {here[field]!s:.40} here"
+        for field, title in _BINDING.items()
+        if field in info and info[field] != here[field]
+    ]
+
+
+def merge_conflicts(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
+    """The fields in which two second moments disagree so that their sum would mean nothing."""
+    return [
+        f"{title} differs: {first[field]!s:.40} and {second[field]!s:.40}"
+        for field, title in _BINDING.items()
+        if field in first and field in second and first[field] != second[field]
+    ]
+
+
+def merged_info(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+    """What holds for both together; what was measured on one part (convergence) does not."""
+    info = {k: v for k, v in first.items() if second.get(k) == v and k not in _OF_ONE_PART}
+    if "sample_size" in first and "sample_size" in second:
+        info["sample_size"] = first["sample_size"] + second["sample_size"]
+    return info
+
+
+def _of_model(model: PreTrainedModel, projection: DownProjection) -> dict[str, Any]:
+    return {
+        "model_type": str(model.config.model_type),
+        "layer": projection.layer,
+        "module": projection.name,
+        "d_key": projection.d_key,
+        "config": config_hash(model),
+        "weights_dtype": str(projection.weight.dtype).removeprefix("torch."),
+        "weights": weights_hash(model, projection),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of the libraries that made a file."""
+    import torch
+    import transformers
+
+    import rome_fast
+
+    return {m.__name__: m.__version__ for m in (rome_fast, torch, transformers)}
+
+
+def config_hash(model: PreTrainedModel) -> str:
+    """Of all that the configuration says about the computation."""
+    config = {k: v for k, v in model.config.to_diff_dict().items() if k not in _INERT}
+    return _sha256(json.dumps(config, sort_keys=True, default=str))
+
+
+def weights_hash(model: PreTrainedModel, projection: DownProjection) -> str:
+    """Of the parameters that a key of this layer can depend on.
+
+    Left out are the blocks above and the edited weight itself, so edits at the layer keep it.
+    Evenly spaced elements of each parameter stand for all of it: training, merging or editing a
+    matrix changes nearly every element.
+    """
+    blocks = projection.name.split(f".{projection.layer}.")[0]
+    above = re.compile(rf"{re.escape(blocks)}\.(\d+)\.")
+    samples = []
+    for name, parameter in model.named_parameters():
+        block = above.match(name)
+        if name == f"{projection.name}.weight" or (block and int(block[1]) > projection.layer):
+            continue
+        flat = parameter.detach().reshape(-1)
+        samples.append(flat[:: -(-len(flat) // _ELEMENTS) or 1])
+    return fingerprint(*samples)
+
+
+def tokenizer_hash(tok: PreTrainedTokenizerBase) -> str:
+    """Of vocabulary and rules; padding and truncation, which change in use, are left out."""
+    backend = getattr(tok, "backend_tokenizer", None)
+    if backend is None:
+        return _sha256(json.dumps(sorted(tok.get_vocab().items())))
+    rules = json.loads(backend.to_str())
+    for transient in ("padding", "truncation"):
+        rules.pop(transient, None)
+    return _sha256(json.dumps(rules, sort_keys=True))
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
