@@ -1,0 +1,67 @@
+"""What a second moment belongs to: what changes a hash, and what does not."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from rome_fast.models import ModelSpec
+from rome_fast.provenance import differences, provenance, tokenizer_hash, weights_hash
+
+
+def test_weights_hash_covers_the_layer_and_below(tiny):
+    """Llama registers a block's norms after its MLP."""
+    model, _ = tiny
+    llama = model.config.model_type == "llama"
+    spec = ModelSpec.of(model)
+    projection = spec.down_projection(1)
+    before = weights_hash(model, projection)
+    with torch.no_grad():
+        projection.weight.mul_(2)
+        spec.blocks[2].get_parameter("mlp.up_proj.weight" if llama else "mlp.c_fc.weight").mul_(2)
+    assert weights_hash(model, projection) == before
+    with torch.no_grad():
+        norm = "input_layernorm.weight" if llama else "ln_2.weight"
+        spec.blocks[1].get_parameter(norm).mul_(1.1)
+    assert weights_hash(model, projection) != before
+
+
+def test_a_saved_and_reloaded_model_is_the_same(tiny, tmp_path):
+    model, tok = tiny
+    before = provenance(model, tok, ModelSpec.of(model).down_projection(1))
+    model.save_pretrained(tmp_path)
+    tok.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    tok_again = AutoTokenizer.from_pretrained(tmp_path)
+    assert provenance(again, tok_again, ModelSpec.of(again).down_projection(1)) == before
+
+
+def test_differences_name_the_field(tiny):
+    model, tok = tiny
+    spec = ModelSpec.of(model)
+    info = provenance(model, tok, spec.down_projection(1))
+    assert differences(info, model, spec.down_projection(1)) == []
+    assert differences({}, model, spec.down_projection(1)) == []
+    told = differences(info, model, spec.down_projection(2))
+    assert [text.split(" differs")[0] for text in told] == [
+        "the module",
+        "the weights below the layer (hash)",
+    ]
+    model.config.rope_theta = model.config.layer_norm_epsilon = 0.5
+    [text] = differences(info, model, spec.down_projection(1))
+    assert text.startswith("the configuration (hash) differs: ")
+    half = copy.deepcopy(model).bfloat16()
+    told = differences(info, half, ModelSpec.of(half).down_projection(1))
+    assert "the dtype of the weights differs: float32 there, bfloat16 here" in told
+
+
+def test_tokenizer_hash_is_of_its_rules_not_of_its_use(tiny):
+    _, tok = tiny
+    before = tokenizer_hash(tok)
+    tok.pad_token = tok.eos_token
+    tok(["a", "a b c d"], padding=True, truncation=True, max_length=3)
+    assert tokenizer_hash(tok) == before
+    tok.add_tokens(["<new>"])
+    assert tokenizer_hash(tok) != before
