@@ -15,7 +15,7 @@ import torch
 
 from rome_fast.ops import _native, resolve_backend
 
-OPS = ("second_moment_update_", "rank_one_update_", "rank_one_solve_apply_")
+OPS = ("second_moment_update_", "rank_one_update_", "rank_one_solve_apply_", "cholesky_update_")
 PACKAGES = ("rome-fast", "torch", "transformers", "numpy", "safetensors")
 ENVIRONMENT = {
     "ROME_FAST_BACKEND": "default backend: auto, native or torch",

@@ -28,4 +28,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> rank_one_solve_apply_cpu(
     const Tensor& residual,         // [d_value]
     double min_denominator);
 
+// Returns applied.
+Tensor cholesky_update_cpu(Tensor factor,         // [d, d]
+                           const Tensor& vector,  // [d]
+                           bool downdate);
+
 }  // namespace rome_fast

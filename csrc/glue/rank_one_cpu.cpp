@@ -38,13 +38,6 @@ Tensor new_vector(const Tensor& like, int64_t size, ScalarType type) {
   return torch::stable::new_empty(like, {size}, type);
 }
 
-template <class T>
-Tensor new_scalar(const Tensor& like, T value, ScalarType type) {
-  Tensor scalar = torch::stable::new_empty(like, {}, type);
-  *data<T>(scalar) = value;
-  return scalar;
-}
-
 }  // namespace
 
 void rank_one_update_cpu(Tensor weight, const Tensor& u, const Tensor& v) {

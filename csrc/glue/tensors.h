@@ -62,6 +62,14 @@ T* data(const Tensor& tensor) {
   return static_cast<T*>(tensor.data_ptr());
 }
 
+// A tensor of no dimensions; `type` is the one of T.
+template <class T>
+Tensor new_scalar(const Tensor& like, T value, ScalarType type) {
+  Tensor scalar = torch::stable::new_empty(like, {}, type);
+  *data<T>(scalar) = value;
+  return scalar;
+}
+
 inline Pool torch_pool() {
   return {[](int64_t begin, int64_t end, int64_t grain, Pool::Body body, void* context) {
     torch::stable::parallel_for(begin, end, grain,

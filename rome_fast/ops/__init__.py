@@ -1,4 +1,4 @@
-"""The only door to the native code: three in-place ops and the choice of their backend.
+"""The only door to the native code: four in-place ops and the choice of their backend.
 
 Each function checks its arguments, then calls either the native kernel or the pure-torch default.
 All of them are inference-only: they write through the storage and record nothing for autograd.
@@ -16,6 +16,7 @@ from rome_fast.errors import BackendUnavailableError, InvalidArgumentError
 from rome_fast.ops import _default, _native, _schema
 
 __all__ = [
+    "cholesky_update_",
     "rank_one_solve_apply_",
     "rank_one_update_",
     "resolve_backend",
@@ -128,6 +129,34 @@ def rank_one_solve_apply_(
     if resolve_backend(backend, weight.device.type) == "native":
         return _call_native(torch.ops.rome_fast.rank_one_solve_apply_.default, *args)
     return _default.rank_one_solve_apply_default(*args)
+
+
+@torch.no_grad()
+def cholesky_update_(
+    factor: Tensor,  # [d, d] float32 or float64, any strides
+    vector: Tensor,  # [d]
+    *,
+    downdate: bool = False,
+    backend: str = "auto",
+) -> Tensor:
+    """Make the lower Cholesky factor of C that of C + x x^T, or of C - x x^T, in place.
+
+    A few passes over the factor instead of a refactorisation, computed in float64 but for the
+    factor itself (Gill, Golub, Murray and Saunders 1974, method C1). Its strictly upper part is
+    neither read nor written.
+
+    Nothing is written when the factor or vector is not finite, or when a downdate would leave
+    1 - x^T C^-1 x at or below 64 units of rounding of the factor's dtype: C - x x^T is then not
+    positive definite, or cannot be told from it. The output says which it was, without a host
+    sync.
+
+    Returns applied [] (bool). Raises InvalidArgumentError.
+    """
+    _schema.check_cholesky_update(factor, vector)
+    args = (factor, vector, bool(downdate))
+    if resolve_backend(backend, factor.device.type) == "native":
+        return _call_native(torch.ops.rome_fast.cholesky_update_.default, *args)
+    return _default.cholesky_update_default(*args)
 
 
 def _as_out_in(weight: Tensor, weight_layout: str) -> Tensor:

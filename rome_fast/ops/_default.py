@@ -73,6 +73,29 @@ def rank_one_solve_apply_default(
     return u, v, denominator, update_norm, applied
 
 
+def cholesky_update_default(
+    factor: Tensor,  # [d, d], lower triangle read and written
+    vector: Tensor,  # [d]
+    downdate: bool,
+) -> Tensor:
+    """L <- L M, where M M^T = I +- a a^T and a = L^-1 vector; returns applied []."""
+    sign = -1.0 if downdate else 1.0
+    lower = factor.double().tril()
+    a = torch.linalg.solve_triangular(lower, vector.double()[:, None], upper=False)[:, 0]
+    # t_j, the determinant of the leading block of I +- a a^T, and t_(j-1).
+    t = 1.0 + sign * a.square().cumsum(0)
+    previous = torch.cat([t.new_ones(1), t])[:-1]
+    # after[i, j] = sum over k > j of L[i, k] a_k
+    after = (lower * a).flip(1).cumsum(1).flip(1)
+    after = torch.cat([after, after.new_zeros(len(after), 1)], 1)[:, 1:]
+    updated = lower * (t / previous).sqrt() + sign * after * (a / t.sqrt() / previous.sqrt())
+    positive = t > 64 * torch.finfo(factor.dtype).eps
+    applied = (positive & t.isfinite() & lower.diagonal().isfinite()).all()
+    write = applied & torch.ones_like(factor, dtype=torch.bool).tril_()
+    factor.copy_(torch.where(write, updated.to(factor.dtype), factor))
+    return applied
+
+
 torch.library.register_kernel("rome_fast::second_moment_update_", None)(
     second_moment_update_default
 )
@@ -80,3 +103,4 @@ torch.library.register_kernel("rome_fast::rank_one_update_", None)(rank_one_upda
 torch.library.register_kernel("rome_fast::rank_one_solve_apply_", None)(
     rank_one_solve_apply_default
 )
+torch.library.register_kernel("rome_fast::cholesky_update_", None)(cholesky_update_default)

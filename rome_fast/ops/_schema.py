@@ -32,6 +32,10 @@ torch.library.define(
     "(Tensor(a!) weight, Tensor? factor, Tensor key, Tensor denominator_key, Tensor residual, "
     "float min_denominator) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
+torch.library.define(
+    "rome_fast::cholesky_update_",
+    "(Tensor(a!) factor, Tensor vector, bool downdate) -> Tensor",
+)
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -74,8 +78,8 @@ def check_rank_one_update(
 ) -> None:
     """Raise InvalidArgumentError unless v u^T can be added to weight."""
     _require_weight(weight)
-    _require_vector("u", u, weight.shape[1], weight)
-    _require_vector("v", v, weight.shape[0], weight)
+    _require_vector("u", u, weight.shape[1], "weight", weight)
+    _require_vector("v", v, weight.shape[0], "weight", weight)
 
 
 def check_rank_one_solve_apply(
@@ -93,13 +97,25 @@ def check_rank_one_solve_apply(
         _require_dtype("factor", factor, ACCUMULATOR_DTYPES)
         _require_shape("factor", factor, (d_key, d_key))
         _require_same_device("factor", factor, "weight", weight)
-    _require_vector("key", key, d_key, weight)
-    _require_vector("denominator_key", denominator_key, d_key, weight)
-    _require_vector("residual", residual, d_value, weight)
+    _require_vector("key", key, d_key, "weight", weight)
+    _require_vector("denominator_key", denominator_key, d_key, "weight", weight)
+    _require_vector("residual", residual, d_value, "weight", weight)
     if not (math.isfinite(min_denominator) and min_denominator >= 0):
         raise InvalidArgumentError(
             f"min_denominator must be finite and >= 0, got {min_denominator}"
         )
+
+
+def check_cholesky_update(
+    factor: Tensor,  # [d, d]
+    vector: Tensor,  # [d]
+) -> None:
+    """Raise InvalidArgumentError unless vector fits a factor that can be written into."""
+    _require_dtype("factor", factor, ACCUMULATOR_DTYPES)
+    _require_dim("factor", factor, 2)
+    _require_shape("factor", factor, (factor.shape[1], factor.shape[1]))
+    _require_writable("factor", factor)
+    _require_vector("vector", vector, factor.shape[1], "factor", factor)
 
 
 @torch.library.register_fake("rome_fast::second_moment_update_")
@@ -124,16 +140,22 @@ def _(weight, factor, key, denominator_key, residual, min_denominator):
     return u, v, denominator, update_norm, applied
 
 
+@torch.library.register_fake("rome_fast::cholesky_update_")
+def _(factor, vector, downdate):
+    check_cholesky_update(factor, vector)
+    return factor.new_empty((), dtype=torch.bool)
+
+
 def _require_weight(weight: Tensor) -> None:
     _require_dtype("weight", weight, WEIGHT_DTYPES)
     _require_dim("weight", weight, 2)
     _require_writable("weight", weight)
 
 
-def _require_vector(name: str, vector: Tensor, size: int, weight: Tensor) -> None:
+def _require_vector(name: str, vector: Tensor, size: int, other_name: str, other: Tensor) -> None:
     _require_dtype(name, vector, WEIGHT_DTYPES)
     _require_shape(name, vector, (size,))
-    _require_same_device(name, vector, "weight", weight)
+    _require_same_device(name, vector, other_name, other)
 
 
 def _require_dtype(name: str, tensor: Tensor, allowed: tuple[torch.dtype, ...]) -> None:

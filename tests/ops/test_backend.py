@@ -103,9 +103,12 @@ for d in (1, 47, 100, 300):
     ops.second_moment_update_(moment, keys, backend="native")
     exact = keys.double().T @ keys.double()
     assert (moment - exact.tril()).abs().max() <= 1e-10 * exact.abs().max()
-    single = torch.zeros(d, d)
+    single, lost = torch.zeros(2, d, d)
     ops.second_moment_update_(single, keys, backend="native")
     assert (single - exact.tril()).abs().max() <= 1e-5 * exact.abs().max()
+    ops.second_moment_update_(single, keys, compensation=lost, backend="native")
+    assert (single - 2 * exact.tril()).abs().max() <= 1e-5 * exact.abs().max()
+    assert lost.any()
     exact = exact + 600 * torch.eye(d, dtype=torch.float64)
     for factor in (torch.linalg.cholesky(exact), torch.linalg.cholesky(exact).contiguous()):
         for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
@@ -119,6 +122,10 @@ for d in (1, 47, 100, 300):
             assert (u - w / w.norm()).abs().max() < 1e-6
             ops.rank_one_update_(replay, u, v, weight_layout="out_in", backend="torch")
             assert torch.equal(weight, replay)
+        x = torch.randn(d, generator=g, dtype=torch.float64)
+        updated = torch.linalg.cholesky(exact + torch.outer(x, x))
+        ops.cholesky_update_(factor, x, backend="native")
+        assert (factor - updated).abs().max() <= 1e-11 * updated.abs().max()
 print(ops._native.load().build_facts["simd"])
 """
     used = output_of(code, ROME_FAST_SIMD=simd)

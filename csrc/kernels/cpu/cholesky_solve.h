@@ -1,4 +1,5 @@
-// x <- (L L^T)^-1 x for one right-hand side: two triangular solves (trsv), bound by reading L.
+// x <- L^-1 x and (L L^T)^-1 x for one right-hand side: triangular solves (trsv), bound by reading
+// L.
 #pragma once
 
 #include <cstdint>
@@ -18,12 +19,12 @@ struct CholeskySolveParams {
 };
 
 // The factor is read in its own precision, everything else is double. Either stride may be the
-// unit one; a factor with none takes the naive path. Instantiated for float and double.
+// unit one; a factor with none takes a slow path. Instantiated for float and double.
 template <class T>
 void cholesky_solve(const CholeskySolveParams<T>& params, const Pool& pool);
 
-// The definition, one element at a time, on one thread and for any strides.
+// The first half of it: x <- L^-1 x.
 template <class T>
-void cholesky_solve_naive(const CholeskySolveParams<T>& params);
+void forward_solve(const CholeskySolveParams<T>& params, const Pool& pool);
 
 }  // namespace rome_fast

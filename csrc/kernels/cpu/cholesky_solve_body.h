@@ -126,15 +126,20 @@ ROME_FAST_TARGET void solve_by_axpys(const Triangle<T>& t, double* x, const Pool
 }
 
 template <class T>
-void cholesky_solve(const CholeskySolveParams<T>& p, const Pool& pool) {
+void forward_solve(const CholeskySolveParams<T>& p, const Pool& pool) {
   if (p.col_stride == 1) {
-    const Triangle<T> rows{p.factor, p.row_stride, p.d, true};
-    solve_by_dots(rows, p.x, pool);
-    solve_by_axpys(rows, p.x, pool);
+    solve_by_dots(Triangle<T>{p.factor, p.row_stride, p.d, true}, p.x, pool);
   } else {
-    const Triangle<T> columns{p.factor, p.col_stride, p.d, false};
-    solve_by_axpys(columns, p.x, pool);
-    solve_by_dots(columns, p.x, pool);
+    solve_by_axpys(Triangle<T>{p.factor, p.col_stride, p.d, false}, p.x, pool);
+  }
+}
+
+template <class T>
+void backward_solve(const CholeskySolveParams<T>& p, const Pool& pool) {
+  if (p.col_stride == 1) {
+    solve_by_axpys(Triangle<T>{p.factor, p.row_stride, p.d, true}, p.x, pool);
+  } else {
+    solve_by_dots(Triangle<T>{p.factor, p.col_stride, p.d, false}, p.x, pool);
   }
 }
 
