@@ -1,0 +1,52 @@
+"""The number that says when C is known well enough."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from rome_fast.collect.convergence import TOLERANCE, Convergence, held_out_positions
+from rome_fast.moments import SecondMoment
+
+
+def test_change_is_about_the_error_that_is_left():
+    """Gaussian keys of a known C: the reported change against the true error of the solutions."""
+    generator = torch.Generator().manual_seed(0)
+    mixing = torch.randn(48, 48, generator=generator, dtype=torch.float64)
+    exact = mixing.T @ mixing
+    convergence, moment = Convergence.of(48), SecondMoment(48)
+    held_out = torch.randn(64, 48, generator=generator, dtype=torch.float64) @ mixing
+    convergence.keys.copy_(held_out)
+    truth = torch.linalg.solve(exact, held_out.T).T
+    n = 48
+    while not convergence.converged:
+        n *= 2
+        keys = torch.randn(n - moment.count, 48, generator=generator, dtype=torch.float64)
+        moment.add(keys @ mixing)
+        convergence.check(moment)
+        error = (convergence.solutions - truth).norm(dim=1) / truth.norm(dim=1)
+        if n > 500:
+            assert 0.4 < convergence.checks[-1]["change"] / float(error.median()) < 2.5
+    assert convergence.checks[-1]["change"] <= TOLERANCE and n < 100_000
+    assert convergence.report()["converged"]
+
+
+def test_rows_of_zeros_are_no_keys():
+    convergence, moment = Convergence.of(4), SecondMoment(4)
+    moment.add(torch.eye(4, dtype=torch.float64))
+    convergence.hold_out(2, torch.arange(40.0).reshape(10, 4) + 1, [1, 7])
+    convergence.check(moment)
+    convergence.check(moment)
+    assert convergence.checks[-1]["change"] == 0 and len(convergence.solutions) == 2
+    torch.testing.assert_close(
+        convergence.solutions[1], 4 * (torch.arange(28.0, 32.0) + 1).double()
+    )
+
+
+@pytest.mark.parametrize("length", [8, 9, 100, 1024])
+def test_held_out_positions_are_eight_of_each_of_the_first_rows(length):
+    for row in range(8):
+        positions = held_out_positions(row, length, length)
+        assert len(set(positions)) == 8 and 0 <= min(positions) <= max(positions) < length
+    assert held_out_positions(8, length, length) == []
+    assert held_out_positions(0, length - 1, length) == []
