@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from rome_fast.errors import UnsupportedModelError
 from rome_fast.undo import fingerprint
 
 if TYPE_CHECKING:
@@ -110,17 +111,26 @@ def config_hash(model: PreTrainedModel) -> str:
 def weights_hash(model: PreTrainedModel, projection: DownProjection) -> str:
     """Of the parameters that a key of this layer can depend on.
 
-    Left out are the blocks above and the edited weight itself, so edits at the layer keep it.
-    Evenly spaced elements of each parameter stand for all of it: training, merging or editing a
-    matrix changes nearly every element.
+    Left out are the blocks above, what is registered after the blocks (final norm, head), and the
+    edited weight itself, so edits at the layer keep it. Evenly spaced elements of each parameter
+    stand for all of it: training, merging or editing a matrix changes nearly every element.
+
+    Raises:
+        UnsupportedModelError: one of them is offloaded.
     """
     blocks = projection.name.split(f".{projection.layer}.")[0]
-    above = re.compile(rf"{re.escape(blocks)}\.(\d+)\.")
-    samples = []
+    in_block = re.compile(rf"{re.escape(blocks)}\.(\d+)\.")
+    samples, behind_blocks = [], False
     for name, parameter in model.named_parameters():
-        block = above.match(name)
-        if name == f"{projection.name}.weight" or (block and int(block[1]) > projection.layer):
+        block = in_block.match(name)
+        behind_blocks |= bool(block)
+        below = int(block[1]) <= projection.layer if block else not behind_blocks
+        if not below or name == f"{projection.name}.weight":
             continue
+        if parameter.is_meta:
+            raise UnsupportedModelError(
+                f"{name} is offloaded (meta device): load the blocks up to {projection.layer} fully"
+            )
         flat = parameter.detach().reshape(-1)
         samples.append(flat[:: -(-len(flat) // _ELEMENTS) or 1])
     return fingerprint(*samples)

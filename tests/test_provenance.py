@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 
+import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from rome_fast.errors import UnsupportedModelError
 from rome_fast.models import ModelSpec
 from rome_fast.provenance import differences, provenance, tokenizer_hash, weights_hash
 
@@ -21,11 +23,20 @@ def test_weights_hash_covers_the_layer_and_below(tiny):
     with torch.no_grad():
         projection.weight.mul_(2)
         spec.blocks[2].get_parameter("mlp.up_proj.weight" if llama else "mlp.c_fc.weight").mul_(2)
+        model.get_parameter("model.norm.weight" if llama else "transformer.ln_f.weight").mul_(2)
+    spec.blocks[3].to("meta")  # offloaded, and never needed
     assert weights_hash(model, projection) == before
     with torch.no_grad():
         norm = "input_layernorm.weight" if llama else "ln_2.weight"
         spec.blocks[1].get_parameter(norm).mul_(1.1)
     assert weights_hash(model, projection) != before
+    with torch.no_grad():
+        spec.blocks[1].get_parameter(norm).div_(1.1)
+        model.get_input_embeddings().weight.mul_(1.5)
+    assert weights_hash(model, projection) != before
+    spec.blocks[0].to("meta")
+    with pytest.raises(UnsupportedModelError, match="load the blocks up to 1 fully"):
+        weights_hash(model, projection)
 
 
 def test_a_saved_and_reloaded_model_is_the_same(tiny, tmp_path):

@@ -79,9 +79,10 @@ class Corpus:
         items = enumerate(self._items())
         while chunk := list(islice(items, _CHUNK)):
             for index, ids in self._tokenized(chunk):
-                if ids and not 0 <= min(ids) <= max(ids) < self._vocabulary:
+                unknown = [i for i in ids if not 0 <= i < self._vocabulary]
+                if unknown:
                     raise InvalidArgumentError(
-                        f"texts[{index}] holds token id {max(ids, key=abs)}, but the model knows "
+                        f"texts[{index}] holds token id {unknown[0]}, but the model knows "
                         f"0 to {self._vocabulary - 1}"
                     )
                 if ids:
