@@ -1,4 +1,4 @@
-"""Times the ops against what torch offers for the same work.
+"""Times the ops of an edit against what torch offers for the same work.
 
 Every row is checked against a float64 reference before it is timed. `peer` rows are the torch
 calls a user would write; `torch` is this library's own fallback. Save the committed results with
@@ -7,63 +7,13 @@ calls a user would write; `torch` is this library's own fallback. Save the commi
 
 import pytest
 import torch
+from timing import random, timed
 
-from rome_fast.ops import (
-    rank_one_solve_apply_,
-    rank_one_update_,
-    resolve_backend,
-    second_moment_update_,
-)
+from rome_fast.ops import rank_one_solve_apply_, rank_one_update_, resolve_backend
 from rome_fast.testing import assert_close
 
-MOMENT_SIZES = [(2048, 1024), (2048, 3072)]  # n rows, d columns
 SOLVE_SIZES = [1024, 3072]
 WEIGHT_SHAPE = (768, 3072)
-
-
-def random(*shape, dtype=torch.float32, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
-
-
-def timed(benchmark, function, *, rounds, gflop=None, gigabytes=None, **info):
-    """Time function and store GFLOP/s or GB/s of the best round beside what ran."""
-    benchmark.pedantic(function, rounds=rounds, iterations=1, warmup_rounds=2)
-    best = benchmark.stats.stats.min
-    benchmark.extra_info.update(info)
-    if gflop is not None:
-        benchmark.extra_info["gflop_per_s"] = round(gflop / best, 1)
-    if gigabytes is not None:
-        benchmark.extra_info["gb_per_s"] = round(gigabytes / best, 1)
-
-
-@pytest.mark.parametrize("impl", ["native", "peer_addmm"])
-@pytest.mark.parametrize(
-    ("key_dtype", "sum_dtype"),
-    [
-        (torch.float32, torch.float32),
-        (torch.float32, torch.float64),
-        (torch.bfloat16, torch.float32),
-    ],
-    ids=str,
-)
-@pytest.mark.parametrize(("n", "d"), MOMENT_SIZES)
-def test_second_moment(benchmark, n, d, key_dtype, sum_dtype, impl):
-    keys = random(n, d, dtype=key_dtype)
-    moment_sum = torch.zeros(d, d, dtype=sum_dtype)
-
-    def native():
-        second_moment_update_(moment_sum, keys, backend="native")
-
-    def peer_addmm():
-        rows = keys.to(sum_dtype)
-        moment_sum.addmm_(rows.T, rows)
-
-    function = {"native": native, "peer_addmm": peer_addmm}[impl]
-    function()
-    assert_close(moment_sum.tril(), (keys.double().T @ keys.double()).tril(), sum_dtype)
-    # The same work for both: n * d * (d + 1) flops in the lower triangle.
-    gflop = n * d * (d + 1) / 1e9
-    timed(benchmark, function, rounds=9, gflop=gflop, impl=impl, n=n, d=d)
 
 
 @pytest.mark.parametrize("impl", ["native", "torch", "peer_cholesky_solve", "peer_precision"])
