@@ -1,6 +1,8 @@
 """second_moment_update_ against a float64 reference, through strides, masks and torch.compile."""
 
 import itertools
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -44,6 +46,27 @@ def test_second_moment_of_more_rows_than_are_packed_at_a_time(backend):
     expected = reference(moment_sum, keys, mask)
     second_moment_update_(moment_sum, keys, mask, backend=backend)
     assert_close(moment_sum, expected)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak memory of Linux")
+@pytest.mark.parametrize(("n", "d", "largest_mib"), [(60_000, 512, 24), (64, 4096, 8)])
+def test_second_moment_copies_neither_the_keys_nor_the_sum(native_library, n, d, largest_mib):
+    """Packed keys take at most 16 MiB; keys in float32 would take 117, a d x d matrix 64."""
+    code = f"""
+import resource, torch
+from rome_fast.ops import second_moment_update_
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+torch.set_num_threads(2)
+keys, moment_sum = torch.ones({n}, {d}, dtype=torch.bfloat16), torch.ones({d}, {d})
+compensation = torch.full_like(moment_sum, 0.0)
+second_moment_update_(moment_sum[:9, :9], keys[:, :9], backend="native")
+before = peak()
+second_moment_update_(moment_sum, keys, compensation=compensation, backend="native")
+print(peak() - before)
+"""
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    assert float(process.stdout) < largest_mib
 
 
 def test_second_moment_without_mask(backend):
