@@ -141,12 +141,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="which facts are drawn")
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS))
     parser.add_argument("--second-moment", default=None, help="'identity' or a file")
-    parser.add_argument("--keys-per-dim", type=int, default=collect.KEYS_PER_DIM)
     parser.add_argument("--hparams", type=json.loads, default={}, help="JSON of changed fields")
     parser.add_argument("--out", type=Path, default=None)
     args = parser.parse_args()
     warnings.simplefilter("ignore", rome_fast.errors.EditWarning)
-    collect.KEYS_PER_DIM = args.keys_per_dim
     bench = Bench(args.hparams, args.second_moment)
     facts = random.Random(args.seed).sample(bench.facts, args.edits)
     bench.check_against_edit(facts[0])

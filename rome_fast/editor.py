@@ -103,7 +103,7 @@ class Editor:
             self.notes.append(
                 f"second moment of {self.second_moment.count} keys for d_key "
                 f"{self.projection.d_key}: neighbours are protected only from "
-                f"{10 * self.projection.d_key} keys or so"
+                f"{16 * self.projection.d_key} keys or so"
             )
         self.clock.lap("second moment")
 

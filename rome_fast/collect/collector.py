@@ -97,7 +97,7 @@ def collect_second_moment(
             or of rows of a data set (``datasets``).
         layers: 0-based.
         tokens: how many to read; ``"auto"`` stops when C^-1 k of 64 held-out keys has changed by
-            less than 10 % (median) since half as many tokens, or when the texts end.
+            less than 30 % (median) since half as many tokens, or when the texts end.
         max_length: of a row; the model's own limit holds where it is less.
         documents: ``"separate"`` keeps the documents of a row from seeing each other (through
             position ids and mask, where the model allows: ``info["documents"]`` says so),

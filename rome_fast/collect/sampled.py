@@ -16,6 +16,7 @@ import platformdirs
 import torch
 
 from rome_fast.collect.collector import collect_second_moment
+from rome_fast.collect.convergence import TOLERANCE
 from rome_fast.contexts import sample_ids
 from rome_fast.models import DownProjection, max_positions
 from rome_fast.moments import SecondMoment
@@ -25,8 +26,6 @@ from rome_fast.tokens import text_ids
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# Keys per dimension of C: enough for the factor to be well conditioned (see docs/numerics.md).
-KEYS_PER_DIM = 20
 _LENGTH = 64
 _ROWS = 64
 
@@ -37,17 +36,16 @@ def sampled_second_moment(
     projection: DownProjection,
     dtype: torch.dtype = torch.float32,
 ) -> SecondMoment:
-    """Second moment of text that the model writes, 20 keys per dimension; cached on disk.
+    """Second moment of text that the model writes, as much as it takes to converge; cached.
 
     The cache (``$ROME_FAST_CACHE``, else ``rome_fast`` in the platform's cache folder) is keyed
     by everything that determines a key: configuration, weights up to the edited matrix, layer,
-    tokenizer, dtype and number of tokens.
+    tokenizer and dtype.
 
     Raises:
         SecondMomentError: the cached file is damaged; the message names it.
     """
-    n_keys = KEYS_PER_DIM * projection.d_key
-    path = _cache_path(model, tok, projection, dtype, n_keys)
+    path = _cache_path(model, tok, projection, dtype)
     if path.exists():
         moment = SecondMoment.load(path)
         moment.source += ", cached"
@@ -57,7 +55,6 @@ def sampled_second_moment(
         tok,
         sampled_documents(model, tok),
         projection.layer,
-        tokens=n_keys,
         dtype=dtype,
         source="text sampled from the model",
     )[projection.layer]
@@ -91,9 +88,8 @@ def _cache_path(
     tok: PreTrainedTokenizerBase,
     projection: DownProjection,
     dtype: torch.dtype,
-    n_keys: int,
 ) -> Path:
-    key = [provenance(model, tok, projection), str(dtype), n_keys, _LENGTH]
+    key = [provenance(model, tok, projection), str(dtype), TOLERANCE, _LENGTH]
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     return cache_dir() / "second_moments" / f"{digest[:32]}.safetensors"
 

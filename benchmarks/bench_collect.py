@@ -1,0 +1,140 @@
+"""Times a whole collection against the collectors that a user would write, on the same texts.
+
+    pytest benchmarks/bench_collect.py --benchmark-only --save-result collect-cpu
+
+A GPT-2 of the small one's shape (124 M parameters, d_key 3072, random weights) reads paragraphs of
+any length, one layer. Peers pad texts in batches sorted by length and add with `addmm_`:
+`peer_stop` ends its forward at the layer, as kmeng01/rome does; `peer_whole` is a plain hook on a
+whole forward. Set ROME_FAST_BENCH_TEXTS to a text file, one text a line.
+"""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+import rome_fast
+from rome_fast.collect import collect_second_moment
+from rome_fast.collect.corpus import Corpus
+
+LAYER, TOKENS, MAX_LENGTH, PEER_BATCH_TOKENS = 5, 16_384, 1024, 3072
+IMPLS = ("rome_fast", "peer_stop", "peer_whole")
+ROUNDS = 5
+
+
+def documents():
+    """Token ids of the first texts, 16,384 tokens in all."""
+    path = os.environ.get("ROME_FAST_BENCH_TEXTS")
+    if not path or not Path(path).is_file():
+        pytest.skip("ROME_FAST_BENCH_TEXTS names no text file")
+    _, tok, _ = rome_fast.demo.load()
+    left, chosen = TOKENS, []
+    for ids in Corpus(path, tok, len(tok)):
+        chosen.append(ids[: min(left, MAX_LENGTH)])
+        left -= len(chosen[-1])
+        if not left:
+            return tok, chosen
+    pytest.skip(f"{path} holds fewer than {TOKENS} tokens")
+
+
+def gpt2_small():
+    torch.manual_seed(0)
+    return GPT2LMHeadModel(GPT2Config()).eval().requires_grad_(False)
+
+
+class StopForwardError(Exception):
+    pass
+
+
+def padded_batches(rows):
+    """Texts by falling length, as many at a time as keep the padded batch within the budget."""
+    rows = sorted(rows, key=len, reverse=True)
+    while rows:
+        n = max(1, PEER_BATCH_TOKENS // len(rows[0]))
+        batch, rows = rows[:n], rows[n:]
+        ids = torch.zeros(len(batch), len(batch[0]), dtype=torch.int64)
+        mask = torch.zeros_like(ids)
+        for i, row in enumerate(batch):
+            ids[i, : len(row)], mask[i, : len(row)] = torch.tensor(row), 1
+        yield ids, mask
+
+
+@torch.no_grad()
+def peer(model, rows, stop):
+    """A hook, padded batches, a masked copy of the keys, addmm_."""
+    total, count, seen = torch.zeros(3072, 3072), 0, []
+
+    def hook(module, args):
+        seen.append(args[0])
+        if stop:
+            raise StopForwardError
+
+    handle = model.transformer.h[LAYER].mlp.c_proj.register_forward_pre_hook(hook)
+    for ids, mask in padded_batches(rows):
+        try:
+            model(input_ids=ids, attention_mask=mask)
+        except StopForwardError:
+            pass
+        keys = seen.pop()[mask.bool()]
+        total.addmm_(keys.T, keys)
+        count += len(keys)
+    handle.remove()
+    return total / count, count
+
+
+def ours(model, tok, rows):
+    moment = collect_second_moment(model, tok, rows, LAYER, tokens=TOKENS, progress=False)[LAYER]
+    return moment.moment(), moment.count
+
+
+def run(impl, model, tok, rows):
+    return ours(model, tok, rows) if impl == "rome_fast" else peer(model, rows, impl == "peer_stop")
+
+
+@pytest.fixture(scope="module")
+def work():
+    """The texts and the model, once all implementations have been seen to agree on them."""
+    (tok, rows), model = documents(), gpt2_small()
+    exact, count = peer(model, rows, stop=True)
+    for impl in IMPLS:
+        moment, n = run(impl, model, tok, rows)
+        assert n == count == TOKENS
+        # Packing cuts the few texts that cross the end of a row, and their rest starts anew.
+        assert (moment - exact).norm() < 0.02 * exact.norm()
+    return model, tok, rows
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_collect(benchmark, work, impl):
+    model, tok, rows = work
+    benchmark.pedantic(lambda: run(impl, model, tok, rows), rounds=ROUNDS)
+    child = [sys.executable, __file__, impl]
+    peak = json.loads(
+        subprocess.run(child, capture_output=True, check=True).stdout.splitlines()[-1]
+    )
+    benchmark.extra_info.update(
+        impl=impl,
+        tokens=TOKENS,
+        texts=len(rows),
+        tokens_per_s=round(TOKENS / benchmark.stats.stats.median),
+        **peak,
+    )
+
+
+def peak_memory(impl):
+    """MiB that a collection takes on top of the loaded model."""
+    (tok, rows), model = documents(), gpt2_small()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    run(impl, model, tok, rows)
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(json.dumps({"peak_mib": round((after - before) / 1024)}))
+
+
+if __name__ == "__main__":
+    peak_memory(sys.argv[1])
