@@ -1,46 +1,35 @@
-"""The ``rome-fast`` command: a demonstration, one edit, and what is installed.
+"""The ``rome-fast`` command: a demonstration, one edit, statistics, and what is installed.
 
 Exit codes: 0 done, 1 the edit went through but the model does not say the target (nothing is
-saved), 2 bad input or an error, told in one line.
+saved), 2 bad input or an error, told in one line, 130 a collection interrupted with Ctrl-C.
 """
 
 from __future__ import annotations
 
-import sys
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
-from rome_fast.errors import EditWarning, RomeFastError
+from rome_fast import cli_stats
+from rome_fast.cli_common import (
+    BAD_INPUT,
+    EDIT_FAILED,
+    console,
+    load_model,
+    no_loading_bars,
+    one_line_errors,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+__all__ = ["BAD_INPUT", "EDIT_FAILED", "app", "main"]
+
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-console = Console(highlight=False)
-
-EDIT_FAILED, BAD_INPUT = 1, 2
-
-
-@contextmanager
-def _one_line_errors() -> Iterator[None]:
-    """Bad input ends in one line on stderr and exit code 2, not in a traceback."""
-    try:
-        with warnings.catch_warnings():
-            # Results print their own warnings.
-            warnings.simplefilter("ignore", EditWarning)
-            yield
-    except (RomeFastError, OSError) as error:
-        message = " ".join(str(error).split())
-        print(f"rome-fast: {type(error).__name__}: {message}", file=sys.stderr)
-        raise typer.Exit(BAD_INPUT) from error
+app.add_typer(cli_stats.app, name="stats")
 
 
 @app.callback()
@@ -54,8 +43,8 @@ def demo() -> None:
     import rome_fast
     from rome_fast.demo import load
 
-    with _one_line_errors():
-        _no_loading_bars()
+    with one_line_errors():
+        no_loading_bars()
         model, tok, facts = load()
         fact = next(f for f in facts if f.subject == "Ray Charles" and f.target == "piano")
         prompts = [
@@ -96,12 +85,12 @@ def edit(
     """Change one fact of a model, print what it says now, and save it if asked."""
     import rome_fast
 
-    with _one_line_errors():
+    with one_line_errors():
         chosen = None if hparams is None else rome_fast.RomeHparams.from_file(hparams)
         request = rome_fast.EditRequest(prompt, subject, target)
         if save is not None and save.exists() and any(save.iterdir()):
             raise OSError(f"--save {save} is not empty: name a new folder")
-        loaded, tok = _load(model)
+        loaded, tok = load_model(model)
         result = rome_fast.edit(
             loaded, tok, request, chosen, second_moment=second_moment, variant=variant
         )
@@ -122,17 +111,6 @@ def info() -> None:
     show()
 
 
-def _load(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    _no_loading_bars()
-    try:
-        return AutoModelForCausalLM.from_pretrained(path), AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        missing = "" if Path(path).is_dir() else "there is no such folder, and as a hub name: "
-        raise OSError(f"--model {path}: {missing}{error}") from error
-
-
 def _before_and_after(
     prompts: list[tuple[str, str, str]],
     before: list[tuple[str, str]],
@@ -146,12 +124,6 @@ def _before_and_after(
     ):
         table.add_row(*prompt, f"{p_before} -> {p_after}", f"{said_before} -> {said_after}")
     return table
-
-
-def _no_loading_bars() -> None:
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
 
 
 def _say(

@@ -1,0 +1,90 @@
+"""What all commands share: the console, errors and warnings in one line, and loading a model."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.console import Console
+
+from rome_fast.errors import EditWarning, RomeFastError, SecondMomentWarning
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+console = Console(highlight=False)
+
+EDIT_FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Bad input ends in one line on stderr and exit code 2, not in a traceback.
+
+    A SecondMomentWarning becomes a line too; an EditWarning is dropped, results print theirs.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", EditWarning)
+            warnings.simplefilter("always", SecondMomentWarning)
+            _show_in_one_line(SecondMomentWarning)
+            yield
+    except (RomeFastError, OSError) as error:
+        # Under torchrun the reason may be that of one process only: say which.
+        rank = "" if is_first_process() else f" (rank {os.environ['RANK']})"
+        complain(f"{type(error).__name__}: {error}{rank}")
+        raise typer.Exit(BAD_INPUT) from error
+
+
+def complain(message: object) -> None:
+    """One line on stderr, above the progress bar where there is one."""
+    from tqdm import tqdm
+
+    tqdm.write(f"rome-fast: {' '.join(str(message).split())}", file=sys.stderr)
+
+
+def is_first_process() -> bool:
+    """False in all processes of a torchrun but one, which speaks for them."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def load_model(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model and tokenizer in a folder, or of a hub name.
+
+    Raises:
+        OSError: there is none; the message names ``--model``.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    no_loading_bars()
+    try:
+        return AutoModelForCausalLM.from_pretrained(path), AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        missing = "" if Path(path).is_dir() else "there is no such folder, and as a hub name: "
+        raise OSError(f"--model {path}: {missing}{error}") from error
+
+
+def no_loading_bars() -> None:
+    """transformers draws a bar of its own for every model that it loads."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
+def _show_in_one_line(category: type[Warning]) -> None:
+    """Replace warnings.showwarning for one kind; ``catch_warnings`` puts it back."""
+    show = warnings.showwarning
+
+    def show_ours(message: Warning | str, kind: type[Warning], *where: Any, **more: Any) -> None:
+        if not issubclass(kind, category):
+            show(message, kind, *where, **more)
+        elif is_first_process():
+            complain(f"{kind.__name__}: {message}")
+
+    warnings.showwarning = show_ours  # type: ignore[assignment]  # passes on what it gets

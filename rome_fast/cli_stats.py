@@ -1,0 +1,269 @@
+"""``rome-fast stats``: collect, merge, show and convert files of second moments."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import torch
+import typer
+
+from rome_fast.cli_common import (
+    INTERRUPTED,
+    complain,
+    console,
+    is_first_process,
+    load_model,
+    one_line_errors,
+)
+from rome_fast.cli_output import Output, check_new_file, say_saved
+from rome_fast.cli_show import print_moment
+from rome_fast.collect import collect_second_moment
+from rome_fast.collect.ranks import Ranks, torchrun_group
+from rome_fast.collect.sampled import sampled_documents
+from rome_fast.errors import InvalidArgumentError, SecondMomentError
+from rome_fast.hparams import RomeHparams
+from rome_fast.moments import SecondMoment
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Second moments of keys (C = E[k k^T]): collect them from text, merge, show, convert.",
+)
+
+# --dtype -> (dtype of the sum, compensated)
+_SUMS = {
+    "float32": (torch.float32, False),
+    "float64": (torch.float64, False),
+    "compensated": (torch.float32, True),
+}
+
+
+@app.command()
+def collect(
+    model: Annotated[str, typer.Option(help="folder (or hub name) of a Hugging Face decoder")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="for one layer a file, .safetensors or the reference's .npz; else a folder that "
+            "gets layer_<n>.safetensors each"
+        ),
+    ],
+    texts: Annotated[
+        Path | None,
+        typer.Option(
+            help="UTF-8 file with one text a line", show_default="text sampled from the model"
+        ),
+    ] = None,
+    layers: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N,N,...",
+            help="0-based; all in one pass",
+            show_default="the one that edit takes",
+        ),
+    ] = None,
+    tokens: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|N",
+            help="how many to read; auto stops when C^-1 k of held-out keys has settled within "
+            "10 %, or when the texts end",
+        ),
+    ] = "auto",
+    max_length: Annotated[int, typer.Option(help="tokens of a row; memory grows with it")] = 1024,
+    documents: Annotated[
+        str,
+        typer.Option(
+            metavar="separate|joined", help="whether the texts packed into a row see each other"
+        ),
+    ] = "separate",
+    first_token: Annotated[
+        str,
+        typer.Option(
+            metavar="keep|skip",
+            help="the key at the start of a text; it is an outlier in many models, and the "
+            "reference keeps it",
+        ),
+    ] = "keep",
+    dtype: Annotated[
+        str,
+        typer.Option(
+            metavar="|".join(_SUMS),
+            help="of the sum; compensated is about as exact as float64, as fast as float32",
+        ),
+    ] = "float32",
+    sample_size: Annotated[
+        int | None,
+        typer.Option(
+            help="for an .npz: the number of texts its reader asks for, mom2_n_samples of the "
+            "hparams"
+        ),
+    ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="go on where the same command was interrupted or killed"),
+    ] = False,
+) -> None:
+    """Collect second moments of the keys of ordinary text, for `edit --second-moment FILE`.
+
+    A hidden checkpoint beside the output is written once a minute and on Ctrl-C,
+    and deleted when the files are there.
+
+    Several processes or GPUs share the rows under torchrun:
+
+    torchrun --nproc-per-node 2 -m rome_fast stats collect ...
+    """
+    with one_line_errors():
+        wanted = None if layers is None else _parsed_layers(layers)
+        budget, (sum_dtype, compensated) = _parsed_tokens(tokens), _parsed_dtype(dtype)
+        _check_sample_size(out, sample_size)
+        with torchrun_group() as distributed, _interruptible() as outputs:
+            loaded, tok = load_model(model)
+            if torch.cuda.is_available():
+                loaded.to("cuda")  # type: ignore[arg-type]  # transformers wraps it untyped
+            wanted = wanted or [_default_layer(loaded)]
+            output = Output(out, wanted, Ranks.current() if distributed else Ranks())
+            output.check(resume)
+            outputs.append(output)
+            moments = collect_second_moment(
+                loaded,
+                tok,
+                sampled_documents(loaded, tok) if texts is None else texts,
+                wanted,
+                tokens=budget,
+                max_length=max_length,
+                documents=documents,  # type: ignore[arg-type]  # checked there
+                first_token=first_token,  # type: ignore[arg-type]
+                dtype=sum_dtype,
+                compensated=compensated,
+                source="text sampled from the model" if texts is None else None,
+                checkpoint=output.checkpoint,
+                resume=resume,
+                distributed=distributed,
+            )
+            for moment in moments.values():
+                _set_sample_size(moment, sample_size)
+            output.write(moments)
+
+
+@app.command()
+def merge(
+    files: Annotated[list[Path], typer.Argument(help="two or more, of one layer of one model")],
+    out: Annotated[Path, typer.Option(help="new file, .safetensors or .npz")],
+) -> None:
+    """Add up files of second moments, as if their texts had been collected together."""
+    with one_line_errors():
+        check_new_file(out)
+        if len(files) < 2:
+            raise InvalidArgumentError(f"merge needs two files or more, got {len(files)}")
+        total = SecondMoment.load(files[0])
+        for file in files[1:]:
+            part = SecondMoment.load(file)
+            try:
+                total.merge(part)
+            except SecondMomentError as error:
+                raise SecondMomentError(f"{files[0]} and {file}: {error}") from error
+        _check_sample_size(out, total.info.get("sample_size"))
+        total.save(out)
+        say_saved(out, total)
+
+
+@app.command()
+def show(file: Annotated[Path, typer.Argument(help=".safetensors or .npz")]) -> None:
+    """Say what a file holds: keys, model, convergence, damping, condition and spectrum."""
+    with one_line_errors():
+        print_moment(SecondMoment.load(file), file)
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(metavar="IN", help=".safetensors or .npz")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="new file, .safetensors or .npz")],
+    sample_size: Annotated[
+        int | None,
+        typer.Option(
+            help="for an .npz: the number of texts its reader asks for, mom2_n_samples of the "
+            "hparams",
+            show_default="what IN says",
+        ),
+    ] = None,
+) -> None:
+    """Turn a file into the reference's .npz (kmeng01/rome, EasyEdit, AlphaEdit), or back.
+
+    An .npz says nothing of the model; a .safetensors made from one is only checked by its size.
+    """
+    with one_line_errors():
+        check_new_file(out)
+        moment = SecondMoment.load(source)
+        _check_sample_size(out, sample_size or moment.info.get("sample_size"))
+        _set_sample_size(moment, sample_size)
+        moment.save(out)
+        say_saved(out, moment)
+
+
+@contextmanager
+def _interruptible() -> Iterator[list[Output]]:
+    """Ctrl-C ends with one line and exit code 130; yields a list to put the Output into."""
+    outputs: list[Output] = []
+    try:
+        yield outputs
+    except KeyboardInterrupt as error:
+        kept = any(output.interrupted for output in outputs)
+        if is_first_process():
+            complain(
+                "interrupted: run the same command with --resume to go on"
+                if kept
+                else "interrupted before there was anything to keep"
+            )
+        raise typer.Exit(INTERRUPTED) from error
+
+
+def _parsed_layers(text: str) -> list[int]:
+    try:
+        return sorted({int(number) for number in text.split(",")})
+    except ValueError as error:
+        raise InvalidArgumentError(
+            f"--layers must be numbers with commas between, like 5,6; got {text!r}"
+        ) from error
+
+
+def _parsed_tokens(text: str) -> int | Literal["auto"]:
+    if text == "auto":
+        return "auto"
+    try:
+        return int(text)
+    except ValueError as error:
+        raise InvalidArgumentError(f"--tokens must be auto or a number, got {text!r}") from error
+
+
+def _parsed_dtype(text: str) -> tuple[torch.dtype, bool]:
+    if text not in _SUMS:
+        raise InvalidArgumentError(f"--dtype must be one of {', '.join(_SUMS)}; got {text!r}")
+    return _SUMS[text]
+
+
+def _check_sample_size(out: Path, size: int | None) -> None:
+    if size is not None and size < 1:
+        raise InvalidArgumentError(f"--sample-size must be at least 1, got {size}")
+    if size is None and out.suffix == ".npz":
+        raise InvalidArgumentError(
+            f"{out}: an .npz needs the number of texts that its reader asks for (mom2_n_samples "
+            "of the hparams): give --sample-size to `collect` or `convert`"
+        )
+
+
+def _set_sample_size(moment: SecondMoment, size: int | None) -> None:
+    if size is not None:
+        moment.info["sample_size"] = size
+
+
+def _default_layer(model: PreTrainedModel) -> int:
+    layer = RomeHparams.for_model(model).layers[0]
+    if is_first_process():
+        console.print(f"layer {layer}, the one that `edit` takes; --layers chooses others")
+    return layer
