@@ -1,7 +1,7 @@
 // Blocked syrk for one instruction set (included by second_moment.cpp through foreach_isa.h).
 //
 // A slab of kDepth selected rows is packed into column panels of kPanel keys; every tile of the
-// lower triangle is then a micro-kernel call on two panels. Both operands are the same panels.
+// lower triangle is then a product of two panels. Both operands are the same panels.
 
 namespace rome_fast::ROME_FAST_ISA {
 
@@ -11,7 +11,9 @@ struct SyrkTraits {
   static constexpr int kPanel = kVectors * kLanes<T>;     // columns of a tile
   static constexpr int kTileRows = ROME_FAST_TILE_ROWS;   // rows of a tile
   static constexpr int64_t kDepth = 512 * 4 / sizeof(T);  // a panel of AVX-512 floats: 96 KiB of L2
-  static constexpr int64_t kChunk = 128;  // rows summed in one go: rounding grows with their number
+  static constexpr int64_t kGroup = 4;                    // column panels that stay in L2
+  // Rows of a micro-kernel call: two panels' worth fit in L1, and rounding grows with their number.
+  static constexpr int64_t kChunk = 64;
   static_assert(kPanel % kTileRows == 0, "a panel must hold whole tiles");
 };
 
@@ -93,7 +95,7 @@ template <class Key, class Sum>
 ROME_FAST_TARGET void add_tile(const SecondMomentParams<Key, Sum>& p, const Sum* tile, int64_t row,
                                int64_t col) {
   constexpr int64_t kPanel = SyrkTraits<Sum>::kPanel;
-  for (int64_t i = 0; i < SyrkTraits<Sum>::kTileRows && row + i < p.d; ++i, tile += kPanel) {
+  for (int64_t i = 0; i < kPanel && row + i < p.d; ++i, tile += kPanel) {
     const int64_t below = row + i - col + 1;  // columns of this row at or left of the diagonal
     const int64_t width = below < kPanel ? below : kPanel;
     Sum* out = p.moment_sum + (row + i) * p.moment_row_stride + col * p.moment_col_stride;
@@ -109,39 +111,49 @@ ROME_FAST_TARGET void add_tile(const SecondMomentParams<Key, Sum>& p, const Sum*
   }
 }
 
-// All tiles of panel pair (row panel, column panel), row panel >= column panel.
+// The square tile of panel pair (row panel, column panel), row panel >= column panel.
 template <class Key, class Sum>
 ROME_FAST_TARGET void add_panel_pair(const SecondMomentParams<Key, Sum>& p, const Sum* packed,
                                      int64_t depth, int64_t row_panel, int64_t col_panel) {
   using Traits = SyrkTraits<Sum>;
   const Sum* a = packed + row_panel * depth * Traits::kPanel;
   const Sum* b = packed + col_panel * depth * Traits::kPanel;
-  const int64_t col = col_panel * Traits::kPanel;
-  for (int64_t i = 0; i < Traits::kPanel; i += Traits::kTileRows) {
-    const int64_t row = row_panel * Traits::kPanel + i;
-    if (row >= p.d) break;
-    alignas(64) Sum tile[Traits::kTileRows * Traits::kPanel] = {};
-    for (int64_t k = 0; k < depth; k += Traits::kChunk) {
-      const int64_t chunk = depth - k < Traits::kChunk ? depth - k : Traits::kChunk;
-      syrk_tile_kernel(a + k * Traits::kPanel + i, b + k * Traits::kPanel, chunk, tile);
+  const int64_t row = row_panel * Traits::kPanel;
+  alignas(64) Sum tile[Traits::kPanel * Traits::kPanel] = {};
+  for (int64_t k = 0; k < depth; k += Traits::kChunk) {
+    const int64_t chunk = depth - k < Traits::kChunk ? depth - k : Traits::kChunk;
+    for (int64_t i = 0; i < Traits::kPanel && row + i < p.d; i += Traits::kTileRows) {
+      syrk_tile_kernel(a + k * Traits::kPanel + i, b + k * Traits::kPanel, chunk,
+                       tile + i * Traits::kPanel);
     }
-    add_tile(p, tile, row, col);
+  }
+  add_tile(p, tile, row, col_panel * Traits::kPanel);
+}
+
+// The units [begin, end) of the triangle, numbered down groups of kGroup column panels; a unit is
+// one row panel beside the panels of a group, which stay in L2 from one unit to the next.
+template <class Key, class Sum>
+ROME_FAST_TARGET void add_units(const SecondMomentParams<Key, Sum>& p, const Sum* packed,
+                                int64_t depth, int64_t panels, int64_t begin, int64_t end) {
+  constexpr int64_t kGroup = SyrkTraits<Sum>::kGroup;
+  int64_t group = 0;  // its first column panel
+  int64_t offset = begin;
+  for (; offset >= panels - group; group += kGroup) offset -= panels - group;
+  int64_t row_panel = group + offset;
+  for (int64_t unit = begin; unit < end; ++unit) {
+    for (int64_t col_panel = group; col_panel < group + kGroup && col_panel <= row_panel;
+         ++col_panel) {
+      add_panel_pair(p, packed, depth, row_panel, col_panel);
+    }
+    if (++row_panel == panels) row_panel = group += kGroup;
   }
 }
 
-// The pairs [begin, end) of the triangle, numbered down its columns: neighbours share a column
-// panel, which stays in L2.
-template <class Key, class Sum>
-ROME_FAST_TARGET void add_panel_pairs(const SecondMomentParams<Key, Sum>& p, const Sum* packed,
-                                      int64_t depth, int64_t panels, int64_t begin, int64_t end) {
-  int64_t col_panel = 0;
-  int64_t offset = begin;
-  while (offset >= panels - col_panel) offset -= panels - col_panel++;
-  int64_t row_panel = col_panel + offset;
-  for (int64_t pair = begin; pair < end; ++pair) {
-    add_panel_pair(p, packed, depth, row_panel, col_panel);
-    if (++row_panel == panels) row_panel = ++col_panel;
-  }
+template <class Sum>
+int64_t count_units(int64_t panels) {
+  int64_t units = 0;
+  for (int64_t group = 0; group < panels; group += SyrkTraits<Sum>::kGroup) units += panels - group;
+  return units;
 }
 
 // Rows packed at a time: as many slabs as fit in kPackedBytes, so that a call has few barriers.
@@ -178,9 +190,9 @@ void second_moment(const SecondMomentParams<Key, Sum>& p, const Pool& pool) {
         }
       });
     });
-    pool.parallel_for(panels * (panels + 1) / 2, 1, [&](int64_t begin, int64_t end) {
+    pool.parallel_for(count_units<Sum>(panels), 1, [&](int64_t begin, int64_t end) {
       for_each_slab([&](int64_t, int64_t depth, const Sum* slab) {
-        add_panel_pairs(p, slab, depth, panels, begin, end);
+        add_units(p, slab, depth, panels, begin, end);
       });
     });
   }
