@@ -63,7 +63,7 @@ def cpu_rates() -> tuple[float, float]:
     [ours] = [row for row in rows if row["impl"] == "rome_fast"]
     rows = json.loads((RESULTS / "second-moment-cpu.json").read_text())["results"]
     [add] = [
-        row for row in rows if row["name"] == "test_second_moment[2048-6400-float32-float32-native]"
+        row for row in rows if (row["impl"], row.get("kind"), row["d"]) == ("native", "fp32", 6400)
     ]
     small = Shape("GPT-2", 5, 3072, 12 * 768**2, 768 * 3072)
     add_rate = add["gflop_per_s"] * 1e9

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from edit_quality import Bench, write
+from edit_quality import Bench
 
 import rome_fast
 from rome_fast.collect.convergence import HELD_OUT_ROWS, Convergence, held_out_positions
@@ -161,6 +161,7 @@ class Study:
                 and row["keys_per_dim"] == round(keys_per_dim, 1)
             ]
             norms = [row["relative_norm"] for row in mine]
+            low, drift, high = statistics.quantiles([row["drift"] for row in mine], n=4)
             table.append(
                 {
                     "source": source,
@@ -174,7 +175,8 @@ class Study:
                     * statistics.mean(x for row in mine for x in row["paraphrase"]),
                     "neighbours_unchanged": 100
                     * statistics.mean(x for row in mine for x in row["neighbours"]),
-                    "drift_median": statistics.median(row["drift"] for row in mine),
+                    "drift_median": drift,
+                    "drift_quartiles": [low, high],
                     "norm_median": statistics.median(norms),
                     "norm_max": max(norms),
                 }
@@ -187,7 +189,7 @@ def plot(results: Path, out: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    matplotlib.rcParams["svg.hashsalt"] = "rome_fast"
+    matplotlib.rcParams.update({"svg.hashsalt": "rome_fast", "svg.fonttype": "none"})
     from matplotlib import pyplot
 
     table = json.loads(results.read_text())["summary"]
@@ -200,18 +202,15 @@ def plot(results: Path, out: Path) -> None:
     identity = next(row for row in table if row["source"] == "identity")
     figure, axes = pyplot.subplots(2, 2, figsize=(9, 6), sharex=True)
     for axis, (field, title) in zip(axes.flat, panels.items(), strict=True):
-        for (source, damping), style in zip(
-            itertools.product(("real", "sampled"), DAMPINGS),
-            ("C0:", "C0-", "C1:", "C1-"),
-            strict=True,
-        ):
+        for source, damping in itertools.product(("real", "sampled"), DAMPINGS):
             rows = [r for r in table if (r["source"], r["damping"]) == (source, damping)]
-            label = f"{source} text, {'automatic' if damping == 'auto' else 'no'} ridge"
             axis.plot(
                 [r["keys_per_dim"] for r in rows],
                 [r[field] for r in rows],
-                style + ".",
-                label=label,
+                color="C0" if source == "real" else "C1",
+                linestyle="-" if damping == "auto" else ":",
+                marker=".",
+                label=f"{source} text, {'automatic' if damping == 'auto' else 'no'} ridge",
             )
         axis.axhline(identity[field], color="grey", lw=0.8, ls="--", label="identity")
         axis.set_xscale("log")
@@ -250,7 +249,7 @@ def main() -> None:
                 "edits": number,
                 "summary": study.table(rows),
             }
-            write(args.out, report, rows)
+            args.out.write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":
