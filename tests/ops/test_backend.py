@@ -108,7 +108,7 @@ for d in (1, 47, 100, 300):
     assert (single - exact.tril()).abs().max() <= 1e-5 * exact.abs().max()
     ops.second_moment_update_(single, keys, compensation=lost, backend="native")
     assert (single - 2 * exact.tril()).abs().max() <= 1e-5 * exact.abs().max()
-    assert lost.any()
+    assert d == 1 or lost.any()  # one sum alone may be exact
     exact = exact + 600 * torch.eye(d, dtype=torch.float64)
     for factor in (torch.linalg.cholesky(exact), torch.linalg.cholesky(exact).contiguous()):
         for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
