@@ -92,6 +92,25 @@ def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     assert path.read_bytes() == before and os.listdir(tmp_path) == ["c.safetensors"]
 
 
+def test_files_can_be_read_by_those_that_the_umask_allows(tmp_path):
+    moment_of().save(tmp_path / "c.safetensors")
+    (tmp_path / "plain").touch()
+    mode = (tmp_path / "plain").stat().st_mode
+    assert (tmp_path / "c.safetensors").stat().st_mode == mode
+
+
+def test_a_full_disk_is_an_os_error(tmp_path, monkeypatch):
+    import safetensors.torch
+
+    def full(*args, **kwargs):
+        raise safetensors.SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    with pytest.raises(OSError, match=r"c\.safetensors cannot be written: .*No space left"):
+        moment_of().save(tmp_path / "c.safetensors")
+    assert os.listdir(tmp_path) == []
+
+
 def test_pack_and_unpack():
     square = torch.arange(25.0).reshape(5, 5)
     packed = moment_files.pack(square)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import signal
@@ -79,7 +80,12 @@ class Checkpoint:
         Raises:
             SecondMomentError: the file is damaged, or of a collection with other settings.
         """
-        if self.path is None or not self.path.exists():
+        if self.path is None:
+            return None
+        # Of a process that was killed while it wrote.
+        for stale in self.path.parent.glob(f".{glob.escape(self.path.name)}.*.partial"):
+            stale.unlink()
+        if not self.path.exists():
             return None
         state, tensors = self._read()
         for field, value in self._settings.items():
@@ -134,6 +140,10 @@ class RowDigest:
 
     def hexdigest(self) -> str:
         return self._hash.hexdigest()
+
+    def number(self) -> int:
+        """The digest as a 63-bit number, to compare among processes."""
+        return int(self.hexdigest(), 16) >> 193
 
 
 class Interrupt:

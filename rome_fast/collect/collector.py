@@ -137,7 +137,7 @@ def collect_second_moment(
     if not projections:
         raise InvalidArgumentError("layers must name at least one layer, got none")
     if any(p.weight.dtype == torch.float64 for p in projections):
-        dtype = torch.float64
+        dtype, compensated = torch.float64, False
     with frozen(model):
         collection = Collection(model, tok, projections, settings, ranks, dtype, compensated)
         state = Checkpoint(Path(checkpoint) if checkpoint else None, collection.identity(), ranks)
@@ -220,6 +220,8 @@ class Collection:
 
     def results(self, source: str) -> dict[int, SecondMoment]:
         """The sums over all ranks, and all that is known about them."""
+        if not self.ranks.all_equal(self.digest.number()):
+            raise SecondMomentError("the ranks have read different texts: give all the same ones")
         finished = {}
         for layer, mine in self.moments.items():
             moment = self._total(mine)

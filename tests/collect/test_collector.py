@@ -198,7 +198,8 @@ def test_half_precision_models_are_summed_in_float32(gpt2, texts):
     half = collected(model.bfloat16(), tok, texts, tokens=10**6, compensated=True)[1]
     assert half.compensation is not None and half.info["weights_dtype"] == "bfloat16"
     torch.testing.assert_close(half.moment().float(), exact, rtol=0.1, atol=0.05)
-    assert collected(model.double(), tok, texts)[1].moment_sum.dtype == torch.float64
+    double = collected(model.double(), tok, texts, compensated=True)[1]
+    assert double.moment_sum.dtype == torch.float64 and double.compensation is None
 
 
 def test_training_mode_and_gradients_are_as_before(gpt2, texts):

@@ -1,26 +1,21 @@
-"""``rome-fast stats``: files as the API makes them, also after Ctrl-C, kill -9 and torchrun."""
+"""``rome-fast stats collect``: as the API collects, also after Ctrl-C, kill -9 and torchrun."""
 
 from __future__ import annotations
 
 import os
-import random
 import signal
-import subprocess
-import sys
-import warnings
 
 import numpy as np
 import pytest
 import torch
-from tiny import SENTENCES, tiny_llama
-from typer.testing import CliRunner
+from cli_helpers import assert_same_moment, checkpoint_of, contents, python, refusal, stats
+from tiny import tiny_llama
 
-from rome_fast import SecondMoment, cli_stats, collect_second_moment
-from rome_fast.cli import app
-from rome_fast.cli_common import BAD_INPUT, INTERRUPTED
+from rome_fast import SecondMoment, collect_second_moment
+from rome_fast.cli import collect
+from rome_fast.cli.common import BAD_INPUT, INTERRUPTED
 from rome_fast.collect import checkpoint
 from rome_fast.collect.forward import KeyReader
-from rome_fast.errors import SecondMomentWarning
 
 # Dies with a checkpoint in place and the next one written but not yet put there.
 KILLED = """
@@ -54,88 +49,6 @@ assert resource.getrusage(resource.RUSAGE_CHILDREN) == before, "a process was st
 assert not multiprocessing.active_children(), "a process was started"
 print("count", moments[1].count)
 """
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return saved(tiny_llama(), tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def texts(tmp_path_factory):
-    draw, words = random.Random(0), " ".join(SENTENCES).split()
-    lines = [" ".join(draw.choices(words, k=draw.randint(3, 40))) for _ in range(400)]
-    path = tmp_path_factory.mktemp("texts") / "texts.txt"
-    path.write_text("\n".join(lines), encoding="utf-8")
-    return path
-
-
-@pytest.fixture(scope="module")
-def arguments(folder, texts):
-    """About 17,000 tokens: several batches and checks."""
-    return ["collect", "--model", folder, "--texts", texts, "--layers", "1,2"]
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(arguments, tmp_path_factory):
-    out = tmp_path_factory.mktemp("uninterrupted")
-    assert stats(*arguments, "--out", out).exit_code == 0
-    return contents(out)
-
-
-@pytest.fixture
-def moment_file(tmp_path):
-    return small_file(tmp_path / "moment.safetensors")
-
-
-def saved(model_and_tok, path):
-    for part in model_and_tok:
-        part.save_pretrained(path)
-    return path
-
-
-def small_file(path, diagonal=(8.0, 4.0, 2.0, 0.0), **info):
-    moment = SecondMoment.from_moment(torch.diag(torch.tensor(diagonal)), 10)
-    moment.info = info
-    moment.save(path)
-    return path
-
-
-def stats(*arguments):
-    return CliRunner().invoke(app, ["stats", *map(str, arguments)], env={"COLUMNS": "80"})
-
-
-def python(*arguments):
-    """A process of its own, with the one thread that makes the same bits as in this one."""
-    return subprocess.run(
-        [sys.executable, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=100,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-
-
-def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def checkpoint_of(out):
-    return out.with_name(f".{out.name}.checkpoint")
-
-
-def refusal(result):
-    """The one line that was printed instead of a traceback."""
-    assert result.exit_code == BAD_INPUT, result.output
-    lines = result.stderr.strip().splitlines()
-    assert len(lines) == 1, result.stderr
-    return lines[0]
-
-
-def assert_same_moment(one, other):
-    assert one.count == other.count
-    a, b = one.moment().double(), other.moment().double()
-    assert (a - b).norm() < 1e-6 * b.norm()
 
 
 def test_collect_writes_what_the_api_returns(arguments, texts, tmp_path):
@@ -227,7 +140,7 @@ def test_interrupt_before_the_start_promises_nothing(arguments, tmp_path, monkey
     def press_ctrl_c(path):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli_stats, "load_model", press_ctrl_c)
+    monkeypatch.setattr(collect, "load_model", press_ctrl_c)
     result = stats(*arguments, "--out", tmp_path / "out")
     assert result.exit_code == INTERRUPTED
     assert result.stderr == "rome-fast: interrupted before there was anything to keep\n"
@@ -273,7 +186,7 @@ def test_what_would_fail_at_the_end_is_refused_before(
     arguments, tmp_path, monkeypatch, there, more, message
 ):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli_stats, "collect_second_moment", lambda *_, **__: pytest.fail("ran"))
+    monkeypatch.setattr(collect, "collect_second_moment", lambda *_, **__: pytest.fail("ran"))
     if there:
         (tmp_path / there).parent.mkdir(exist_ok=True)
         (tmp_path / there).touch()
@@ -293,107 +206,3 @@ def test_what_would_fail_at_the_end_is_refused_before(
 )
 def test_bad_input_is_one_line(arguments, tmp_path, more, message):
     assert message in refusal(stats(*arguments, "--out", tmp_path / "out", *more))
-
-
-def test_merge_equals_one_collection(folder, tmp_path):
-    """Eight texts fill a row, so that the rows of the halves are those of the whole."""
-    _, tok = tiny_llama()
-    draw, words, lines = random.Random(1), " ".join(SENTENCES).split(), []
-    while len(lines) < 120:
-        line = " ".join(draw.choices(words, k=8))
-        if len(tok(line).input_ids) == 16:
-            lines.append(line)
-    parts = {"whole": lines, "first": lines[:80], "second": lines[80:]}
-    files = {name: tmp_path / f"{name}.safetensors" for name in (*parts, "merged")}
-    for name, part in parts.items():
-        (tmp_path / f"{name}.txt").write_text("\n".join(part))
-        common = ["--model", folder, "--layers", 1, "--tokens", 10_000, "--out", files[name]]
-        assert stats("collect", "--texts", tmp_path / f"{name}.txt", *common).exit_code == 0
-    result = stats("merge", files["first"], files["second"], "--out", files["merged"])
-    assert result.exit_code == 0, result.output
-    merged = SecondMoment.load(files["merged"])
-    assert_same_moment(merged, SecondMoment.load(files["whole"]))
-    assert merged.count == 120 * 16
-    assert "first.txt + 640 keys of second.txt" in result.stdout
-
-
-def test_merge_refuses_what_does_not_belong_together(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    small_file("a.safetensors", module="mlp.1", weights="aa")
-    small_file("b.safetensors", module="mlp.2", weights="aa")
-    small_file("c.safetensors", module="mlp.1", weights="cc")
-    small_file("d.safetensors", diagonal=(1.0, 2.0))
-    told = refusal(stats("merge", "a.safetensors", "b.safetensors", "--out", "m.safetensors"))
-    assert "a.safetensors and b.safetensors: " in told
-    assert "the module differs: mlp.1 and mlp.2" in told
-    told = refusal(stats("merge", "a.safetensors", "c.safetensors", "--out", "m.safetensors"))
-    assert "the weights below the layer (hash) differs: aa and cc" in told
-    told = refusal(stats("merge", "a.safetensors", "d.safetensors", "--out", "m.safetensors"))
-    assert "d_key 4 and 2" in told
-    told = refusal(stats("merge", "a.safetensors", "a.safetensors", "--out", "a.safetensors"))
-    assert "a.safetensors exists" in told
-    assert "two files or more" in refusal(stats("merge", "a.safetensors", "--out", "m.npz"))
-    told = refusal(stats("merge", "a.safetensors", "a.safetensors", "--out", "m.npz"))
-    assert "--sample-size" in told
-    assert len(list(tmp_path.iterdir())) == 4
-
-
-def test_convert_there_and_back(moment_file, tmp_path):
-    npz, back = tmp_path / "m.npz", tmp_path / "back.safetensors"
-    assert "--sample-size" in refusal(stats("convert", moment_file, npz))
-    assert stats("convert", moment_file, npz, "--sample-size", 5).exit_code == 0
-    with np.load(npz) as file:
-        assert file["sample_size"] == 5
-        assert file["mom2.mom2"].diagonal().tolist() == [80, 40, 20, 0]
-    assert stats("convert", npz, back).exit_code == 0
-    assert_same_moment(SecondMoment.load(back), SecondMoment.load(moment_file))
-    assert SecondMoment.load(back).info["sample_size"] == 5
-    assert "back.safetensors exists" in refusal(stats("convert", npz, back))
-    assert "must end in .safetensors or .npz" in refusal(stats("convert", npz, tmp_path / "m.pt"))
-    assert "there is no file" in refusal(
-        stats("convert", tmp_path / "absent.npz", tmp_path / "a.npz")
-    )
-
-
-def test_show_computes_the_spectrum(moment_file):
-    result = stats("show", moment_file)
-    assert result.exit_code == 0, result.output
-    rows = (line.strip().partition(" ") for line in result.stdout.splitlines())
-    facts = {name: rest for name, _, rest in rows}
-    assert facts["keys"].strip() == "10, 2.5 per dimension"
-    assert facts["rank"].strip() == "3 of 4 eigenvalues are above rounding"
-    assert facts["effective"].startswith("rank  2.3 (")  # 14^2 / (64 + 16 + 4)
-    assert facts["condition"].strip() == "infinite"
-    assert facts["largest"].strip().startswith("8.00e+00   ━")
-    assert facts["smallest"].strip() == "0.00e+00"
-
-
-def test_show_says_all_that_was_collected_in_80_columns(uninterrupted, tmp_path):
-    path = tmp_path / "layer_1.safetensors"
-    path.write_bytes(uninterrupted[path.name])
-    result = stats("show", path)
-    assert result.exit_code == 0, result.output
-    info = SecondMoment.load(path).info
-    for wanted in (
-        "layer_1.safetensors: ", "model.layers.1.mlp.down_proj", "1 of a llama", "texts.txt",
-        "auto: ridge", "with the ridge", info["weights"][:8], info["config"][:8],
-        info["tokenizer"][:8], "rome_fast 0.", f"{info['convergence']['checks'][-1]['count']:,}",
-    ):  # fmt: skip
-        assert wanted in result.stdout
-    assert max(map(len, result.stdout.splitlines())) <= 80
-
-
-def test_show_refuses_what_has_no_spectrum(tmp_path):
-    path = small_file(tmp_path / "zero.safetensors", diagonal=(0.0, 0.0))
-    assert "is zero or not finite" in refusal(stats("show", path))
-    assert "there is no file" in refusal(stats("show", tmp_path / "absent.safetensors"))
-
-
-def test_a_warning_is_one_line(moment_file, monkeypatch):
-    def warn(moment, path):
-        warnings.warn("factored\nin float32", SecondMomentWarning, stacklevel=2)
-
-    monkeypatch.setattr(cli_stats, "print_moment", warn)
-    result = stats("show", moment_file)
-    assert result.exit_code == 0
-    assert result.stderr == "rome-fast: SecondMomentWarning: factored in float32\n"

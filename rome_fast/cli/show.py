@@ -12,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from rome_fast.cli_common import console
+from rome_fast.cli.common import console
 from rome_fast.errors import SecondMomentError
 
 if TYPE_CHECKING:

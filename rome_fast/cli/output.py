@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rome_fast.cli_common import console
+from rome_fast.cli.common import console
 from rome_fast.collect.checkpoint import Checkpoint
 from rome_fast.collect.ranks import Ranks
 from rome_fast.errors import InvalidArgumentError
@@ -108,6 +108,23 @@ def check_new_file(out: Path) -> None:
         raise InvalidArgumentError(f"the name of {out} must end in {' or '.join(SUFFIXES)}")
     if out.exists():
         raise InvalidArgumentError(f"{out} exists: choose another, or delete it")
+
+
+def check_sample_size(out: Path, size: int | None) -> None:
+    """Raise InvalidArgumentError unless ``size`` will do for a file of this name."""
+    if size is not None and size < 1:
+        raise InvalidArgumentError(f"--sample-size must be at least 1, got {size}")
+    if size is None and out.suffix == ".npz":
+        raise InvalidArgumentError(
+            f"{out}: an .npz needs the number of texts that its reader asks for (mom2_n_samples "
+            "of the hparams): give --sample-size to `collect` or `convert`"
+        )
+
+
+def set_sample_size(moment: SecondMoment, size: int | None) -> None:
+    """Keep the number of texts that the reader of an .npz asks for."""
+    if size is not None:
+        moment.info["sample_size"] = size
 
 
 def say_saved(path: Path, moment: SecondMoment) -> None:

@@ -13,9 +13,8 @@ import typer
 from rich import box
 from rich.table import Table
 
-from rome_fast import cli_stats
-from rome_fast.cli_common import (
-    BAD_INPUT,
+from rome_fast.cli import stats
+from rome_fast.cli.common import (
     EDIT_FAILED,
     console,
     load_model,
@@ -26,10 +25,8 @@ from rome_fast.cli_common import (
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["BAD_INPUT", "EDIT_FAILED", "app", "main"]
-
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-app.add_typer(cli_stats.app, name="stats")
+app.add_typer(stats.app, name="stats")
 
 
 @app.callback()

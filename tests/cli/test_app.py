@@ -12,7 +12,8 @@ from tiny import tiny_gpt2
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
-from rome_fast.cli import BAD_INPUT, EDIT_FAILED, app
+from rome_fast.cli.app import app
+from rome_fast.cli.common import BAD_INPUT, EDIT_FAILED
 
 SETTINGS = """
 layers: [1]

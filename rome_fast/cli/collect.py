@@ -1,4 +1,4 @@
-"""``rome-fast stats``: collect, merge, show and convert files of second moments."""
+"""``rome-fast stats collect``: text to files of second moments, alone or under torchrun."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import torch
 import typer
 
-from rome_fast.cli_common import (
+from rome_fast.cli.common import (
     INTERRUPTED,
     complain,
     console,
@@ -18,22 +18,16 @@ from rome_fast.cli_common import (
     load_model,
     one_line_errors,
 )
-from rome_fast.cli_output import Output, check_new_file, say_saved
-from rome_fast.cli_show import print_moment
+from rome_fast.cli.output import Output, check_sample_size, set_sample_size
 from rome_fast.collect import collect_second_moment
+from rome_fast.collect.convergence import TOLERANCE
 from rome_fast.collect.ranks import Ranks, torchrun_group
 from rome_fast.collect.sampled import sampled_documents
-from rome_fast.errors import InvalidArgumentError, SecondMomentError
+from rome_fast.errors import InvalidArgumentError
 from rome_fast.hparams import RomeHparams
-from rome_fast.moments import SecondMoment
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-app = typer.Typer(
-    no_args_is_help=True,
-    help="Second moments of keys (C = E[k k^T]): collect them from text, merge, show, convert.",
-)
 
 # --dtype -> (dtype of the sum, compensated)
 _SUMS = {
@@ -43,7 +37,6 @@ _SUMS = {
 }
 
 
-@app.command()
 def collect(
     model: Annotated[str, typer.Option(help="folder (or hub name) of a Hugging Face decoder")],
     out: Annotated[
@@ -72,7 +65,7 @@ def collect(
         typer.Option(
             metavar="auto|N",
             help="how many to read; auto stops when C^-1 k of held-out keys has settled within "
-            "10 %, or when the texts end",
+            f"{TOLERANCE:.0%}, or when the texts end",
         ),
     ] = "auto",
     max_length: Annotated[int, typer.Option(help="tokens of a row; memory grows with it")] = 1024,
@@ -121,7 +114,7 @@ def collect(
     with one_line_errors():
         wanted = None if layers is None else _parsed_layers(layers)
         budget, (sum_dtype, compensated) = _parsed_tokens(tokens), _parsed_dtype(dtype)
-        _check_sample_size(out, sample_size)
+        check_sample_size(out, sample_size)
         with torchrun_group() as distributed, _interruptible() as outputs:
             loaded, tok = load_model(model)
             if torch.cuda.is_available():
@@ -147,63 +140,8 @@ def collect(
                 distributed=distributed,
             )
             for moment in moments.values():
-                _set_sample_size(moment, sample_size)
+                set_sample_size(moment, sample_size)
             output.write(moments)
-
-
-@app.command()
-def merge(
-    files: Annotated[list[Path], typer.Argument(help="two or more, of one layer of one model")],
-    out: Annotated[Path, typer.Option(help="new file, .safetensors or .npz")],
-) -> None:
-    """Add up files of second moments, as if their texts had been collected together."""
-    with one_line_errors():
-        check_new_file(out)
-        if len(files) < 2:
-            raise InvalidArgumentError(f"merge needs two files or more, got {len(files)}")
-        total = SecondMoment.load(files[0])
-        for file in files[1:]:
-            part = SecondMoment.load(file)
-            try:
-                total.merge(part)
-            except SecondMomentError as error:
-                raise SecondMomentError(f"{files[0]} and {file}: {error}") from error
-        _check_sample_size(out, total.info.get("sample_size"))
-        total.save(out)
-        say_saved(out, total)
-
-
-@app.command()
-def show(file: Annotated[Path, typer.Argument(help=".safetensors or .npz")]) -> None:
-    """Say what a file holds: keys, model, convergence, damping, condition and spectrum."""
-    with one_line_errors():
-        print_moment(SecondMoment.load(file), file)
-
-
-@app.command()
-def convert(
-    source: Annotated[Path, typer.Argument(metavar="IN", help=".safetensors or .npz")],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="new file, .safetensors or .npz")],
-    sample_size: Annotated[
-        int | None,
-        typer.Option(
-            help="for an .npz: the number of texts its reader asks for, mom2_n_samples of the "
-            "hparams",
-            show_default="what IN says",
-        ),
-    ] = None,
-) -> None:
-    """Turn a file into the reference's .npz (kmeng01/rome, EasyEdit, AlphaEdit), or back.
-
-    An .npz says nothing of the model; a .safetensors made from one is only checked by its size.
-    """
-    with one_line_errors():
-        check_new_file(out)
-        moment = SecondMoment.load(source)
-        _check_sample_size(out, sample_size or moment.info.get("sample_size"))
-        _set_sample_size(moment, sample_size)
-        moment.save(out)
-        say_saved(out, moment)
 
 
 @contextmanager
@@ -245,21 +183,6 @@ def _parsed_dtype(text: str) -> tuple[torch.dtype, bool]:
     if text not in _SUMS:
         raise InvalidArgumentError(f"--dtype must be one of {', '.join(_SUMS)}; got {text!r}")
     return _SUMS[text]
-
-
-def _check_sample_size(out: Path, size: int | None) -> None:
-    if size is not None and size < 1:
-        raise InvalidArgumentError(f"--sample-size must be at least 1, got {size}")
-    if size is None and out.suffix == ".npz":
-        raise InvalidArgumentError(
-            f"{out}: an .npz needs the number of texts that its reader asks for (mom2_n_samples "
-            "of the hparams): give --sample-size to `collect` or `convert`"
-        )
-
-
-def _set_sample_size(moment: SecondMoment, size: int | None) -> None:
-    if size is not None:
-        moment.info["sample_size"] = size
 
 
 def _default_layer(model: PreTrainedModel) -> int:

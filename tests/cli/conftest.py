@@ -1,0 +1,36 @@
+"""A model and texts on disk, and what a collection of them writes; for the tests of `stats`."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from cli_helpers import contents, saved, stats
+from tiny import SENTENCES, tiny_llama
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return saved(tiny_llama(), tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    draw, words = random.Random(0), " ".join(SENTENCES).split()
+    lines = [" ".join(draw.choices(words, k=draw.randint(3, 40))) for _ in range(400)]
+    path = tmp_path_factory.mktemp("texts") / "texts.txt"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def arguments(folder, texts):
+    """About 17,000 tokens: several batches and checks."""
+    return ["collect", "--model", folder, "--texts", texts, "--layers", "1,2"]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(arguments, tmp_path_factory):
+    out = tmp_path_factory.mktemp("uninterrupted")
+    assert stats(*arguments, "--out", out).exit_code == 0
+    return contents(out)
