@@ -2,8 +2,8 @@
 
     pytest benchmarks/bench_collect.py --benchmark-only --save-result collect-cpu
 
-A GPT-2 of the small one's shape (124 M parameters, d_key 3072, random weights) reads paragraphs of
-any length, one layer. Peers pad texts in batches sorted by length and add with `addmm_`:
+A GPT-2 of the small one's shape (d_key 3072, random weights, the embedded model's vocabulary) reads
+paragraphs of any length, one layer. Peers pad texts in batches sorted by length and add with `addmm_`:
 `peer_stop` ends its forward at the layer, as kmeng01/rome does; `peer_whole` is a plain hook on a
 whole forward. Set ROME_FAST_BENCH_TEXTS to a text file, one text a line.
 """
@@ -44,9 +44,9 @@ def documents():
     pytest.skip(f"{path} holds fewer than {TOKENS} tokens")
 
 
-def gpt2_small():
+def gpt2_small(vocabulary):
     torch.manual_seed(0)
-    return GPT2LMHeadModel(GPT2Config()).eval().requires_grad_(False)
+    return GPT2LMHeadModel(GPT2Config(vocab_size=vocabulary)).eval().requires_grad_(False)
 
 
 class StopForwardError(Exception):
@@ -101,7 +101,8 @@ def run(impl, model, tok, rows):
 @pytest.fixture(scope="module")
 def work():
     """The texts and the model, once all implementations have been seen to agree on them."""
-    (tok, rows), model = documents(), gpt2_small()
+    tok, rows = documents()
+    model = gpt2_small(len(tok))
     exact, count = peer(model, rows, stop=True)
     for impl in IMPLS:
         moment, n = run(impl, model, tok, rows)
@@ -130,7 +131,8 @@ def test_collect(benchmark, work, impl):
 
 def peak_memory(impl):
     """MiB that a collection takes on top of the loaded model."""
-    (tok, rows), model = documents(), gpt2_small()
+    tok, rows = documents()
+    model = gpt2_small(len(tok))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     run(impl, model, tok, rows)
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -177,6 +177,10 @@ class SecondMoment:
                 self._factor = self._factorise(torch.float32)
         return self._factor
 
+    def drop_factor(self) -> None:
+        """Free the factor's memory; the next solve makes it again."""
+        self._factor = None
+
     def _factorise(self, dtype: torch.dtype) -> Tensor:
         self._require_keys()
         damped = self._exact_sum(dtype).div_(self.count)  # LAPACK reads the lower triangle only

@@ -50,6 +50,7 @@ class Convergence:
         """Solve again and compare with the last time."""
         keys = self.keys[self.keys.any(dim=1)]
         solutions = moment.solve(keys).cpu()
+        moment.drop_factor()  # those of all layers at once may be more than fits
         entry: dict[str, Any] = {"count": moment.count, "ridge": moment.ridge()}
         if self.solutions is not None:
             change = (solutions - self.solutions).norm(dim=1) / solutions.norm(dim=1)

@@ -37,6 +37,7 @@ def test_rows_of_zeros_are_no_keys():
     convergence.hold_out(2, torch.arange(40.0).reshape(10, 4) + 1, [1, 7])
     convergence.check(moment)
     convergence.check(moment)
+    assert moment._factor is None, "factors of all layers must not be held at once"
     assert convergence.checks[-1]["change"] == 0 and len(convergence.solutions) == 2
     torch.testing.assert_close(
         convergence.solutions[1], 4 * (torch.arange(28.0, 32.0) + 1).double()
