@@ -80,9 +80,10 @@ def test_collect_samples_text_for_the_layer_that_edit_takes(folder, tmp_path):
         assert (file["mom2.count"], file["sample_size"]) == (500, 7)
 
 
-def test_two_processes_equal_one(folder, texts, tmp_path):
-    """189 rows, the last one shorter."""
-    arguments = ["--model", folder, "--texts", texts, "--layers", 1, "--tokens", 12_090]
+@pytest.mark.parametrize("tokens", [12_090, "auto"])
+def test_two_processes_equal_one(folder, texts, tmp_path, tokens):
+    """189 rows, the last one shorter; or as many as it takes, with the same checks."""
+    arguments = ["--model", folder, "--texts", texts, "--layers", 1, "--tokens", tokens]
     arguments += ["--max-length", 64]
     one, two = tmp_path / "one.safetensors", tmp_path / "two.safetensors"
     assert stats("collect", *arguments, "--out", one).exit_code == 0
@@ -91,7 +92,13 @@ def test_two_processes_equal_one(folder, texts, tmp_path):
     done = python(*torchrun, *arguments, "--out", two)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("saved: ") == 1
-    assert_same_moment(SecondMoment.load(two), SecondMoment.load(one))
+    alone, shared = SecondMoment.load(one), SecondMoment.load(two)
+    assert_same_moment(shared, alone)
+    if tokens == "auto":
+        checks = [moment.info["convergence"]["checks"] for moment in (alone, shared)]
+        assert len(checks[0]) > 1
+        for mine, theirs in zip(*checks, strict=True):
+            assert mine == pytest.approx(theirs, rel=1e-3)
     assert sorted(path.name for path in tmp_path.iterdir()) == [one.name, two.name]
 
 
