@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 
     from rome_fast.models import DownProjection
 
-_TOKENS_AT_ONCE = 4096
+# Of one forward. On a CPU few tokens are faster: their activations stay in the cache.
+_TOKENS_AT_ONCE = {"cpu": 1024, "cuda": 8192}
 
 
 @dataclass(frozen=True)
@@ -166,7 +167,8 @@ class Collection:
         self.settings = settings
         self.ranks = ranks
         self.length = min(settings.max_length, max_positions(model) or settings.max_length)
-        self.rows_at_once = max(1, _TOKENS_AT_ONCE // self.length)
+        device = projections[0].weight.device.type
+        self.rows_at_once = max(1, _TOKENS_AT_ONCE.get(device, 1024) // self.length)
         separate = settings.documents == "separate"
         self.reader = KeyReader(
             model, projections, separate=separate, rows_at_once=self.rows_at_once

@@ -19,7 +19,7 @@ OPTIONS = {"layers": [0, 2], "max_length": 16, "compensated": True, "progress": 
 def small_steps(monkeypatch):
     """Texts read one by one, four rows a batch, and a checkpoint after each."""
     monkeypatch.setattr("rome_fast.collect.corpus._CHUNK", 1)
-    monkeypatch.setattr(collector, "_TOKENS_AT_ONCE", 64)
+    monkeypatch.setitem(collector._TOKENS_AT_ONCE, "cpu", 64)
     monkeypatch.setattr(checkpoints, "SECONDS_BETWEEN", 0.0)
 
 
