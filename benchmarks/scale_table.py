@@ -87,7 +87,7 @@ def main() -> None:
     for s in SHAPES:
         tokens = KEYS_PER_DIM * s.d_key
         cpu = tokens * (s.flop_per_token / forward + s.d_key**2 / add)
-        gpus = " | ".join(f"{seconds_on_gpus(s, n):,.0f} s" for n in (1, 8, 64))
+        gpus = " | ".join(f"{seconds_on_gpus(s, n):.1f} s" for n in (1, 8, 64))
         print(f"| {s.name} | {cpu / 3600:.1f} h | {gpus} |")
     print(f"\nCPU: forward {forward / 1e9:.0f} GFLOP/s, sum {add / 1e9:.0f} GFLOP/s.")
 
