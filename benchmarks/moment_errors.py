@@ -68,7 +68,7 @@ def main():
         if adds in ADDS:
             row = {"adds": adds, "keys": adds * ROWS}
             for name, moment in moments.items():
-                error = (moment._exact_sum() - exact.sum - exact.lost).tril()
+                error = (moment.exact_sum() - exact.sum - exact.lost).tril()
                 row[name] = float(f"{float(error.norm() / exact.sum.tril().norm()):.2e}")
                 assert math.isfinite(row[name])
             rows.append(row)

@@ -27,7 +27,7 @@ import torch
 from edit_quality import Bench
 
 import rome_fast
-from rome_fast.collect.convergence import HELD_OUT_ROWS, Convergence, held_out_positions
+from rome_fast.collect.convergence import HELD_OUT_ROWS, Convergence, held_out_of
 from rome_fast.collect.corpus import Corpus
 from rome_fast.collect.forward import KeyReader
 from rome_fast.collect.packing import pack_rows
@@ -77,7 +77,7 @@ class Study:
             self.bench.model, [self.bench.projection], separate=True, rows_at_once=32
         )
         for row in itertools.islice(rows, HELD_OUT_ROWS):
-            positions = held_out_positions(row.index, len(row), self.length)
+            positions = held_out_of(row.index, list(range(len(row))))
             reader.read(
                 [row], lambda _, k, r, at=positions: convergence.hold_out(r[0].index, k, at)
             )

@@ -7,6 +7,7 @@ the tensors, and ``info`` (what the collector knows; ``provenance`` names its ha
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import uuid
@@ -101,9 +102,9 @@ def _write_safetensors(moment: SecondMoment, path: Path) -> None:
         "count": moment.count,
         "damping": moment.damping,
         "source": moment.source,
-        "sha256": fingerprint(*tensors.values()),
         "info": moment.info,
     }
+    header["sha256"] = _checksum(header, tensors)
     save_file(tensors, path, metadata={"second_moment": json.dumps(header)})
 
 
@@ -124,15 +125,20 @@ def _read_safetensors(path: Path) -> SecondMoment:
             raise
         raise SecondMomentError(
             f"second_moment: {str(path)!r} is not a second-moment file of rome_fast, or it is "
-            f"truncated ({error}): delete it and collect again"
+            f"truncated: {error}"
         ) from error
 
 
+def _checksum(header: dict[str, Any], tensors: dict[str, Tensor]) -> str:
+    """Of the numbers and of all else that the header says."""
+    said = json.dumps({k: v for k, v in header.items() if k != "sha256"}, sort_keys=True)
+    return hashlib.sha256(f"{said}{fingerprint(*tensors.values())}".encode()).hexdigest()
+
+
 def _from_parts(path: Path, header: dict[str, Any], tensors: dict[str, Tensor]) -> SecondMoment:
-    if fingerprint(*tensors.values()) != header["sha256"]:
+    if _checksum(header, tensors) != header["sha256"]:
         raise SecondMomentError(
-            f"second_moment: {str(path)!r} is corrupt (its numbers do not match its checksum): "
-            "delete it and collect again"
+            f"second_moment: {str(path)!r} is damaged: it does not match its checksum"
         )
     made = SecondMoment(
         header["d_key"],
@@ -156,7 +162,7 @@ def _write_npz(moment: SecondMoment, path: Path) -> None:
             "hparams): set moment.info['sample_size'], or give --sample-size"
         )
     dtype = moment.moment_sum.dtype
-    total = moment._exact_sum().tril()
+    total = moment.exact_sum().tril()
     total += total.tril(-1).T
     arrays: dict[str, Any] = {
         "mom2.constructor": np.array(_CONSTRUCTOR),
@@ -175,6 +181,8 @@ def _read_npz(path: Path) -> SecondMoment:
             sample_size = file["sample_size"]
         if total.dim() != 2 or total.shape[0] != total.shape[1] or not total.is_floating_point():
             raise ValueError(f"mom2.mom2 has shape {tuple(total.shape)} and dtype {total.dtype}")
+        if count < 1 or not total.isfinite().all():
+            raise ValueError(f"mom2.count is {count}, or mom2.mom2 holds NaN or infinity")
     except (
         OSError,
         KeyError,

@@ -6,14 +6,14 @@ float64) and never inverted.
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from rome_fast import ops
-from rome_fast.errors import InvalidArgumentError, SecondMomentError, SecondMomentWarning
+from rome_fast.errors import InvalidArgumentError, NonFiniteError, SecondMomentError
+from rome_fast.factorise import automatic_ridge, factorise, warn
 from rome_fast.memory import is_out_of_memory
 from rome_fast.provenance import merge_conflicts, merged_info
 
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _ACCUM_DTYPES = (torch.float32, torch.float64)
-_JITTERS = (1e-8, 1e-7, 1e-6, 1e-5, 1e-4)
 
 
 class SecondMoment:
@@ -58,16 +57,16 @@ class SecondMoment:
             raise InvalidArgumentError(f"dtype must be float32 or float64, got {dtype}")
         if compensated and dtype != torch.float32:
             raise InvalidArgumentError("compensated=True is for dtype float32, got float64")
-        _check_damping(damping)
-        self.moment_sum = torch.zeros(d_key, d_key, dtype=dtype, device=device)
-        self.compensation = torch.zeros_like(self.moment_sum) if compensated else None
+        if type(d_key) is not int or d_key < 1:
+            raise InvalidArgumentError(f"d_key must be a whole number of 1 or more, got {d_key!r}")
+        with torch.inference_mode(False):  # else nothing could be added outside of it
+            self.moment_sum = torch.zeros(d_key, d_key, dtype=dtype, device=device)
+            self.compensation = torch.zeros_like(self.moment_sum) if compensated else None
         self.count = 0
         self.damping = damping
         self.source = source
         self.jitter = 0.0
         self.info: dict[str, Any] = {}
-        self._factor: Tensor | None = None
-        self._ridge: float | None = None
 
     @classmethod
     def from_moment(cls, moment: Tensor, count: int, **options: Any) -> SecondMoment:
@@ -96,36 +95,61 @@ class SecondMoment:
     def d_key(self) -> int:
         return int(self.moment_sum.shape[0])
 
+    @property
+    def damping(self) -> float | Literal["auto"]:
+        """Ridge as a share of the mean eigenvalue, or "auto"; setting it makes the factor anew."""
+        return self._damping
+
+    @damping.setter
+    def damping(self, damping: float | Literal["auto"]) -> None:
+        _check_damping(damping)
+        self._damping = damping
+        self._factor: Tensor | None = None
+        self._ridge: float | None = None
+
     @torch.no_grad()
     def add(self, keys: Tensor, mask: Tensor | None = None) -> None:
-        """Add keys [..., d_key]; ``mask`` [...] (bool) leaves padding out."""
-        keys = keys.reshape(-1, keys.shape[-1])
+        """Add keys [..., d_key]; ``mask`` [...] (bool) leaves padding out.
+
+        Raises:
+            InvalidArgumentError: keys of another width, or a mask of another size.
+            NonFiniteError: a key is NaN or infinite; nothing was added.
+        """
+        if keys.shape[-1:] != (self.d_key,):
+            raise InvalidArgumentError(
+                f"keys must have shape [..., {self.d_key}], got {list(keys.shape)}"
+            )
+        keys = keys.reshape(-1, self.d_key)
+        finite = keys.isfinite().all(-1)
         if mask is not None:
             mask = mask.reshape(-1).bool()
+            if len(mask) != len(keys):
+                raise InvalidArgumentError(f"mask must have {len(keys)} elements, got {len(mask)}")
+            finite |= ~mask
+        if not finite.all():
+            raise NonFiniteError(f"{int((~finite).sum())} keys hold NaN or infinity")
         ops.second_moment_update_(self.moment_sum, keys, mask, compensation=self.compensation)
         self.count += len(keys) if mask is None else int(mask.sum())
         self._factor = self._ridge = None
 
     def merge(self, other: SecondMoment) -> None:
-        """Add the keys that ``other`` has seen.
+        """Add the keys that ``other`` has seen; the damping stays this one's.
 
         Raises:
             SecondMomentError: it is of another size, layer or model; nothing was added.
         """
+        if other is self:
+            raise SecondMomentError("cannot merge a second moment with itself: keys count once")
         if other.d_key != self.d_key:
             raise SecondMomentError(
                 f"cannot merge second moments of d_key {self.d_key} and {other.d_key}"
             )
         if conflicts := merge_conflicts(self.info, other.info):
             raise SecondMomentError(f"cannot merge second moments: {'; '.join(conflicts)}")
-        both = self._exact_sum() + other._exact_sum().to(self.moment_sum.device)
-        self.moment_sum.copy_(both)
-        if self.compensation is not None:
-            self.compensation.copy_(both - self.moment_sum)
+        self.replace_sum(self.exact_sum() + other.exact_sum().to(self.moment_sum.device))
         self.count += other.count
         self.source = f"{self.source} + {other.source}"
         self.info = merged_info(self.info, other.info)
-        self._factor = self._ridge = None
 
     def __str__(self) -> str:
         ridge = f", ridge {self.ridge():.2g}" if self.damping and self.count else ""
@@ -135,15 +159,25 @@ class SecondMoment:
         """C = E[k k^T] without damping, [d_key, d_key], symmetric; in the sum's dtype, or
         float64 for a compensated sum."""
         self._require_keys()
-        exact = self.moment_sum if self.compensation is None else self._exact_sum()
+        exact = self.moment_sum if self.compensation is None else self.exact_sum()
         lower = exact.tril()
         return lower.add_(lower.tril(-1).T).div_(self.count)
 
-    def ridge(self) -> float:
-        """The damping as a number, as a share of the mean eigenvalue.
+    def exact_sum(self, dtype: torch.dtype = torch.float64) -> Tensor:
+        """A copy of the sum with what its compensation holds, [d_key, d_key]; of it only the
+        lower triangle is valid."""
+        total = self.moment_sum.to(dtype, copy=True)
+        return total if self.compensation is None else total.add_(self.compensation)
 
-        For ``"auto"`` it is the shrinkage of Chen et al. 2010 (OAS, eq. 23) towards the scaled
-        identity: about (1 + effective rank) / count, so it vanishes as keys are added.
+    def replace_sum(self, exact: Tensor) -> None:
+        """Take ``exact`` [d_key, d_key] (lower triangle) for the sum, in the dtypes of this one."""
+        self.moment_sum.copy_(exact)
+        if self.compensation is not None:
+            self.compensation.copy_(exact - self.moment_sum)
+        self._factor = self._ridge = None
+
+    def ridge(self) -> float:
+        """The damping as a number, as a share of the mean eigenvalue (see ``factorise``).
 
         Raises:
             SecondMomentError: empty.
@@ -152,7 +186,7 @@ class SecondMoment:
         if self.damping != "auto":
             return float(self.damping)
         if self._ridge is None:
-            self._ridge = _oas_ridge(self._exact_sum().div_(self.count), self.count)
+            self._ridge = automatic_ridge(self)
         return self._ridge
 
     @torch.no_grad()
@@ -162,60 +196,33 @@ class SecondMoment:
 
         Where rounding leaves a C of enough keys not positive definite it gets a ridge of 1e-8 of
         its mean eigenvalue, then ten times more, up to 1e-4, with a warning; ``jitter`` says how
-        much.
+        much. Beside the sum it takes 16 d_key^2 bytes while it is made, then half of that.
 
         Raises:
             SecondMomentError: empty, not finite, or of too low a rank to be solved with.
         """
         if self._factor is None:
-            try:
-                self._factor = self._factorise(torch.float64)
-            except (MemoryError, RuntimeError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                _warn(f"no memory to factor C ({self}) in float64: factored in float32")
-                self._factor = self._factorise(torch.float32)
+            self._require_keys()
+            if not self._factorise(torch.float64):
+                warn(f"no memory to factor C ({self.source}) in float64: factored in float32")
+                self._factorise(torch.float32)
+        assert self._factor is not None
         return self._factor
 
     def drop_factor(self) -> None:
         """Free the factor's memory; the next solve makes it again."""
         self._factor = None
 
-    def _factorise(self, dtype: torch.dtype) -> Tensor:
-        self._require_keys()
-        damped = self._exact_sum(dtype).div_(self.count)  # LAPACK reads the lower triangle only
-        diagonal = damped.diagonal().clone()
-        scale = float(diagonal.mean())
-        if not scale > 0 or not torch.isfinite(damped.tril_()).all():
-            raise SecondMomentError(
-                f"second moment ({self.source}) is zero or not finite: mean diagonal {scale}"
-            )
-        ridge = self.ridge()
-        for jitter in (0.0, *_JITTERS):
-            damped.diagonal().copy_(diagonal).add_((ridge + jitter) * scale)
-            factor, failed = torch.linalg.cholesky_ex(damped)
-            # A pivot at rounding level is a rank that is not there, though LAPACK lets it pass.
-            pivot = float(factor.diagonal().square().min())
-            if not int(failed) and pivot > 500 * torch.finfo(dtype).eps * scale:
-                self.jitter = jitter
-                if jitter:
-                    _warn(
-                        f"second moment ({self.source}) is singular to rounding: {jitter:g} of "
-                        "its mean eigenvalue was added; set damping= to choose a ridge yourself"
-                    )
-                return factor
-            if self.count < self.d_key:
-                break
-        raise SecondMomentError(self._why_singular(damped, diagonal))
-
-    def _why_singular(self, damped: Tensor, diagonal: Tensor) -> str:
-        damped.diagonal().copy_(diagonal)
-        symmetric = damped + damped.tril(-1).T
-        rank = int(torch.linalg.matrix_rank(symmetric, hermitian=True))
-        return (
-            f"second moment ({self.source}) has rank {rank} of {self.d_key} from {self.count:,} "
-            f"keys: collect {5 * self.d_key:,} keys or more, or set damping='auto'"
-        )
+    def _factorise(self, dtype: torch.dtype) -> bool:
+        """Make the factor; False where there is no memory for a float64 one."""
+        try:
+            self._factor, self.jitter = factorise(self, dtype)
+        except (MemoryError, RuntimeError) as error:
+            if dtype == torch.float32 or not is_out_of_memory(error):
+                raise
+            # The handler's traceback holds the matrices of the attempt: nothing is tried in here.
+            return False
+        return True
 
     @torch.no_grad()
     def whiten(self, keys: Tensor) -> Tensor:
@@ -230,6 +237,10 @@ class SecondMoment:
     @torch.no_grad()
     def solve(self, keys: Tensor) -> Tensor:
         """C^-1 k for keys [d_key] or [n, d_key]; float64, same shape."""
+        if keys.shape[-1:] != (self.d_key,):
+            raise InvalidArgumentError(
+                f"keys must have shape [..., {self.d_key}], got {list(keys.shape)}"
+            )
         factor = self.factor()
         columns = keys.to(factor).reshape(-1, self.d_key).T
         return torch.cholesky_solve(columns, factor).T.reshape(keys.shape).double()
@@ -264,29 +275,9 @@ class SecondMoment:
         if not self.count:
             raise SecondMomentError("second moment is empty: add keys first")
 
-    def _exact_sum(self, dtype: torch.dtype = torch.float64) -> Tensor:
-        """A copy of the sum with what its compensation holds; only the lower triangle is valid."""
-        total = self.moment_sum.to(dtype, copy=True)
-        return total if self.compensation is None else total.add_(self.compensation)
-
-
-def _oas_ridge(moment: Tensor, count: int) -> float:
-    """Ridge as a share of the mean eigenvalue; of ``moment`` only the lower triangle is read."""
-    d, diagonal = len(moment), moment.diagonal()
-    trace = float(diagonal.sum())
-    squares = 2 * float(moment.tril().norm()) ** 2 - float(diagonal.norm()) ** 2
-    spread = (count + 1 - 2 / d) * (squares - trace**2 / d)
-    excess = (1 - 2 / d) * squares + trace**2
-    share = min(excess / spread, 0.5) if spread > 0 else 0.5
-    return share / (1 - share)
-
 
 def _check_damping(damping: float | str) -> None:
     if damping == "auto":
         return
     if isinstance(damping, str) or not 0.0 <= damping < float("inf"):
         raise InvalidArgumentError(f"damping must be 'auto' or finite and >= 0, got {damping!r}")
-
-
-def _warn(message: str) -> None:
-    warnings.warn(message, SecondMomentWarning, stacklevel=4)

@@ -41,7 +41,8 @@ _BINDING = {
     "weights_dtype": "the dtype of the weights",
     "weights": "the weights below the layer (hash)",
 }
-_OF_ONE_PART = {"convergence", "sample_size"}
+_COUNTED = ("tokens", "sample_size")
+_OF_ONE_PART = {"convergence", *_COUNTED}
 
 
 def provenance(
@@ -55,11 +56,10 @@ def differences(
     info: Mapping[str, Any], model: PreTrainedModel, projection: DownProjection
 ) -> list[str]:
     """How ``info`` disagrees with the model at this layer; a field it lacks agrees."""
-    here = _of_model(model, projection)
+    here = {**_of_model(model, projection), "versions": versions()}
     return [
         f"{title} differs: {info[field]!s:.40} there, {here[field]!s:.40} here"
-        for field, title in _BINDING.items()
-        if field in info and info[field] != here[field]
+        for field, title in _conflicts(info, here)
     ]
 
 
@@ -67,16 +67,33 @@ def merge_conflicts(first: Mapping[str, Any], second: Mapping[str, Any]) -> list
     """The fields in which two second moments disagree so that their sum would mean nothing."""
     return [
         f"{title} differs: {first[field]!s:.40} and {second[field]!s:.40}"
+        for field, title in _conflicts(first, second)
+    ]
+
+
+def _conflicts(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Fields that both have and that differ, with their titles.
+
+    transformers has written one and the same configuration in different ways: hashes of it are
+    compared under one version only.
+    """
+    written_by = [info.get("versions", {}).get("transformers") for info in (first, second)]
+    return [
+        (field, title)
         for field, title in _BINDING.items()
-        if field in first and field in second and first[field] != second[field]
+        if field in first
+        and field in second
+        and first[field] != second[field]
+        and not (field == "config" and None not in written_by and len(set(written_by)) > 1)
     ]
 
 
 def merged_info(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
     """What holds for both together; what was measured on one part (convergence) does not."""
     info = {k: v for k, v in first.items() if second.get(k) == v and k not in _OF_ONE_PART}
-    if "sample_size" in first and "sample_size" in second:
-        info["sample_size"] = first["sample_size"] + second["sample_size"]
+    for counted in _COUNTED:
+        if counted in first and counted in second:
+            info[counted] = first[counted] + second[counted]
     return info
 
 

@@ -273,6 +273,10 @@ def test_bad_second_moments(gpt2, settings, tmp_path):
 
     with refuses(model, errors.InvalidArgumentError, "'identity' or None, got int"):
         attempt(3)
+    with refuses(model, errors.InvalidArgumentError, r"pass one of its values \(1\)"):
+        attempt({1: "moment"})
+    with refuses(model, errors.InvalidArgumentError, "from_moment"):
+        attempt(torch.eye(256))
     with refuses(model, errors.SecondMomentError, r"d_key differs: 8 there, 256 here"):
         attempt(rome_fast.SecondMoment.from_moment(torch.eye(8), 100))
     with refuses(model, errors.SecondMomentError, "there is no file"):

@@ -48,7 +48,7 @@ def test_every_truncation_is_a_clear_error(tmp_path):
     whole = path.read_bytes()
     for size in (0, 1, 7, 8, 40, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:size])
-        with pytest.raises(SecondMomentError, match=r"c\.safetensors.*delete it and collect again"):
+        with pytest.raises(SecondMomentError, match=r"c\.safetensors.* or it is truncated"):
             SecondMoment.load(path)
 
 
@@ -58,7 +58,17 @@ def test_a_flipped_bit_is_a_clear_error(tmp_path):
     damaged = bytearray(path.read_bytes())
     damaged[-100] ^= 4
     path.write_bytes(damaged)
-    with pytest.raises(SecondMomentError, match="do not match its checksum"):
+    with pytest.raises(SecondMomentError, match="does not match its checksum"):
+        SecondMoment.load(path)
+
+
+def test_a_changed_header_is_a_clear_error(tmp_path):
+    path = tmp_path / "c.safetensors"
+    moment_of().save(path)
+    written = path.read_bytes()
+    assert b'count\\": 600' in written
+    path.write_bytes(written.replace(b'count\\": 600', b'count\\": 900'))
+    with pytest.raises(SecondMomentError, match="does not match its checksum"):
         SecondMoment.load(path)
 
 
@@ -166,6 +176,9 @@ def test_damaged_npz_is_a_clear_error(tmp_path):
             SecondMoment.load(path)
     np.savez(path, **{"mom2.count": 3, "mom2.mom2": np.ones((2, 3)), "sample_size": 1})
     with pytest.raises(SecondMomentError, match=r"shape \(2, 3\)"):
+        SecondMoment.load(path)
+    np.savez(path, **{"mom2.count": -3, "mom2.mom2": np.eye(2), "sample_size": 1})
+    with pytest.raises(SecondMomentError, match="count is -3"):
         SecondMoment.load(path)
     np.savez(path, other=1)
     with pytest.raises(SecondMomentError, match="layout"):

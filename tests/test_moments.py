@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
-from rome_fast.errors import InvalidArgumentError, SecondMomentError, SecondMomentWarning
+from rome_fast.errors import (
+    InvalidArgumentError,
+    NonFiniteError,
+    SecondMomentError,
+    SecondMomentWarning,
+)
 from rome_fast.moments import SecondMoment
 
 
@@ -53,7 +61,7 @@ def test_merge_keeps_what_holds_for_both_and_refuses_other_models(keys):
     assert torch.equal(first.moment(), before) and first.count == 80
     second.info["weights"] = "abc"
     first.merge(second)
-    assert first.info == {"module": "m", "weights": "abc", "sample_size": 7}
+    assert first.info == {"module": "m", "weights": "abc", "tokens": 200, "sample_size": 7}
     assert first.source == "one + two"
 
 
@@ -102,6 +110,77 @@ def test_too_few_keys_are_refused_with_the_rank(keys):
     moment.add(keys[:4])
     with pytest.raises(SecondMomentError, match=r"rank 10 of 24 from 14 keys: collect 120 keys"):
         moment.solve(keys[0])
+
+
+def test_misuse_is_named_and_adds_nothing(keys):
+    moment = SecondMoment(24)
+    moment.add(keys)
+    before = moment.moment()
+    broken = keys.clone()
+    broken[3, 5] = float("nan")
+    with pytest.raises(NonFiniteError, match="1 keys hold NaN"):
+        moment.add(broken)
+    with pytest.raises(InvalidArgumentError, match=r"shape \[..., 24\], got \[200, 23\]"):
+        moment.add(keys[:, 1:])
+    with pytest.raises(InvalidArgumentError, match="mask must have 200 elements, got 3"):
+        moment.add(keys, torch.ones(3))
+    with pytest.raises(InvalidArgumentError, match=r"shape \[..., 24\], got \[9\]"):
+        moment.solve(keys[0, :9])
+    with pytest.raises(SecondMomentError, match="with itself"):
+        moment.merge(moment)
+    assert torch.equal(moment.moment(), before) and moment.count == 200
+    moment.add(broken, torch.arange(200) != 3)  # padding may hold anything
+    assert moment.count == 399
+    for d_key in (0, -1, 1.5):
+        with pytest.raises(InvalidArgumentError, match="d_key must be a whole number"):
+            SecondMoment(d_key)
+
+
+def test_damping_can_be_set_anew(keys):
+    moment = SecondMoment(24)
+    moment.add(keys)
+    plain = moment.solve(keys[0])
+    moment.damping = 0.5
+    c = moment.moment()
+    ridge = c + 0.5 * c.trace() / 24 * torch.eye(24)
+    torch.testing.assert_close(moment.solve(keys[0]), torch.linalg.solve(ridge, keys[0]))
+    moment.damping = 0.0
+    torch.testing.assert_close(moment.solve(keys[0]), plain)
+
+
+def test_made_in_inference_mode_it_can_be_used_outside(keys):
+    with torch.inference_mode():
+        moment = SecondMoment(24)
+        moment.add(keys)
+    other = SecondMoment(24)
+    other.add(keys[:5])
+    moment.merge(other)
+    assert moment.count == 205
+
+
+def test_a_factor_takes_no_more_memory_than_it_says():
+    """16 d^2 bytes beside the sum, and in float32 half of that, in a process with a limit."""
+    script = """
+import resource, sys, torch
+from rome_fast import SecondMoment
+torch.set_num_threads(1)
+d, bytes_an_entry = 2000, float(sys.argv[1])
+moment = SecondMoment(d, dtype=torch.float32, damping="auto")
+moment.add(torch.randn(100, 40) @ torch.randn(40, d))
+warm = SecondMoment(300, damping="auto"); warm.add(torch.randn(400, 300)); warm.factor()
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+limit = used + int(bytes_an_entry * d * d) + (8 << 20)
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+print(moment.factor().dtype)
+"""
+
+    def factored(bytes_an_entry):
+        command = [sys.executable, "-W", "ignore", "-c", script, str(bytes_an_entry)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    assert factored(16.5) == "torch.float64"
+    assert factored(12) == "torch.float32"
 
 
 def test_dead_dimension_gets_a_jitter_and_a_warning(keys):
@@ -167,7 +246,7 @@ def test_unusable_moments():
     with pytest.raises(InvalidArgumentError, match=r"symmetric, but differs .* by 1"):
         SecondMoment.from_moment(skewed, 10)
     indefinite = SecondMoment.from_moment(torch.tensor([[1.0, 2.0], [2.0, 1.0]]), 10)
-    with pytest.raises(SecondMomentError, match=r"has rank 2 of 2 from 10 keys"):
+    with pytest.raises(SecondMomentError, match=r"of 10 keys is not positive definite"):
         indefinite.factor()
     with pytest.raises(InvalidArgumentError, match="square"):
         SecondMoment.from_moment(torch.zeros(3, 4), 10)

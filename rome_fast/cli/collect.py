@@ -122,6 +122,8 @@ def collect(
             wanted = wanted or [_default_layer(loaded)]
             output = Output(out, wanted, Ranks.current() if distributed else Ranks())
             output.check(resume)
+            if resume and not output.interrupted and is_first_process():
+                complain("there is no checkpoint to resume: starting at the beginning")
             outputs.append(output)
             moments = collect_second_moment(
                 loaded,

@@ -44,6 +44,10 @@ class Output:
                     "a folder"
                 )
             self._files = {layers[0]: out}
+        elif out.suffix and not out.is_dir():
+            raise InvalidArgumentError(
+                f"--out {out}: a file must end in {' or '.join(SUFFIXES)}, a folder has no suffix"
+            )
         else:
             self._files = {layer: out / f"layer_{layer}.safetensors" for layer in layers}
         whole = Path(os.path.abspath(out))

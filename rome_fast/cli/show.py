@@ -45,11 +45,10 @@ def print_moment(moment: SecondMoment, path: Path) -> None:
 
 def _eigenvalues(moment: SecondMoment) -> Tensor:
     """Those of C without damping, ascending, float64 [d_key] on the CPU."""
-    moment._require_keys()
-    c = moment._exact_sum().div_(moment.count)
+    c = moment.moment().double()
     if not c.diagonal().sum() > 0 or not c.tril().isfinite().all():
         raise SecondMomentError(f"second moment ({moment.source}) is zero or not finite")
-    return torch.linalg.eigvalsh(c).cpu()  # reads the lower triangle only
+    return torch.linalg.eigvalsh(c).cpu()
 
 
 def _noise(moment: SecondMoment, values: Tensor) -> float:
@@ -77,7 +76,10 @@ def _described(moment: SecondMoment) -> dict[str, str]:
     if "tokenizer" in info:
         facts["tokenizer"] = f"{info['tokenizer']:.8}"
     if "texts" in info:
-        facts["texts"] = f"{info['texts']}, {info['tokens']:,} tokens"
+        facts["texts"] = info["texts"]
+    if "tokens" in info:
+        facts["tokens read"] = f"{info['tokens']:,}"
+    if {"max_length", "documents", "first_token"} <= info.keys():
         facts["rows"] = (
             f"{info['max_length']} tokens, documents {info['documents']}, first token "
             f"{info['first_token']}"

@@ -16,7 +16,7 @@ from rome_fast.moments import SecondMoment
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Second moments of keys (C = E[k k^T]): collect them from text, merge, show, convert.",
+    help="Second moments of keys (C = E k k^T): collect them from text, merge, show, convert.",
 )
 app.command()(collect)
 
@@ -31,6 +31,8 @@ def merge(
         check_new_file(out)
         if len(files) < 2:
             raise InvalidArgumentError(f"merge needs two files or more, got {len(files)}")
+        if len({file.resolve() for file in files}) < len(files):
+            raise InvalidArgumentError("merge got a file twice: its keys count once")
         total = SecondMoment.load(files[0])
         for file in files[1:]:
             part = SecondMoment.load(file)

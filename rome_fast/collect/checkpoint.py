@@ -92,8 +92,8 @@ class Checkpoint:
             if state["settings"].get(field) != value:
                 raise SecondMomentError(
                     f"checkpoint {str(self.path)!r} is of another collection: {field} was "
-                    f"{state['settings'].get(field)!r}, now it is {value!r}; delete it to start "
-                    "again"
+                    f"{state['settings'].get(field)!s:.40}, now it is {value!s:.40}; delete it to "
+                    "start again"
                 )
         for layer, moment in moments.items():
             mine = {k.split(".", 1)[1]: v for k, v in tensors.items() if k.startswith(f"{layer}.")}
@@ -136,7 +136,7 @@ class RowDigest:
         self._hash = hashlib.sha256()
 
     def update(self, row: Row) -> None:
-        self._hash.update(repr(row.ids).encode())
+        self._hash.update(repr((row.ids, row.positions)).encode())
 
     def hexdigest(self) -> str:
         return self._hash.hexdigest()
@@ -147,26 +147,32 @@ class RowDigest:
 
 
 class Interrupt:
-    """Whether Ctrl-C was pressed (``pressed``)."""
+    """Whether Ctrl-C was pressed, or SIGTERM came (``pressed``)."""
 
     pressed = False
 
 
 @contextmanager
 def deferred_interrupt() -> Iterator[Interrupt]:
-    """Note the first Ctrl-C instead of raising it inside; a second one is raised at once."""
+    """Note the first Ctrl-C or SIGTERM instead of obeying inside; a second one is obeyed at once.
+
+    What is ignored (SIGINT in a job of the background) stays ignored.
+    """
     noted = Interrupt()
     if threading.current_thread() is not threading.main_thread():
-        yield noted  # Python raises KeyboardInterrupt in the main thread only
+        yield noted  # signals reach the main thread only
         return
-    previous = signal.getsignal(signal.SIGINT)
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    def note(signum: int, frame: Any) -> None:
+    def note(number: int, frame: Any) -> None:
         noted.pressed = True
-        signal.signal(signal.SIGINT, previous)
+        signal.signal(number, previous[signal.Signals(number)])
 
-    signal.signal(signal.SIGINT, note)
+    for number, handler in previous.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, note)
     try:
         yield noted
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)

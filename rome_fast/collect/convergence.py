@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from rome_fast.errors import SecondMomentError
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -46,10 +48,22 @@ class Convergence:
         first = row_index * HELD_OUT_PER_ROW
         self.keys[first : first + len(positions)] = keys[positions].double().cpu()
 
+    def seen(self) -> Tensor:
+        """The keys that were held out, [n, d_key]."""
+        return self.keys[self.keys.any(dim=1)]
+
+    def taken_back(self) -> Tensor:
+        """The same, and none are held out any more: there was no check to need them."""
+        keys = self.seen()
+        self.keys.zero_()
+        return keys
+
     def check(self, moment: SecondMoment) -> None:
         """Solve again and compare with the last time."""
-        keys = self.keys[self.keys.any(dim=1)]
-        solutions = moment.solve(keys).cpu()
+        try:
+            solutions = moment.solve(self.seen()).cpu()
+        except SecondMomentError:
+            return  # too few keys for a C without a ridge: not yet
         moment.drop_factor()  # those of all layers at once may be more than fits
         entry: dict[str, Any] = {"count": moment.count, "ridge": moment.ridge()}
         if self.solutions is not None:
@@ -77,9 +91,9 @@ class Convergence:
         return f", C^-1 k within {self.checks[-1]['change']:.0%}{verdict}"
 
 
-def held_out_positions(row_index: int, length: int, full_length: int) -> list[int]:
-    """Positions of a row that are kept for the check: a few of each of the first full rows."""
-    if row_index >= HELD_OUT_ROWS or length < full_length:
+def held_out_of(row_index: int, positions: list[int]) -> list[int]:
+    """Which of a row's positions are kept for the check: a few of each of the first rows."""
+    if row_index >= HELD_OUT_ROWS:
         return []
-    step = length // HELD_OUT_PER_ROW
-    return list(range(step // 2, length, step))[:HELD_OUT_PER_ROW]
+    step = max(1, len(positions) // HELD_OUT_PER_ROW)
+    return positions[step // 2 :: step][:HELD_OUT_PER_ROW]

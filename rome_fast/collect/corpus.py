@@ -6,12 +6,14 @@ iterable, or as a text file with one text a line.
 
 from __future__ import annotations
 
+import codecs
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from rome_fast.errors import InvalidArgumentError
@@ -30,7 +32,7 @@ class Corpus:
 
     Args:
         texts: the path of a text file, or an iterable of strings, of lists (or tensors) of token
-            ids, or of mappings with a string under ``text_column``.
+            ids, or of mappings with either under ``text_column``.
         vocabulary: how many ids the model knows.
 
     Attributes:
@@ -49,6 +51,11 @@ class Corpus:
                 raise InvalidArgumentError(
                     f"texts: there is no file {str(texts)!r}; for one text, pass a list of it"
                 )
+        elif isinstance(texts, Mapping):
+            raise InvalidArgumentError(
+                f"texts is a mapping with keys {', '.join(map(repr, texts))}: pass one of its "
+                "values (a data set without split= is such a mapping)"
+            )
         elif not isinstance(texts, Iterable):
             raise InvalidArgumentError(
                 "texts must be a file or an iterable of strings, token ids or rows of a data "
@@ -106,6 +113,7 @@ class Corpus:
         with path.open("rb") as file:
             for number, line in enumerate(file, 1):
                 read += len(line)
+                line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
                 self.fraction_read = read / size
                 try:
                     yield line.decode("utf-8").strip()
@@ -120,24 +128,26 @@ class Corpus:
         strings = [text for _, text in texts if isinstance(text, str) and text]
         tokenized = iter(all_text_ids(self._tok, strings))
         for index, text in texts:
-            if text == "":
-                continue
-            yield index, next(tokenized) if isinstance(text, str) else _as_ids(index, text)
+            if not isinstance(text, str):
+                yield index, _as_ids(index, text)
+            elif text:
+                yield index, next(tokenized)
 
     def _column_of(self, index: int, item: Any) -> Any:
         if not isinstance(item, Mapping):
             return item
-        text = item.get(self._column)
-        if not isinstance(text, str):
+        if self._column not in item:
             columns = ", ".join(map(str, item))
             raise InvalidArgumentError(
-                f"texts[{index}] has no text in column {self._column!r}; its columns are "
-                f"{columns}: name one with text_column="
+                f"texts[{index}] has no column {self._column!r}; its columns are {columns}: name "
+                "one with text_column="
             )
-        return text
+        return item[self._column]
 
 
 def _as_ids(index: int, item: Any) -> list[int]:
+    if isinstance(item, np.ndarray) and item.dtype.kind in "iu":
+        item = torch.from_numpy(item.astype(np.int64))
     if isinstance(item, torch.Tensor) and item.dim() == 1 and not item.is_floating_point():
         return [int(i) for i in item]
     if isinstance(item, list | tuple) and all(type(i) is int for i in item):

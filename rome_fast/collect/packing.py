@@ -33,12 +33,13 @@ def pack_rows(documents: Iterable[list[int]], length: int, budget: int | None) -
     ids: list[int] = []
     positions: list[int] = []
     for document in documents:
-        while document:
+        read = 0
+        while read < len(document):
             limit = length if left is None else min(length, left)
-            part = document[: limit - len(ids)]
-            document = document[len(part) :]
+            part = document[read : read + limit - len(ids)]
+            read += len(part)
             positions.extend(range(len(part)))
-            ids = ids + part
+            ids.extend(part)
             if len(ids) == limit:
                 yield Row(index, ids, positions)
                 ids, positions, index = [], [], index + 1

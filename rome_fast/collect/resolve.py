@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,6 +42,13 @@ def resolve_second_moment(
         return sampled_second_moment(model, tok, projection, dtype)
     if isinstance(given, SecondMoment):
         moment = given
+    elif isinstance(given, Mapping):
+        keys = ", ".join(map(repr, given))
+        raise InvalidArgumentError(f"second_moment is a mapping: pass one of its values ({keys})")
+    elif isinstance(given, torch.Tensor):
+        raise InvalidArgumentError(
+            "second_moment is a tensor: wrap it, SecondMoment.from_moment(tensor, count)"
+        )
     elif isinstance(given, str | Path):
         moment = SecondMoment.load(given)
         moment.source = f"file {Path(given).name} ({moment.source})"

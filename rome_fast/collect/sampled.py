@@ -18,6 +18,7 @@ import torch
 from rome_fast.collect.collector import collect_second_moment
 from rome_fast.collect.convergence import TOLERANCE
 from rome_fast.contexts import sample_ids
+from rome_fast.errors import SecondMomentError
 from rome_fast.models import DownProjection, max_positions
 from rome_fast.moments import SecondMoment
 from rome_fast.provenance import provenance
@@ -40,14 +41,18 @@ def sampled_second_moment(
 
     The cache (``$ROME_FAST_CACHE``, else ``rome_fast`` in the platform's cache folder) is keyed
     by everything that determines a key: configuration, weights up to the edited matrix, layer,
-    tokenizer and dtype.
+    tokenizer and dtype. The layers above only choose the words, and a model that was edited or
+    tuned there shares the file.
 
     Raises:
         SecondMomentError: the cached file is damaged; the message names it.
     """
     path = _cache_path(model, tok, projection, dtype)
     if path.exists():
-        moment = SecondMoment.load(path)
+        try:
+            moment = SecondMoment.load(path)
+        except SecondMomentError as error:
+            raise SecondMomentError(f"{error}; delete this file of the cache") from error
         moment.source += ", cached"
         return moment
     moment = collect_second_moment(

@@ -153,7 +153,8 @@ def cholesky_update_(
     Returns applied [] (bool). Raises InvalidArgumentError.
     """
     _schema.check_cholesky_update(factor, vector)
-    args = (factor, vector, bool(downdate))
+    # What overflows the factor's dtype is not finite then, and refused.
+    args = (factor, vector.to(factor.dtype), bool(downdate))
     if resolve_backend(backend, factor.device.type) == "native":
         return _call_native(torch.ops.rome_fast.cholesky_update_.default, *args)
     return _default.cholesky_update_default(*args)

@@ -69,6 +69,8 @@ def check_second_moment_update(
         _require_shape("compensation", compensation, (keys.shape[1], keys.shape[1]))
         _require_writable("compensation", compensation)
         _require_same_device("compensation", compensation, "moment_sum", moment_sum)
+        if compensation is moment_sum:
+            raise InvalidArgumentError("compensation is moment_sum: it must be a matrix of its own")
 
 
 def check_rank_one_update(

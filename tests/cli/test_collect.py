@@ -14,7 +14,6 @@ from tiny import tiny_llama
 from rome_fast import SecondMoment, collect_second_moment
 from rome_fast.cli import collect
 from rome_fast.cli.common import BAD_INPUT, INTERRUPTED
-from rome_fast.collect import checkpoint
 from rome_fast.collect.forward import KeyReader
 
 # Dies with a checkpoint in place and the next one written but not yet put there.
@@ -162,7 +161,6 @@ def test_failure_to_save_loses_nothing(arguments, uninterrupted, tmp_path, monke
         save(self, path)
 
     with monkeypatch.context() as patched:
-        patched.setattr(checkpoint, "SECONDS_BETWEEN", 0)
         patched.setattr(SecondMoment, "save", save_until_full)
         result = stats(*arguments, "--out", out)
     assert result.exit_code == BAD_INPUT

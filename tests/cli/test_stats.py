@@ -58,9 +58,12 @@ def test_merge_refuses_what_does_not_belong_together(tmp_path, monkeypatch):
     told = refusal(stats("merge", "a.safetensors", "a.safetensors", "--out", "a.safetensors"))
     assert "a.safetensors exists" in told
     assert "two files or more" in refusal(stats("merge", "a.safetensors", "--out", "m.npz"))
-    told = refusal(stats("merge", "a.safetensors", "a.safetensors", "--out", "m.npz"))
+    told = refusal(stats("merge", "a.safetensors", "./a.safetensors", "--out", "m.safetensors"))
+    assert "got a file twice" in told
+    small_file("e.safetensors", module="mlp.1", weights="aa")
+    told = refusal(stats("merge", "a.safetensors", "e.safetensors", "--out", "m.npz"))
     assert "--sample-size" in told
-    assert len(list(tmp_path.iterdir())) == 4
+    assert len(list(tmp_path.iterdir())) == 5
 
 
 def test_convert_there_and_back(moment_file, tmp_path):

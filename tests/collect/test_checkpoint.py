@@ -1,4 +1,4 @@
-"""Interruption at any batch and resumption to the same bits (kill -9: tests/test_cli_stats.py)."""
+"""Interruption at any batch, and resumption to the same bits (kill -9: tests/cli)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rome_fast.collect import checkpoint as checkpoints
-from rome_fast.collect import collect_second_moment, collector
+from rome_fast.collect import collect_second_moment, collection
 from rome_fast.errors import SecondMomentError
 
 OPTIONS = {"layers": [0, 2], "max_length": 16, "compensated": True, "progress": False}
@@ -19,7 +19,7 @@ OPTIONS = {"layers": [0, 2], "max_length": 16, "compensated": True, "progress": 
 def small_steps(monkeypatch):
     """Texts read one by one, four rows a batch, and a checkpoint after each."""
     monkeypatch.setattr("rome_fast.collect.corpus._CHUNK", 1)
-    monkeypatch.setitem(collector._TOKENS_AT_ONCE, "cpu", 64)
+    monkeypatch.setitem(collection._TOKENS_AT_ONCE, "cpu", 64)
     monkeypatch.setattr(checkpoints, "SECONDS_BETWEEN", 0.0)
 
 
@@ -64,7 +64,10 @@ def test_resumed_is_the_same_bits(gpt2, many, tmp_path, tokens, n):
     assert same(whole, collect_second_moment(model, tok, many, **options))
 
 
-def test_ctrl_c_finishes_the_batch_and_leaves_a_checkpoint(gpt2, many, tmp_path, monkeypatch):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_lets_the_batch_finish_and_a_checkpoint_be_written(
+    gpt2, many, tmp_path, monkeypatch, number
+):
     model, tok = gpt2
     monkeypatch.setattr(checkpoints, "SECONDS_BETWEEN", 1e9)
     whole = collect_second_moment(model, tok, many, tokens=900, **OPTIONS)
@@ -73,14 +76,14 @@ def test_ctrl_c_finishes_the_batch_and_leaves_a_checkpoint(gpt2, many, tmp_path,
     def press(module, args):
         passes.append(1)
         if len(passes) == 6:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), number)
 
     handle = model.transformer.h[0].register_forward_pre_hook(press)
     options = {**OPTIONS, "tokens": 900, "checkpoint": tmp_path / "c"}
-    before = signal.getsignal(signal.SIGINT)
+    before = signal.getsignal(number)
     with pytest.raises(KeyboardInterrupt):
         collect_second_moment(model, tok, many, **options)
-    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.getsignal(number) is before
     handle.remove()
     with pytest.raises(SecondMomentError, match=r"exists: pass resume=True to go on"):
         collect_second_moment(model, tok, many, **options)
@@ -122,11 +125,11 @@ def test_other_texts_settings_or_models_are_refused(gpt2, many, tmp_path):
         collect_second_moment(model, tok, many[1:], **options)
     with pytest.raises(SecondMomentError, match="is of other texts"):
         collect_second_moment(model, tok, many[:3], **options)
-    with pytest.raises(SecondMomentError, match="layers was"):
+    with pytest.raises(SecondMomentError, match=r"layers was \[0, 2\], now it is \[0, 1\]"):
         collect_second_moment(model, tok, many, **{**options, "layers": [0, 1]})
     with torch.no_grad():
         model.transformer.h[0].mlp.c_fc.weight.mul_(2)
-    with pytest.raises(SecondMomentError, match="layers was"):
+    with pytest.raises(SecondMomentError, match="weights of layer 0 was"):
         collect_second_moment(model, tok, many, **options)
     assert (tmp_path / "c").read_bytes() == kept
     (tmp_path / "c").write_bytes(kept[:-9])

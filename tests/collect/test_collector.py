@@ -173,6 +173,25 @@ def test_auto_stops_when_the_solutions_have_converged(gpt2):
     assert f"C^-1 k within {checks[-1]['change']:.0%}" in str(moment)
 
 
+def test_auto_without_a_ridge_waits_until_c_can_be_solved(gpt2):
+    """Held-out keys and skipped first tokens count as read, and not as keys."""
+    model, tok = gpt2
+    generator = torch.Generator().manual_seed(0)
+    few = [torch.randint(1, 300, (4,), generator=generator) for _ in range(2000)]
+    moment = collected(model, tok, few, 1, damping=0.0, first_token="skip")[1]
+    assert moment.info["convergence"]["checks"][0]["count"] >= 256
+    # Every row holds whole documents: a quarter are first tokens, none of which is held out.
+    assert moment.count == moment.info["tokens"] * 3 // 4 - 64
+
+
+def test_held_out_keys_are_added_where_no_check_came(gpt2, texts):
+    model, tok = gpt2
+    n_tokens = sum(map(len, all_text_ids(tok, texts)))
+    assert collected(model, tok, texts, max_length=8)[1].count == n_tokens
+    short = collected(model, tok, [list(range(1, 65))], max_length=8)[1]
+    assert short.count == 64
+
+
 def test_auto_says_when_the_texts_were_too_few(gpt2, texts):
     model, tok = gpt2
     moment = collected(model, tok, texts)[1]
@@ -196,6 +215,7 @@ def test_half_precision_models_are_summed_in_float32(gpt2, texts):
     model, tok = gpt2
     exact = collected(model, tok, texts, tokens=10**6)[1].moment()
     half = collected(model.bfloat16(), tok, texts, tokens=10**6, compensated=True)[1]
+    assert half.moment_sum.dtype == torch.float32
     assert half.compensation is not None and half.info["weights_dtype"] == "bfloat16"
     torch.testing.assert_close(half.moment().float(), exact, rtol=0.1, atol=0.05)
     double = collected(model.double(), tok, texts, compensated=True)[1]
@@ -218,8 +238,11 @@ def test_training_mode_and_gradients_are_as_before(gpt2, texts):
         ({"documents": "mixed"}, InvalidArgumentError, "'separate' or 'joined', got 'mixed'"),
         ({"first_token": True}, InvalidArgumentError, "'keep' or 'skip', got True"),
         ({"damping": -1}, InvalidArgumentError, "damping must be 'auto' or finite"),
+        ({"layers": "2"}, InvalidArgumentError, "layers must be a number or a list .* got '2'"),
+        ({"layers": 1.0}, InvalidArgumentError, "got 1.0"),
         ({"layers": []}, InvalidArgumentError, "layers must name at least one"),
         ({"layers": [1, 9]}, HparamsError, "layer 9"),
+        ({"resume": True}, InvalidArgumentError, "resume=True needs checkpoint="),
         ({"distributed": True}, InvalidArgumentError, "needs a process group"),
     ],
 )
@@ -233,5 +256,5 @@ def test_non_finite_keys_are_an_error(gpt2, texts):
     model, tok = gpt2
     with torch.no_grad():
         model.transformer.h[0].mlp.c_fc.weight[3, 3] = float("nan")
-    with pytest.raises(NonFiniteError, match=r"h\.1\.mlp\.c_proj is NaN or infinite"):
+    with pytest.raises(NonFiniteError, match=r"h\.1\.mlp\.c_proj: \d+ keys hold NaN or infinity"):
         collected(model, tok, texts)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rome_fast.collect.convergence import TOLERANCE, Convergence, held_out_positions
+from rome_fast.collect.convergence import TOLERANCE, Convergence, held_out_of
 from rome_fast.moments import SecondMoment
 
 
@@ -25,7 +25,7 @@ def test_change_is_about_the_error_that_is_left():
         moment.add(keys @ mixing)
         convergence.check(moment)
         error = (convergence.solutions - truth).norm(dim=1) / truth.norm(dim=1)
-        if n > 500:
+        if n > 100:
             assert 0.4 < convergence.checks[-1]["change"] / float(error.median()) < 2.5
     assert convergence.checks[-1]["change"] <= TOLERANCE and n < 100_000
     assert convergence.report()["converged"]
@@ -45,9 +45,10 @@ def test_rows_of_zeros_are_no_keys():
 
 
 @pytest.mark.parametrize("length", [8, 9, 100, 1024])
-def test_held_out_positions_are_eight_of_each_of_the_first_rows(length):
+def test_eight_positions_of_each_of_the_first_rows_are_held_out(length):
+    allowed = list(range(0, 3 * length, 3))
     for row in range(8):
-        positions = held_out_positions(row, length, length)
-        assert len(set(positions)) == 8 and 0 <= min(positions) <= max(positions) < length
-    assert held_out_positions(8, length, length) == []
-    assert held_out_positions(0, length - 1, length) == []
+        positions = held_out_of(row, allowed)
+        assert len(set(positions)) == 8 and set(positions) <= set(allowed)
+    assert held_out_of(8, allowed) == []
+    assert held_out_of(0, allowed[:3]) == allowed[:3] and held_out_of(0, []) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -32,6 +33,8 @@ def test_forms_of_texts_give_the_same_ids(corpus, tmp_path):
     assert list(corpus([{"body": text} for text in TEXTS], text_column="body")) == expected
     assert list(corpus(expected)) == list(corpus(map(torch.tensor, expected))) == expected
     assert list(corpus([expected[0], TEXTS[2]])) == expected[:2]
+    assert list(corpus(map(np.array, expected))) == expected
+    assert list(corpus([{"ids": row} for row in expected], text_column="ids")) == expected
 
 
 def test_a_data_set_of_the_datasets_library(corpus):
@@ -39,13 +42,13 @@ def test_a_data_set_of_the_datasets_library(corpus):
     rows = datasets.Dataset.from_dict({"text": TEXTS, "url": list("abcde")})
     assert list(corpus(rows)) == list(corpus(TEXTS))
     assert list(corpus(rows.to_iterable_dataset())) == list(corpus(TEXTS))
-    with pytest.raises(InvalidArgumentError, match="column 'body'; its columns are text, url"):
+    with pytest.raises(InvalidArgumentError, match="no column 'body'; its columns are text, url"):
         list(corpus(rows, text_column="body"))
 
 
 def test_file_is_read_line_by_line(corpus, tmp_path):
     path = tmp_path / "texts.txt"
-    path.write_bytes("He is a man.\r\n\nÉtude 東京\n".encode())
+    path.write_bytes("\ufeffHe is a man.\r\n\nÉtude 東京\n".encode())
     assert list(corpus(path)) == list(corpus(["He is a man.", "Étude 東京"]))
     assert list(corpus(str(path))) == list(corpus(path)) and corpus(path).name == "texts.txt"
     path.write_bytes(b"fine\n\xff\xfe\n")
@@ -72,16 +75,18 @@ def test_long_texts_do_not_warn(corpus, recwarn, caplog):
 @pytest.mark.parametrize(
     ("texts", "match"),
     [
+        ({"train": ["a"]}, "a mapping with keys 'train': pass one of its values"),
         (3, "file or an iterable .* got int"),
         ("absent.txt", "there is no file 'absent.txt'; for one text, pass a list"),
         ([b"bytes"], r"texts\[0\] must be a string, .* got bytes"),
         (["fine", 3], r"texts\[1\] must be a string, .* got int: 3"),
         ([["a", "b"]], r"texts\[0\] must be"),
         ([torch.ones(2, 2, dtype=torch.int64)], r"texts\[0\] must be"),
+        ([{"text": None}], r"texts\[0\] must be a string, .* got NoneType"),
         ([torch.ones(2)], r"texts\[0\] must be"),
         ([[1, 10**6]], r"texts\[0\] holds token id 1000000, but the model knows 0 to"),
         ([[1, -1]], r"texts\[0\] holds token id -1"),
-        ([{"title": "x"}], r"texts\[0\] has no text in column 'text'; its columns are title"),
+        ([{"title": "x"}], r"texts\[0\] has no column 'text'; its columns are title"),
     ],
 )
 def test_bad_texts_are_named(corpus, texts, match):

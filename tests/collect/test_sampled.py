@@ -53,7 +53,7 @@ def test_damaged_cache_is_an_error_that_names_the_file(gpt2, cache):
     sampled_second_moment(model, tok, projection)
     (file,) = cache.iterdir()
     file.write_bytes(file.read_bytes()[:-5])
-    with pytest.raises(SecondMomentError, match=rf"{file.name}.*delete it"):
+    with pytest.raises(SecondMomentError, match=rf"{file.name}.*delete this file of the cache"):
         sampled_second_moment(model, tok, projection)
     file.unlink()
     assert "cached" not in sampled_second_moment(model, tok, projection).source
