@@ -1,15 +1,10 @@
 """Makes result files small: what was timed, on what, and how much it spread."""
 
 import json
-import os
-import platform
-import subprocess
 from pathlib import Path
 
 import pytest
-import torch
-
-from rome_fast.info import info
+from setting import setting
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -40,29 +35,3 @@ def row(bench) -> dict:
         "rounds": stats.rounds,
         **bench.extra_info,
     }
-
-
-def setting() -> dict:
-    facts = info()
-    return {
-        "commit": commit(),
-        "cpu": cpu_name(),
-        "cores": os.cpu_count(),
-        "load_average": round(os.getloadavg()[0], 1),
-        "threads": facts["threads"],
-        "torch": torch.__version__,
-        "build": facts["build"],
-        "python": platform.python_version(),
-    }
-
-
-def commit() -> str:
-    command = ["git", "-C", str(RESULTS.parent), "rev-parse", "--short", "HEAD"]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-
-def cpu_name() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor()

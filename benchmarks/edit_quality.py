@@ -14,19 +14,18 @@ import argparse
 import json
 import random
 import statistics
-import subprocess
 import time
 import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
+from setting import setting
 
 import rome_fast
 from rome_fast import collect
 from rome_fast.contexts import sample_context_templates
 from rome_fast.hparams import VARIANTS
-from rome_fast.info import info
 from rome_fast.key import Keys, compute_keys
 from rome_fast.models import ModelSpec
 from rome_fast.readback import greedy_continuations
@@ -158,11 +157,8 @@ def main() -> None:
     for variant, summary in table.items():
         print(f"{variant:12}", {k: round(v, 3) for k, v in summary.items()})
     if args.out:
-        commit = subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], text=True).strip()
-        facts_of = info()
         report = {
-            "commit": commit,
-            "environment": {k: facts_of[k] for k in ("python", "versions", "threads", "build")},
+            "setting": setting(),
             "edits": args.edits,
             "seed": args.seed,
             "hparams": vars(bench.hparams),

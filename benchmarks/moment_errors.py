@@ -12,6 +12,7 @@ import math
 from pathlib import Path
 
 import torch
+from setting import setting
 
 from rome_fast.moments import SecondMoment
 
@@ -73,7 +74,8 @@ def main():
                 assert math.isfinite(row[name])
             rows.append(row)
             print(row, flush=True)
-    args.out.write_text(json.dumps({"d_key": D_KEY, "rows_an_add": ROWS, "errors": rows}, indent=1))
+    report = {"setting": setting(), "d_key": D_KEY, "rows_an_add": ROWS, "errors": rows}
+    args.out.write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 from edit_quality import Bench
+from setting import setting
 
 import rome_fast
 from rome_fast.collect.convergence import HELD_OUT_ROWS, Convergence, held_out_of
@@ -33,7 +34,6 @@ from rome_fast.collect.forward import KeyReader
 from rome_fast.collect.packing import pack_rows
 from rome_fast.collect.sampled import sampled_documents
 from rome_fast.errors import SecondMomentError
-from rome_fast.info import info
 from rome_fast.key import compute_keys
 from rome_fast.models import embedding_rows, max_positions
 from rome_fast.moments import SecondMoment
@@ -242,9 +242,8 @@ def main() -> None:
         rows += study.edit(fact)
         if number % 10 == 0:
             print(number, "edits", flush=True)
-            facts_of = info()
             report = {
-                "environment": {k: facts_of[k] for k in ("python", "versions", "threads", "build")},
+                "setting": setting(),
                 "texts": [path.name for path in args.texts],
                 "edits": number,
                 "summary": study.table(rows),
