@@ -162,17 +162,18 @@ def deferred_interrupt() -> Iterator[Interrupt]:
     if threading.current_thread() is not threading.main_thread():
         yield noted  # signals reach the main thread only
         return
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    # One that is None was not set by Python, and could not be put back.
+    ours = {n: h for n, h in handlers.items() if h not in (signal.SIG_IGN, None)}
 
     def note(number: int, frame: Any) -> None:
         noted.pressed = True
-        signal.signal(number, previous[signal.Signals(number)])
+        signal.signal(number, ours[signal.Signals(number)])
 
-    for number, handler in previous.items():
-        if handler is not signal.SIG_IGN:
-            signal.signal(number, note)
+    for number in ours:
+        signal.signal(number, note)
     try:
         yield noted
     finally:
-        for number, handler in previous.items():
+        for number, handler in ours.items():
             signal.signal(number, handler)
