@@ -9,7 +9,7 @@ from shared_data import shared_model
 from tiny import tiny_gpt2, tiny_llama
 
 import rome_fast
-from rome_fast.collect import collect_texts
+from rome_fast.collect import collect_second_moment
 from rome_fast.models import ModelSpec
 
 CONTEXTS = ["{}", "The weather was fine. {}", "He said so in the morning. {}", "It is. {}"]
@@ -41,8 +41,9 @@ def edit_both(model, tok, variant, *, fact_token="subject_last", target="France"
     hparams = rome_fast.RomeHparams(
         layers=[1], v_num_grad_steps=steps, fact_token=fact_token, variant=variant
     )
-    projection = ModelSpec.of(model).down_projection(1)
-    moment = collect_texts(model, tok, projection, TEXTS * 3, torch.float64)
+    moment = collect_second_moment(
+        model, tok, TEXTS * 3, 1, tokens=10_000, dtype=torch.float64, progress=False
+    )[1]
     # Few texts leave C singular; a ridge makes it a fair matrix for both sides.
     matrix = moment.moment() + 0.05 * moment.moment().diagonal().mean() * torch.eye(moment.d_key)
     second_moment = rome_fast.SecondMoment.from_moment(matrix, moment.count)
