@@ -41,6 +41,7 @@ def edit_both(model, tok, variant, *, fact_token="subject_last", target="France"
     hparams = rome_fast.RomeHparams(
         layers=[1], v_num_grad_steps=steps, fact_token=fact_token, variant=variant
     )
+    projection = ModelSpec.of(model).down_projection(1)
     moment = collect_second_moment(
         model, tok, TEXTS * 3, 1, tokens=10_000, dtype=torch.float64, progress=False
     )[1]
