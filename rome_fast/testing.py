@@ -43,3 +43,12 @@ class CanaryBuffer:
         """Fail if anything outside the view was written."""
         strayed = (self.buffer[self._mask] != CANARY).sum().item()
         assert strayed == 0, f"{strayed} elements outside the view were overwritten"
+
+
+def with_strides(matrix: Tensor, strides: str) -> Tensor:
+    """The same matrix "row_major", "column_major", or (anything else) strided among canaries."""
+    if strides == "row_major":
+        return matrix.contiguous()
+    if strides == "column_major":
+        return matrix.T.contiguous().T
+    return CanaryBuffer(matrix).view

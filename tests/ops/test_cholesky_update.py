@@ -5,7 +5,7 @@ import torch
 
 from rome_fast.errors import InvalidArgumentError
 from rome_fast.ops import cholesky_update_
-from rome_fast.testing import CanaryBuffer, assert_close
+from rome_fast.testing import CanaryBuffer, assert_close, with_strides
 
 DTYPES = [torch.float64, torch.float32]
 STRIDES = ["row_major", "column_major", "strided"]
@@ -23,14 +23,6 @@ def sample_moment(d, decades=1.0):
     scales = torch.logspace(0, -decades, d, dtype=torch.float64)
     samples = randn(3 * d + 3, d) * scales @ torch.linalg.qr(randn(d, d, seed=1))[0]
     return samples.T @ samples / len(samples)
-
-
-def with_strides(factor, strides):
-    if strides == "row_major":
-        return factor.contiguous()
-    if strides == "column_major":
-        return factor.T.contiguous().T
-    return CanaryBuffer(factor).view
 
 
 @pytest.mark.parametrize("d", SIZES)

@@ -5,7 +5,7 @@ import torch
 
 from rome_fast.errors import InvalidArgumentError
 from rome_fast.ops import rank_one_solve_apply_, rank_one_update_
-from rome_fast.testing import CanaryBuffer, assert_close
+from rome_fast.testing import CanaryBuffer, assert_close, with_strides
 
 WEIGHT_DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 LAYOUTS = ["out_in", "in_out"]
@@ -45,14 +45,6 @@ def reference(weight, layout, moment, key, denominator_key, residual):
     v = residual / denominator
     update = torch.outer(v, u) if layout == "out_in" else torch.outer(u, v)
     return u, v, denominator, weight.double() + update
-
-
-def with_strides(factor, strides):
-    if strides == "row_major":
-        return factor.contiguous()
-    if strides == "column_major":
-        return factor.T.contiguous().T
-    return CanaryBuffer(factor).view
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
