@@ -15,7 +15,8 @@ import torch
 
 from rome_fast.errors import NonFiniteError
 from rome_fast.key import widen
-from rome_fast.models import DownProjection, input_device
+from rome_fast.models import DownProjection
+from rome_fast.tail import tail_forward
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -74,9 +75,15 @@ def optimize_value(
     radius = hparams.clamp_norm_factor * value_init.norm()
     objective = _Objective(tokens, value_init, hparams)
     losses: list[float] = []
-    with torch.enable_grad(), _offset_at_lookup(projection, tokens.lookup_idx, delta):
+    with (
+        tail_forward(
+            model, projection, tokens.input_ids, tokens.attention_mask, objective.read_at
+        ) as logits,
+        torch.enable_grad(),
+        _offset_at_lookup(projection, tokens.lookup_idx, delta),
+    ):
         for step in range(hparams.v_num_grad_steps):
-            loss, said = objective(_logits(model, tokens), delta)
+            loss, said = objective(logits(), delta)
             losses.append(loss.item())
             if not torch.isfinite(loss):
                 raise NonFiniteError(
@@ -118,42 +125,35 @@ def _offset_at_lookup(
         handle.remove()
 
 
-def _logits(model: PreTrainedModel, tokens: TokenizedEdit) -> Tensor:
-    """[n_rows, t, vocabulary] of all rows, the offset hooked in."""
-    device = input_device(model)
-    out = model(
-        input_ids=tokens.input_ids.to(device),
-        attention_mask=tokens.attention_mask.to(device),
-        use_cache=False,
-    )
-    logits: Tensor = out.logits
-    return logits
-
-
 class _Objective:
     """Loss of an offset, and whether every context says the target (bool []).
 
     Remembers the KL row's distribution of its first call.
+
+    Attributes:
+        read_at: (rows, positions), int64 [n_contexts * n_target + 1] each: where it reads logits.
+            The last is the subject's token of "<subject> is a".
     """
 
     def __init__(self, tokens: TokenizedEdit, value_init: Tensor, hparams: RomeHparams) -> None:
-        n_target = len(tokens.target_ids)
-        self.rows = torch.arange(tokens.n_contexts)[:, None]  # [n_contexts, 1]
-        self.positions = tokens.target_start[:, None] + torch.arange(n_target)
-        self.target_ids = tokens.target_ids
-        self.kl_at = (tokens.n_contexts, int(tokens.lookup_idx[tokens.n_contexts]))
+        n_contexts, n_target = tokens.n_contexts, len(tokens.target_ids)
+        rows = torch.arange(n_contexts + 1).repeat_interleave(n_target)
+        positions = (tokens.target_start[:, None] + torch.arange(n_target)).flatten()
+        kl_at = tokens.lookup_idx[n_contexts : n_contexts + 1]
+        self.read_at = rows[: len(positions) + 1], torch.cat([positions, kl_at])
+        self.target_ids = tokens.target_ids.repeat(n_contexts)
         self.kl_init: Tensor | None = None
         self.kl_factor = hparams.kl_factor
         self.decay = hparams.v_weight_decay / value_init.norm() ** 2
 
     def __call__(self, logits: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
-        read = widen(logits[self.rows, self.positions]).log_softmax(-1)
-        target_ids = self.target_ids.to(read.device).expand(read.shape[:2])
-        nll = -read.gather(-1, target_ids[..., None]).mean()
-        kl_now = widen(logits[self.kl_at]).log_softmax(-1)
+        log_probs = widen(logits).log_softmax(-1)
+        read, kl_now = log_probs[:-1], log_probs[-1]
+        target_ids = self.target_ids.to(read.device)
+        nll = -read.gather(-1, target_ids[:, None]).mean()
         if self.kl_init is None:
             self.kl_init = kl_now.detach()
-        # KL(edited || before the edit), at the subject's token of "<subject> is a".
+        # KL(edited || before the edit).
         kl = (kl_now.exp() * (kl_now - self.kl_init)).sum()
         # A norm, not its square, as in the reference; its gradient at zero is zero.
         decay = self.decay.to(delta.device) * delta.norm()

@@ -4,36 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-import transformers
+from families import SEPARATING, tiny_family
 
 from rome_fast.collect.forward import KeyReader
 from rome_fast.collect.packing import Row, block_mask, pack_rows
 from rome_fast.models import ModelSpec
 
-SMALL = {"vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
-LLAMA_LIKE = {**SMALL, "intermediate_size": 48, "num_key_value_heads": 2}
-FAMILIES = {
-    "GPT2": {"vocab_size": 60, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64},
-    "Llama": LLAMA_LIKE,
-    "Mistral": {**LLAMA_LIKE, "sliding_window": 4},
-    "Qwen2": LLAMA_LIKE,
-    "Gemma2": {**LLAMA_LIKE, "head_dim": 8, "sliding_window": 4},
-    "GPTNeoX": {**SMALL, "intermediate_size": 64},
-    "GPTJ": {"vocab_size": 60, "n_embd": 32, "n_layer": 3, "n_head": 4, "rotary_dim": 4},
-    "OPT": {**SMALL, "ffn_dim": 64, "word_embed_proj_dim": 32},
-}
 
-
-def tiny_model(family):
-    torch.manual_seed(0)
-    config = getattr(transformers, f"{family}Config")(**FAMILIES[family])
-    model = getattr(transformers, f"{family}ForCausalLM", None) or transformers.GPT2LMHeadModel
-    return model(config).eval()
-
-
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", SEPARATING)
 def test_documents_of_a_row_do_not_see_each_other(family):
-    model = tiny_model(family)
+    model = tiny_family(family)
     projections = [ModelSpec.of(model).down_projection(layer) for layer in (0, 2)]
     reader = KeyReader(model, projections, separate=True, rows_at_once=4)
     assert reader.documents == "separate", "no way of keeping documents apart was found"
@@ -54,8 +34,7 @@ def test_documents_of_a_row_do_not_see_each_other(family):
 
 def test_where_the_model_does_not_allow_it_rows_are_joined():
     """BLOOM builds its ALiBi distances from a two-dimensional mask only."""
-    config = transformers.BloomConfig(vocab_size=60, hidden_size=32, n_layer=2, n_head=4)
-    model = transformers.BloomForCausalLM(config).eval()
+    model = tiny_family("Bloom")
     projection = ModelSpec.of(model).down_projection(1)
     reader = KeyReader(model, [projection], separate=True, rows_at_once=1)
     assert reader.documents == "joined"
