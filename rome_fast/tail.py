@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from rome_fast.key import StopForwardError
 from rome_fast.models import DownProjection, ModelSpec, input_device
 
 if TYPE_CHECKING:
@@ -60,8 +61,6 @@ def tail_forward(
 @torch.no_grad()
 def _last_output(block: nn.Module, run: Callable[[], Tensor]) -> Any:
     """What a block returns, in whatever form its family has; nothing above it is computed."""
-    from rome_fast.key import StopForwardError
-
     seen: list[Any] = []
 
     def keep(module: nn.Module, args: Any, output: Any) -> None:
