@@ -115,10 +115,7 @@ class SecondMoment:
             InvalidArgumentError: keys of another width, or a mask of another size.
             NonFiniteError: a key is NaN or infinite; nothing was added.
         """
-        if keys.shape[-1:] != (self.d_key,):
-            raise InvalidArgumentError(
-                f"keys must have shape [..., {self.d_key}], got {list(keys.shape)}"
-            )
+        self._require_width(keys)
         keys = keys.reshape(-1, self.d_key)
         finite = keys.isfinite().all(-1)
         if mask is not None:
@@ -237,10 +234,7 @@ class SecondMoment:
     @torch.no_grad()
     def solve(self, keys: Tensor) -> Tensor:
         """C^-1 k for keys [d_key] or [n, d_key]; float64, same shape."""
-        if keys.shape[-1:] != (self.d_key,):
-            raise InvalidArgumentError(
-                f"keys must have shape [..., {self.d_key}], got {list(keys.shape)}"
-            )
+        self._require_width(keys)
         factor = self.factor()
         columns = keys.to(factor).reshape(-1, self.d_key).T
         return torch.cholesky_solve(columns, factor).T.reshape(keys.shape).double()
@@ -270,6 +264,12 @@ class SecondMoment:
         from rome_fast.moment_files import read
 
         return read(Path(path))
+
+    def _require_width(self, keys: Tensor) -> None:
+        if keys.shape[-1:] != (self.d_key,):
+            raise InvalidArgumentError(
+                f"keys must have shape [..., {self.d_key}], got {list(keys.shape)}"
+            )
 
     def _require_keys(self) -> None:
         if not self.count:

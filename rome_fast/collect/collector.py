@@ -65,8 +65,8 @@ def collect_second_moment(
             summed in float64.
         text_column: of data-set rows.
         source: what the texts are, for results and files; by default the file's name.
-        checkpoint: file to write the state to once a minute and on Ctrl-C. It is left in place:
-            delete it when the results are saved.
+        checkpoint: file to write the state to once a minute, on Ctrl-C or SIGTERM, and at the end.
+            It is left in place: delete it when the results are saved.
         resume: go on from the checkpoint, with the same texts and settings, to the same bits as
             without interruption. Without a checkpoint the collection starts at the beginning.
         distributed: share the rows among the processes of ``torch.distributed``; every rank

@@ -63,7 +63,10 @@ class Convergence:
         try:
             solutions = moment.solve(self.seen()).cpu()
         except SecondMomentError:
-            return  # too few keys for a C without a ridge: not yet
+            # Without a ridge few keys are too few; more come, up to what the error asks for.
+            if moment.count >= 5 * moment.d_key:
+                raise
+            return
         moment.drop_factor()  # those of all layers at once may be more than fits
         entry: dict[str, Any] = {"count": moment.count, "ridge": moment.ridge()}
         if self.solutions is not None:

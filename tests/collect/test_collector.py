@@ -85,6 +85,13 @@ def test_forward_stops_before_the_last_down_projection(gpt2, texts, monkeypatch)
         collected(model, tok, texts, [0, 2], tokens=100)
 
 
+def test_upper_blocks_may_be_offloaded(gpt2, texts):
+    model, tok = gpt2
+    expected = collected(model, tok, texts, 1)[1]
+    model.transformer.h[2].to("meta")
+    assert torch.equal(collected(model, tok, texts, 1)[1].moment(), expected.moment())
+
+
 @pytest.mark.parametrize("fails_at_layer", [0, 2])
 def test_batch_shrinks_when_memory_runs_out(gpt2, texts, monkeypatch, fails_at_layer):
     """The pass that failed is repeated with fewer rows, and adds no layer twice."""

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from rome_fast.collect.convergence import TOLERANCE, Convergence, held_out_of
+from rome_fast.errors import SecondMomentError
 from rome_fast.moments import SecondMoment
 
 
@@ -42,6 +43,18 @@ def test_rows_of_zeros_are_no_keys():
     torch.testing.assert_close(
         convergence.solutions[1], 4 * (torch.arange(28.0, 32.0) + 1).double()
     )
+
+
+def test_a_sum_that_no_number_of_keys_will_mend_is_an_error():
+    """Else endless text would be read for ever."""
+    convergence, moment = Convergence.of(4), SecondMoment(4)
+    convergence.keys.fill_(1.0)
+    moment.add(torch.zeros(4, 4))
+    convergence.check(moment)
+    assert convergence.checks == []
+    moment.add(torch.zeros(16, 4))
+    with pytest.raises(SecondMomentError, match="zero or not finite"):
+        convergence.check(moment)
 
 
 @pytest.mark.parametrize("length", [8, 9, 100, 1024])

@@ -229,3 +229,10 @@ def test_cholesky_update_refuses_by_name(backend, change, message):
     arguments = dict(factor=torch.eye(4), vector=torch.ones(4))
     with pytest.raises(InvalidArgumentError, match=message):
         cholesky_update_(**(arguments | change), backend=backend)
+
+
+def test_vector_that_overflows_the_factor_is_refused(backend):
+    factor = torch.eye(3)
+    vector = torch.tensor([1e100, 0, 0], dtype=torch.float64)
+    assert not cholesky_update_(factor, vector, backend=backend)
+    assert torch.equal(factor, torch.eye(3))

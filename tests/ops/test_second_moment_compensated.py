@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from rome_fast.errors import InvalidArgumentError
 from rome_fast.ops import second_moment_update_
 from rome_fast.testing import CanaryBuffer, assert_close
 
@@ -100,3 +101,12 @@ def test_compensated_sum_compiles_fullgraph(backend, dynamic):
     assert_close(trace, step(eager_sum, eager_compensation, keys, mask))
     assert torch.equal(moment_sum, eager_sum)
     assert torch.equal(compensation, eager_compensation)
+
+
+def test_compensation_must_be_a_matrix_of_its_own(backend):
+    moment_sum = torch.zeros(3, 3)
+    with pytest.raises(InvalidArgumentError, match="compensation is moment_sum"):
+        second_moment_update_(
+            moment_sum, torch.ones(2, 3), compensation=moment_sum, backend=backend
+        )
+    assert not moment_sum.any()
