@@ -1,0 +1,1 @@
+"""How long an edit takes, beside other implementations and the arithmetic it cannot do without."""

@@ -1,0 +1,144 @@
+"""kmeng01/rome, the first implementation, from a checkout.
+
+What is exchanged while an edit runs, and why; its files stay as they are:
+
+- ``rome_main.CONTEXT_TEMPLATES_CACHE`` holds the given templates, which it otherwise samples once.
+- ``compute_u.get_inv_cov`` returns the given C^-1, which it otherwise computes from Wikipedia and
+  keeps; so its time holds no statistics.
+- ``compute_v`` names "cuda" for three tensors: they go where the model is.
+- The tokenizer's result answers a slice with rows of ids. That is how transformers 4.15 answered,
+  and the lookup index is counted with it; later versions answer with a dict, whose keys the code
+  would count instead.
+- ``rome.layer_stats``, ``util.globals`` and matplotlib are stubs while importing: they need data
+  sets, a file in the current folder, and a plot that is never drawn.
+
+Its rules are left alone: it stops at a loss below 0.05, runs the whole model in every step on all
+templates, splits prefix and subject at a space to count tokens, and puts a space before the target.
+With ``fact_token`` "last" it looks at the last column of a padded batch, which is padding in all
+but the longest row: not comparable. Configurations without ``n_embd`` (Llama) are not its: it would
+fail on them, and it counts the BOS of a tokenizer that adds one twice, so would edit another place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import BatchEncoding
+
+from rome_fast.bench.peers.base import PeerEdit
+from rome_fast.bench.peers.harness import (
+    InverseSource,
+    hparam_fields,
+    run_edit,
+    tokenizer_for_peer,
+    torch_view,
+)
+from rome_fast.bench.peers.isolate import commit_of, import_modules, require_files, stub
+from rome_fast.errors import UnsupportedModelError
+from rome_fast.models import ModelSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from rome_fast.hparams import RomeHparams
+    from rome_fast.types import EditRequest
+
+
+class Kmeng01:
+    """Peer ``kmeng01``: GPT-2 and GPT-J, float32."""
+
+    name = "kmeng01"
+    supports_second_moment = True
+
+    def __init__(self, root: Path) -> None:
+        require_files(self.name, root, ("rome/rome_main.py", "util/nethook.py"), "kmeng01/rome")
+        self.commit = commit_of(root, ("rome", "util")) or "unknown commit"
+        self._main, self._compute_u, self._compute_v = import_modules(
+            self.name,
+            {"rome": root / "rome", "util": root / "util"},
+            [
+                stub("rome.layer_stats", layer_stats=None),
+                stub("util.globals", STATS_DIR=None),
+                stub("matplotlib"),
+                stub("matplotlib.style", context=None),
+            ],
+            ["rome.rome_main", "rome.compute_u", "rome.compute_v"],
+        )
+        self._inverse = InverseSource()
+
+    def edit(
+        self,
+        model: PreTrainedModel,
+        tok: PreTrainedTokenizerBase,
+        request: EditRequest,
+        hparams: RomeHparams,
+        context_templates: Sequence[str],
+        second_moment: Tensor | None,
+    ) -> PeerEdit:
+        """One edit as ``Peer.edit`` says.
+
+        Raises:
+            UnsupportedModelError: the configuration has no ``n_embd``.
+        """
+        if not hasattr(model.config, "n_embd"):
+            raise UnsupportedModelError(
+                f"peer 'kmeng01' reads model.config.n_embd, which {type(model.config).__name__} "
+                "lacks: compare it on a GPT-2 or a GPT-J"
+            )
+        spec = ModelSpec.of(model)
+        projection = spec.down_projection(hparams.layer)
+        device = projection.weight.device
+        fields = hparam_fields(spec, projection, hparams, second_moment is not None)
+        fields["context_template_length_params"] = []
+        peer_hparams = self._main.ROMEHyperParams(**fields)
+        peer_tok = _Tokenizer(tokenizer_for_peer(tok), device)
+        peer_request = {
+            "prompt": request.prompt.rstrip(" "),
+            "subject": request.subject,
+            "target_new": {"str": request.target},
+        }
+        inverse = None if second_moment is None else self._inverse(second_moment, device)
+        return run_edit(
+            self._main,
+            model,
+            projection,
+            lambda: self._main.apply_rome_to_model(model, peer_tok, [peer_request], peer_hparams),
+            [
+                (self._main, {"CONTEXT_TEMPLATES_CACHE": list(context_templates)}),
+                (self._compute_u, {"get_inv_cov": lambda *args, **kwargs: inverse}),
+                (self._compute_v, {"torch": torch_view(device)}),
+            ],
+        )
+
+
+class _Encoding(BatchEncoding):
+    """A batch that is sliced into rows of ids, and for which "cuda" is where the model is."""
+
+    def __init__(self, data: BatchEncoding, device: torch.device) -> None:
+        super().__init__(data.data, data.encodings)
+        self._device = device
+
+    def __getitem__(self, item: Any) -> Any:
+        return (
+            self.data["input_ids"][item] if isinstance(item, slice) else super().__getitem__(item)
+        )
+
+    def to(self, device: Any, **kwargs: Any) -> BatchEncoding:
+        return super().to(self._device if device == "cuda" else device, **kwargs)
+
+
+class _Tokenizer:
+    """The tokenizer, whose batches are ``_Encoding``."""
+
+    def __init__(self, tok: PreTrainedTokenizerBase, device: torch.device) -> None:
+        self._tok, self._device = tok, device
+
+    def __call__(self, *args: Any, **kwargs: Any) -> _Encoding:
+        return _Encoding(self._tok(*args, **kwargs), self._device)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tok, name)
