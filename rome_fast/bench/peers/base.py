@@ -60,7 +60,7 @@ class Peer(Protocol):
 
         Args:
             hparams: layer, fact_token, steps, learning rate, clamp, KL factor and weight decay
-                are the peer's; ``variant`` and ``seed`` have no meaning there.
+                are handed to the peer; ``variant`` and ``seed`` have no meaning there.
             context_templates: used as they are; ``{}`` should come first, since peers take the
                 value's start from the first one.
             second_moment: C = E[k k^T], [d_key, d_key]; None is the identity. It is inverted in

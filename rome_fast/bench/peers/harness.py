@@ -93,14 +93,13 @@ class InverseSource:
     """C^-1 as peers compute it: a dense inverse in C's dtype, rounded to float32, and kept."""
 
     def __init__(self) -> None:
-        self._last: tuple[Tensor, int, Tensor] | None = None
+        self._last: tuple[Tensor, Tensor] | None = None
 
     def __call__(self, second_moment: Tensor, device: torch.device) -> Tensor:
-        version = second_moment._version
-        if self._last is None or self._last[0] is not second_moment or self._last[1] != version:
+        if self._last is None or not torch.equal(self._last[0], second_moment):
             inverse = torch.inverse(second_moment.to(device)).float()
-            self._last = second_moment, version, inverse
-        return self._last[2].to(device)
+            self._last = second_moment.clone(), inverse
+        return self._last[1].to(device)
 
 
 def run_edit(
