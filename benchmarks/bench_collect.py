@@ -10,10 +10,8 @@ hook on a whole forward. Set ROME_FAST_BENCH_TEXTS to a text file, one text a li
 
 import json
 import os
-import resource
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
@@ -22,6 +20,7 @@ from timing import timed
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import rome_fast
+from rome_fast.bench.peak import peak_mib
 from rome_fast.collect import collect_second_moment
 from rome_fast.collect.corpus import Corpus
 
@@ -139,23 +138,8 @@ def peak_memory(impl):
     """MiB of resident memory that a collection takes on top of the loaded model, at its peak."""
     tok, rows = documents()
     model = gpt2_small(len(tok))
-    before, seen, done = resident_mib(), [], threading.Event()
-
-    def watch():
-        while not done.wait(0.002):
-            seen.append(resident_mib())
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    run(impl, model, tok, rows)
-    done.set()
-    watcher.join()
-    print(json.dumps({"peak_mib": round(max(seen) - before)}))
-
-
-def resident_mib():
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize() / 2**20
+    peak = peak_mib(lambda: run(impl, model, tok, rows))
+    print(json.dumps({"peak_mib": peak}))
 
 
 if __name__ == "__main__":

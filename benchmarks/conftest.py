@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-from setting import setting
+
+from rome_fast.bench.setting import setting
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from setting import setting
 
 import rome_fast
 from rome_fast import collect
+from rome_fast.bench.setting import setting
 from rome_fast.contexts import sample_context_templates
 from rome_fast.hparams import VARIANTS
 from rome_fast.key import Keys, compute_keys

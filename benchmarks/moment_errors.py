@@ -12,8 +12,8 @@ import math
 from pathlib import Path
 
 import torch
-from setting import setting
 
+from rome_fast.bench.setting import setting
 from rome_fast.moments import SecondMoment
 
 D_KEY, ROWS = 256, 512

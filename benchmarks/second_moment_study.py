@@ -25,9 +25,9 @@ from typing import Any
 
 import torch
 from edit_quality import Bench
-from setting import setting
 
 import rome_fast
+from rome_fast.bench.setting import setting
 from rome_fast.collect.convergence import HELD_OUT_ROWS, Convergence, held_out_of
 from rome_fast.collect.corpus import Corpus
 from rome_fast.collect.forward import KeyReader

@@ -1,0 +1,162 @@
+"""Comparing implementations: who agrees, who is refused, what a row says. Nothing is timed."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from helpers import CONTEXTS, REQUEST, same_bits, state
+from tiny import tiny_second_moment
+
+import rome_fast
+from rome_fast.bench.case import Case, RomeFast
+from rome_fast.bench.measure import measure
+from rome_fast.bench.peak import peaks_in_children
+from rome_fast.bench.peers import PeerEdit
+from rome_fast.bench.whole_model import WholeModel
+from rome_fast.errors import InvalidArgumentError, RomeFastError
+
+
+class FakePeer:
+    """What rome_fast does, with one thing off."""
+
+    name, commit = "fake", "abc1234"
+
+    def __init__(self, seconds=1.0, scale=1.0, noise=0.0, takes_c=True, spoils=False, skips=0):
+        self.supports_second_moment = takes_c
+        self.seconds, self.scale, self.noise = seconds, scale, noise
+        self.spoils, self.skips = spoils, skips
+        self.seen_c = []
+
+    def edit(self, model, tok, request, hparams, context_templates, second_moment):
+        self.seen_c.append(second_moment)
+        edit = RomeFast().edit(model, tok, request, hparams, context_templates, second_moment)
+        generator = torch.Generator().manual_seed(0)
+        noise = torch.randn(edit.dense.shape, generator=generator) * edit.dense.norm()
+        dense = self.scale * (edit.dense + self.noise * noise / edit.dense.numel() ** 0.5)
+        if self.spoils:
+            next(model.parameters()).data[0, 0] += 1.0
+        losses = edit.losses[self.skips :]
+        return PeerEdit(dense, losses, {"total": self.seconds, "value": self.seconds / 2})
+
+
+@pytest.fixture(autouse=True)
+def no_children(monkeypatch):
+    """A process of its own takes seconds; one test has one."""
+    monkeypatch.setattr(
+        "rome_fast.bench.measure.peaks_in_children", lambda case, peers: [7 for _ in peers]
+    )
+
+
+@pytest.fixture
+def case(tiny, hparams):
+    return make_case(tiny, hparams)
+
+
+def make_case(model_and_tok, hparams, identity=False):
+    model, tok = model_and_tok
+    d_key = 256 if model.config.model_type == "gpt2" else 176
+    return Case(
+        model,
+        tok,
+        rome_fast.EditRequest.parse(REQUEST),
+        hparams.replace(variant="original", v_num_grad_steps=4, v_lr=0.03),
+        tuple(CONTEXTS),
+        None if identity else tiny_second_moment(d_key),
+    )
+
+
+def test_the_whole_model_makes_the_same_edit(case):
+    before = state(case.model)
+    (comparison,) = measure(case, [WholeModel()], rounds=2)
+    ours, whole = comparison.rows
+    assert (ours.name, whole.name) == ("rome_fast", "whole model")
+    assert whole.cosine >= 0.9999 and abs(whole.norm_ratio - 1) < 1e-3
+    assert whole.matched and whole.n_steps == ours.n_steps == 4
+    assert not comparison.stopped_early
+    assert len(ours.seconds) == len(whole.seconds) == len(whole.times_ours) == 2
+    assert {"key", "value", "update"} <= set(ours.phases) & set(whole.phases)
+    assert same_bits(case.model, before)
+
+
+@pytest.mark.parametrize("variant", ["both_keys", "mean_key", "prompt_key"])
+def test_the_whole_model_knows_every_variant(gpt2, hparams, variant):
+    case = make_case(gpt2, hparams)
+    case = dataclasses.replace(case, hparams=case.hparams.replace(variant=variant))
+    assert measure(case, [WholeModel()], rounds=1)[0].rows[1].cosine >= 0.9999
+
+
+def test_ratios_are_of_neighbouring_runs(gpt2, hparams):
+    (comparison,) = measure(make_case(gpt2, hparams), [FakePeer(3.0), FakePeer(5.0)], rounds=2)
+    ours, three, five = comparison.rows
+    assert len(ours.seconds) == 4  # one before each run of a peer
+    assert three.seconds == (3.0, 3.0) and three.median == 3.0
+    assert three.times_ours == (3.0 / ours.seconds[0], 3.0 / ours.seconds[2])
+    assert five.times_ours == (5.0 / ours.seconds[1], 5.0 / ours.seconds[3])
+    assert three.phases == {"value": 1.5} and three.commit == "abc1234" and three.peak_mib == 7
+
+
+@pytest.mark.parametrize(
+    "off, matched",
+    [
+        ({}, True),
+        ({"scale": 2.0}, True),  # another length of the same update is told by norm_ratio
+        ({"noise": 0.2}, False),
+        ({"scale": -1.0}, False),
+        ({"skips": 1}, False),
+    ],
+)
+def test_matched_is_direction_and_steps(gpt2, hparams, off, matched):
+    (comparison,) = measure(make_case(gpt2, hparams), [FakePeer(**off)], rounds=1)
+    row = comparison.rows[1]
+    assert row.matched is matched
+    assert row.norm_ratio == pytest.approx(abs(off.get("scale", 1.0)), rel=0.05)
+    assert comparison.stopped_early is bool(off.get("skips"))
+
+
+def test_a_peer_without_second_moment_is_compared_with_the_identity(gpt2, hparams):
+    able, unable = FakePeer(), FakePeer(takes_c=False)
+    case = make_case(gpt2, hparams)
+    with_c, identity = measure(case, [able, unable], rounds=1)
+    assert (with_c.c_mode, identity.c_mode) == ("given C", "C = I")
+    assert len(with_c.rows) == len(identity.rows) == 2
+    assert all(c is case.second_moment for c in able.seen_c) and unable.seen_c == [None, None]
+    assert identity.rows[1].matched and identity.floor.solve == 0 < with_c.floor.solve
+
+
+def test_one_comparison_where_all_take_the_identity(gpt2, hparams):
+    case = make_case(gpt2, hparams, identity=True)
+    (comparison,) = measure(case, [FakePeer(), FakePeer(takes_c=False)], rounds=1)
+    assert comparison.c_mode == "C = I" and len(comparison.rows) == 3
+
+
+def test_a_peer_that_leaves_the_model_changed_is_named(gpt2, hparams):
+    with pytest.raises(RomeFastError, match="peer 'fake' left the model's weights changed"):
+        measure(make_case(gpt2, hparams), [FakePeer(spoils=True)], rounds=1)
+
+
+def test_rounds_and_specs_are_checked(gpt2, hparams):
+    case = make_case(gpt2, hparams)
+    with pytest.raises(InvalidArgumentError, match="rounds must be 1 or more, got 0"):
+        measure(case, rounds=0)
+    with pytest.raises(InvalidArgumentError, match="nobody"):
+        measure(case, ["nobody=there"], rounds=1)
+
+
+def test_floor_fraction_is_the_floor_over_the_median(gpt2, hparams):
+    (comparison,) = measure(make_case(gpt2, hparams), [FakePeer(4.0)], rounds=1)
+    seconds = comparison.floor.flops / comparison.flops_per_s
+    assert comparison.floor_fraction(comparison.rows[1]) == pytest.approx(seconds / 4.0)
+
+
+def test_peak_memory_is_told_by_a_process_of_its_own(gpt2, hparams):
+    case = make_case(gpt2, hparams)
+    (peak,) = peaks_in_children(case, [RomeFast()])
+    assert 0 < peak < 500
+
+
+def test_a_child_that_fails_says_why(gpt2, hparams):
+    case = make_case(gpt2, hparams)
+    with pytest.raises(RomeFastError, match=r"'nobody=there'.*InvalidArgumentError.*nobody"):
+        peaks_in_children(case, ["nobody=there"])
