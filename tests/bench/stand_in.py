@@ -1,7 +1,7 @@
 """A checkout that has the entry points of kmeng01/rome and none of its method.
 
-Its u counts prompts with a slice of the tokenizer's result, its v names "cuda", it imports what a
-user may lack, and with the subject "Nobody" it fails after the weight is written.
+Its v names "cuda", it imports what a user may lack, it leaves the model without gradients, and
+with the subject "Nobody" it fails after the weight is written.
 """
 
 from __future__ import annotations
@@ -22,8 +22,11 @@ def get_inv_cov():
     raise RuntimeError
 
 def compute_u(model, tok, request, hparams, layer, templates):
-    rows = tok([template.format(request["prompt"]) for template in templates])[0:2]
-    key = torch.zeros(model.get_submodule(hparams.rewrite_module_tmp.format(layer)).nx) + len(rows)
+    model.requires_grad_(False)
+    batch = tok(templates, padding=True, return_tensors="pt")
+    assert not model.training and sorted(batch) == ["attention_mask", "input_ids"]
+    weight = model.get_submodule(hparams.rewrite_module_tmp.format(layer)).weight
+    key = torch.full(weight.shape[:1], 2.0)
     return get_inv_cov() @ key if hparams.mom2_adjustment else key
 """,
     "rome/compute_v.py": """
@@ -34,6 +37,7 @@ def compute_v(model, tok, request, hparams, layer, u, templates):
     print("loss 1.25 = 1.0 + 0.25")
     print("loss nan = nan + 0.0")
     delta = torch.zeros(model.config.n_embd, requires_grad=True, device="cuda") + len(templates)
+    delta.sum().backward()
     return delta.sum() * torch.tensor([1.0] * model.config.n_embd, device="cuda")
 """,
     "rome/rome_main.py": """

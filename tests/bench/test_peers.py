@@ -6,6 +6,7 @@ ROME_FAST_PEER_FASTEDIT, each the folder of a checkout; tests that need one skip
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import os
 import subprocess
@@ -20,7 +21,7 @@ from tiny import tiny_second_moment
 
 import rome_fast
 from rome_fast.bench.peers import load_peer
-from rome_fast.errors import InvalidArgumentError, UnsupportedModelError
+from rome_fast.errors import InvalidArgumentError, TokenizerMismatchError, UnsupportedModelError
 from rome_fast.models import ModelSpec
 from rome_fast.types import EditRequest
 
@@ -102,12 +103,14 @@ def test_a_dependency_that_is_missing_is_named(stand_in):
 def test_a_peer_leaves_no_trace_and_takes_no_name(stand_in, monkeypatch):
     mine = ModuleType("util")
     monkeypatch.setitem(sys.modules, "util", mine)
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
     path, styles = list(sys.path), sys.modules.get("matplotlib.style")
     peer = load_peer(f"kmeng01={stand_in}")
     assert peer.commit == "unknown commit"
     assert sys.modules["util"] is mine and peer_modules() == ["util"]
     assert sys.modules.get("matplotlib.style") is styles
-    assert sys.path == path and not list(stand_in.rglob("__pycache__"))
+    assert sys.path == path and not sys.dont_write_bytecode
+    assert not list(stand_in.rglob("__pycache__"))
 
 
 def test_the_commit_says_whether_the_peer_was_changed(stand_in):
@@ -135,8 +138,13 @@ def test_an_edit_is_what_the_peer_computed_and_is_taken_back(stand_in, gpt2, hpa
     model, tok = gpt2
     model.train()
     before, pad = state(model), tok.pad_token
+    # So are generic tokenizers of transformers 4; GPT-2 would add an embedding of the zeros.
+    tok.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
     C = tiny_second_moment(256).float()
-    theirs = edit(load_peer(f"kmeng01={stand_in}"), model, tok, hparams, C)
+    peer = load_peer(f"kmeng01={stand_in}")
+    edit(peer, model, tok, hparams, tiny_second_moment(256, seed=1))
+    with torch.no_grad():
+        theirs = edit(peer, model, tok, hparams, C)
     u, v = torch.inverse(C) @ torch.full((256,), 2.0), torch.full((64,), 64.0 * len(CONTEXTS))
     torch.testing.assert_close(theirs.dense, torch.outer(u, v))
     assert theirs.losses == pytest.approx((1.25, float("nan")), nan_ok=True)
@@ -161,6 +169,11 @@ def test_kmeng01_on_a_model_that_is_not_its_own_is_refused(stand_in, _pristine, 
         edit(load_peer(f"kmeng01={stand_in}"), *_pristine["llama"], hparams)
 
 
+def test_kmeng01_with_a_slow_tokenizer_is_refused(stand_in, gpt2, hparams):
+    with pytest.raises(TokenizerMismatchError, match="fast tokenizer, got SimpleNamespace"):
+        edit(load_peer(f"kmeng01={stand_in}"), gpt2[0], SimpleNamespace(is_fast=False), hparams)
+
+
 # --------------------------------------------------------------------------------- the real ones
 
 
@@ -170,20 +183,15 @@ def test_kmeng01_on_a_model_that_is_not_its_own_is_refused(stand_in, _pristine, 
 @pytest.mark.parametrize("with_moment", [True, False])
 @pytest.mark.filterwarnings("ignore::rome_fast.errors.EditWarning")
 def test_updates_agree_with_the_real_one(name, family, with_moment, hparams, _pristine):
-    peer, (model, tok) = real(name), _pristine[family]
+    peer, (model, tok) = real(name), copy.deepcopy(_pristine[family])
+    tok.padding_side = "left"
     C = tiny_second_moment(ModelSpec.of(model).down_projection(1).d_key) if with_moment else None
     moment = "identity" if C is None else rome_fast.SecondMoment.from_moment(C, 10_000)
     before = state(model)
     theirs = edit(peer, model, tok, hparams, C)
     assert same_bits(model, before)
-    with rome_fast.trial(
-        model,
-        tok,
-        REQUEST,
-        hparams.replace(variant="original"),
-        second_moment=moment,
-        context_templates=CONTEXTS,
-    ) as ours:
+    settings = {"second_moment": moment, "context_templates": CONTEXTS}
+    with rome_fast.trial(model, tok, REQUEST, hparams, variant="original", **settings) as ours:
         assert cosine(ours.update.dense(), theirs.dense) >= 0.9999
     assert theirs.dense.norm() == pytest.approx(ours.update_norm, rel=1e-3)
     assert theirs.losses == pytest.approx(ours.losses, abs=1e-3)
@@ -192,7 +200,7 @@ def test_updates_agree_with_the_real_one(name, family, with_moment, hparams, _pr
 @pytest.mark.parametrize("name", ["kmeng01", "easyedit"])
 def test_updates_agree_on_the_embedded_model(name):
     peer, (model, tok, _) = real(name), rome_fast.demo.load()
-    hparams = rome_fast.RomeHparams.for_model(model).replace(variant="original")
+    hparams = rome_fast.RomeHparams.for_model(model)
     request = {"prompt": "{} plays the", "subject": "Ray Charles", "target_new": "violin"}
     moment = rome_fast.collect_second_moment(
         model, tok, ["The weather was fine, and the music of the town was loud."] * 50,
@@ -200,24 +208,23 @@ def test_updates_agree_on_the_embedded_model(name):
     )[hparams.layer].moment()  # fmt: skip
     C = moment + 0.05 * moment.diagonal().mean() * torch.eye(len(moment))
     theirs = edit(peer, model, tok, hparams, C, **request)
-    with rome_fast.trial(
-        model,
-        tok,
-        request,
-        hparams,
-        second_moment=rome_fast.SecondMoment.from_moment(C, 10_000),
-        context_templates=CONTEXTS,
-    ) as ours:
+    moment = rome_fast.SecondMoment.from_moment(C, 10_000)
+    settings = {"second_moment": moment, "context_templates": CONTEXTS}
+    with rome_fast.trial(model, tok, request, hparams, variant="original", **settings) as ours:
         assert cosine(ours.update.dense(), theirs.dense) >= 0.999
     # Both stop below a loss of 0.05, and in the same step.
     assert len(theirs.losses) == len(ours.losses) < hparams.v_num_grad_steps
 
 
-def test_fastedit_lowers_its_own_loss(hparams, _pristine):
+@pytest.mark.filterwarnings("ignore::rome_fast.errors.EditWarning")
+def test_fastedit_comes_close_on_rotary_positions(hparams, _pristine):
     model, tok = _pristine["llama"]
-    theirs = edit(real("fastedit"), model, tok, hparams)
+    theirs = edit(real("fastedit"), model, tok, hparams, tiny_second_moment(176))
+    settings = {"second_moment": "identity", "context_templates": CONTEXTS}
+    with rome_fast.trial(model, tok, REQUEST, hparams, variant="original", **settings) as ours:
+        # Its second KL prompt and its own weight decay keep it from coming closer.
+        assert cosine(ours.update.dense(), theirs.dense) >= 0.99
     assert theirs.losses[-1] < 0.2 * theirs.losses[0]
-    assert theirs.dense.shape == ModelSpec.of(model).down_projection(1).weight.shape
 
 
 def test_a_real_peer_that_fails_leaves_the_weights(peer, gpt2, hparams, monkeypatch):

@@ -5,10 +5,8 @@ What is exchanged while an edit runs, and why; its files stay as they are:
 - ``rome_main.CONTEXT_TEMPLATES_CACHE`` holds the given templates, which it otherwise samples once.
 - ``compute_u.get_inv_cov`` returns the given C^-1, which it otherwise computes from Wikipedia and
   keeps; so its time holds no statistics.
-- ``compute_v`` names "cuda" for three tensors: they go where the model is.
-- The tokenizer's result answers a slice with rows of ids. That is how transformers 4.15 answered,
-  and the lookup index is counted with it; later versions answer with a dict, whose keys the code
-  would count instead.
+- ``compute_v`` names "cuda" for three tensors, and for the tokenizer's results: they go where the
+  model is.
 - ``rome.layer_stats``, ``util.globals`` and matplotlib are stubs while importing: they need data
   sets, a file in the current folder, and a plot that is never drawn.
 
@@ -17,6 +15,7 @@ templates, splits prefix and subject at a space to count tokens, and puts a spac
 With ``fact_token`` "last" it looks at the last column of a padded batch, which is padding in all
 but the longest row: not comparable. Configurations without ``n_embd`` (Llama) are not its: it would
 fail on them, and it counts the BOS of a tokenizer that adds one twice, so would edit another place.
+Tokens are counted in slices of a batch, which only the batches of fast tokenizers give it.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ from rome_fast.bench.peers.harness import (
     torch_view,
 )
 from rome_fast.bench.peers.isolate import commit_of, import_modules, require_files, stub
-from rome_fast.errors import UnsupportedModelError
+from rome_fast.errors import TokenizerMismatchError, UnsupportedModelError
 from rome_fast.models import ModelSpec
 
 if TYPE_CHECKING:
@@ -83,12 +82,9 @@ class Kmeng01:
 
         Raises:
             UnsupportedModelError: the configuration has no ``n_embd``.
+            TokenizerMismatchError: the tokenizer is not a fast one.
         """
-        if not hasattr(model.config, "n_embd"):
-            raise UnsupportedModelError(
-                f"peer 'kmeng01' reads model.config.n_embd, which {type(model.config).__name__} "
-                "lacks: compare it on a GPT-2 or a GPT-J"
-            )
+        _check(model, tok)
         spec = ModelSpec.of(model)
         projection = spec.down_projection(hparams.layer)
         device = projection.weight.device
@@ -115,17 +111,25 @@ class Kmeng01:
         )
 
 
+def _check(model: PreTrainedModel, tok: PreTrainedTokenizerBase) -> None:
+    if not hasattr(model.config, "n_embd"):
+        raise UnsupportedModelError(
+            f"peer 'kmeng01' reads model.config.n_embd, which {type(model.config).__name__} lacks: "
+            "compare it on a GPT-2 or a GPT-J"
+        )
+    if not tok.is_fast:
+        raise TokenizerMismatchError(
+            f"peer 'kmeng01' needs a fast tokenizer, got {type(tok).__name__}: load it with "
+            "use_fast=True"
+        )
+
+
 class _Encoding(BatchEncoding):
-    """A batch that is sliced into rows of ids, and for which "cuda" is where the model is."""
+    """A batch for which "cuda" is where the model is."""
 
     def __init__(self, data: BatchEncoding, device: torch.device) -> None:
         super().__init__(data.data, data.encodings)
         self._device = device
-
-    def __getitem__(self, item: Any) -> Any:
-        return (
-            self.data["input_ids"][item] if isinstance(item, slice) else super().__getitem__(item)
-        )
 
     def to(self, device: Any, **kwargs: Any) -> BatchEncoding:
         return super().to(self._device if device == "cuda" else device, **kwargs)
