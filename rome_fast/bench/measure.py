@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from rome_fast import ops
 from rome_fast.bench.case import Case, RomeFast
 from rome_fast.bench.floor import Floor, gemm_rate
 from rome_fast.bench.peak import peaks_in_children
 from rome_fast.bench.peers import Peer, PeerEdit, load_peer
 from rome_fast.errors import InvalidArgumentError, RomeFastError
-from rome_fast.models import ModelSpec
+from rome_fast.models import ModelSpec, input_device
 from rome_fast.undo import fingerprint
 
 if TYPE_CHECKING:
@@ -63,11 +64,13 @@ class Comparison:
     """Rows of one edit with one C, rome_fast's first, and what the machine could do at best.
 
     Attributes:
+        backend: of rome_fast's ops.
         steps_allowed: ``v_num_grad_steps``; rows with fewer stopped early.
         flops_per_s: measured, of a product of the loop's dominant shape.
     """
 
     c_mode: str
+    backend: str
     steps_allowed: int
     floor: Floor
     flops_per_s: float
@@ -128,7 +131,9 @@ def _compare(case: Case, peers: list[tuple[Peer | str, Peer]], rounds: int) -> C
         _row(implementation, edits[0], edits[i], runs[i], ratios[i], peaks[i])
         for i, implementation in enumerate(implementations)
     )
-    return Comparison(case.c_mode, case.hparams.v_num_grad_steps, floor, rate, rows)
+    backend = ops.resolve_backend("auto", input_device(case.model).type)
+    steps = case.hparams.v_num_grad_steps
+    return Comparison(case.c_mode, backend, steps, floor, rate, rows)
 
 
 def _checked_edits(case: Case, implementations: list[Peer]) -> list[PeerEdit]:

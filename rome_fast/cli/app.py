@@ -14,6 +14,7 @@ from rich import box
 from rich.table import Table
 
 from rome_fast.cli import stats
+from rome_fast.cli.bench import bench
 from rome_fast.cli.common import (
     EDIT_FAILED,
     console,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(stats.app, name="stats")
+app.command()(bench)
 
 
 @app.callback()

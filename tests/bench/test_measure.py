@@ -14,6 +14,7 @@ from rome_fast.bench.case import Case, RomeFast
 from rome_fast.bench.measure import measure
 from rome_fast.bench.peak import peaks_in_children
 from rome_fast.bench.peers import PeerEdit
+from rome_fast.bench.table import quartiles, remarks
 from rome_fast.bench.whole_model import WholeModel
 from rome_fast.errors import InvalidArgumentError, RomeFastError
 
@@ -115,6 +116,11 @@ def test_matched_is_direction_and_steps(gpt2, hparams, off, matched):
     assert comparison.stopped_early is bool(off.get("skips"))
 
 
+def test_a_search_that_stopped_early_is_told(gpt2, hparams):
+    (comparison,) = measure(make_case(gpt2, hparams), [FakePeer(skips=1)], rounds=1)
+    assert remarks(comparison)[-1] == "stopped early, of 4 steps: fake after 3"
+
+
 def test_a_peer_without_second_moment_is_compared_with_the_identity(gpt2, hparams):
     able, unable = FakePeer(), FakePeer(takes_c=False)
     case = make_case(gpt2, hparams)
@@ -160,3 +166,10 @@ def test_a_child_that_fails_says_why(gpt2, hparams):
     case = make_case(gpt2, hparams)
     with pytest.raises(RomeFastError, match=r"'nobody=there'.*InvalidArgumentError.*nobody"):
         peaks_in_children(case, ["nobody=there"])
+
+
+@pytest.mark.parametrize(
+    "values, expected", [((), []), ((2.0,), [2.0, 2.0]), ((1.0, 2.0, 3.0, 4.0, 5.0), [2.0, 4.0])]
+)
+def test_quartiles(values, expected):
+    assert quartiles(values) == expected

@@ -1,0 +1,164 @@
+"""``rome-fast bench``: one edit of a model, timed beside other implementations on this machine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import torch
+import typer
+
+from rome_fast.cli.common import console, load_model, no_loading_bars, one_line_errors
+from rome_fast.collect import resolve_second_moment
+from rome_fast.contexts import sample_context_templates
+from rome_fast.errors import InvalidArgumentError
+from rome_fast.hparams import RomeHparams, defaults_for
+from rome_fast.models import ModelSpec, frozen
+from rome_fast.types import EditRequest
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from rome_fast.bench.case import Case
+
+EMBEDDED_REQUEST = EditRequest("{} plays the", "Ray Charles", "violin")
+NEUTRAL_REQUEST = EditRequest("{} is located in the city of", "The Eiffel Tower", "Rome")
+
+
+def bench(
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="folder (or hub name) of a Hugging Face decoder", show_default="the embedded one"
+        ),
+    ] = None,
+    prompt: Annotated[
+        str | None, typer.Option(help="a sentence with the subject, or with {} for it")
+    ] = None,
+    subject: Annotated[str | None, typer.Option(help="whom or what the fact is about")] = None,
+    target: Annotated[str | None, typer.Option(help="what the model shall say next")] = None,
+    hparams: Annotated[
+        Path | None,
+        typer.Option(
+            help="kmeng01 JSON or EasyEdit YAML",
+            show_default="the model's preset, with a v_lr so small that no search stops early",
+        ),
+    ] = None,
+    second_moment: Annotated[
+        str, typer.Option(help="a saved file, or 'identity', which every implementation knows")
+    ] = "identity",
+    variant: Annotated[
+        str, typer.Option(help="peers know the original one and no other")
+    ] = "original",
+    steps: Annotated[
+        int | None, typer.Option(help="of the search for v*", show_default="as the hparams say")
+    ] = None,
+    peer: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=PATH", help="another implementation's checkout; repeatable"),
+    ] = None,
+    rounds: Annotated[int, typer.Option(help="timed edits of each implementation")] = 5,
+    out: Annotated[Path | None, typer.Option(help="JSON file for every figure")] = None,
+) -> None:
+    """Time one edit of a model beside other implementations, and beside its arithmetic.
+
+    Every edit is taken back; the weights keep their bits. Results are compared before anything is
+    timed: only rows that match are comparable. "whole model" is the library's edit without its
+    shortcuts. MiB is the peak beyond the model, in a process of its own.
+    """
+    from rome_fast.bench.measure import measure
+    from rome_fast.bench.setting import setting
+    from rome_fast.bench.table import case_facts, remarks, row_facts, table_of
+    from rome_fast.bench.whole_model import WholeModel
+
+    with one_line_errors():
+        if out is not None and not out.resolve().parent.is_dir():
+            raise OSError(f"--out {out}: there is no folder {out.resolve().parent}")
+        loaded, tok = _loaded(model)
+        request = _request(model, prompt, subject, target)
+        case = _case(loaded, tok, request, _hparams(loaded, hparams, steps, variant), second_moment)
+        comparisons = measure(case, [WholeModel(), *(peer or [])], rounds=rounds)
+        console.print(
+            f"{type(loaded).__name__} layer {case.hparams.layer}, {case.hparams.variant}: "
+            f"{request.text!r} -> {request.target!r}",
+            markup=False,
+        )
+        for comparison in comparisons:
+            console.print(table_of(comparison))
+            for line in remarks(comparison):
+                console.print(line, markup=False, soft_wrap=True)
+        if out is not None:
+            rows = [row_facts(c, row) for c in comparisons for row in c.rows]
+            report = {"setting": setting(), **case_facts(case), "results": rows}
+            out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+def _loaded(model: str | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    if model is None:
+        from rome_fast.demo import load
+
+        no_loading_bars()
+        return load()[:2]
+    loaded, tok = load_model(model)
+    if torch.cuda.is_available():
+        loaded.to("cuda")  # type: ignore[arg-type]  # transformers wraps it untyped
+    return loaded, tok
+
+
+def _request(
+    model: str | None, prompt: str | None, subject: str | None, target: str | None
+) -> EditRequest:
+    """What was asked for, or a default; a part of a request is none."""
+    if prompt is None and subject is None and target is None:
+        return EMBEDDED_REQUEST if model is None else NEUTRAL_REQUEST
+    if prompt is None or subject is None or target is None:
+        raise InvalidArgumentError("--prompt, --subject and --target go together: give all or none")
+    return EditRequest(prompt, subject, target)
+
+
+def _hparams(
+    model: PreTrainedModel, file: Path | None, steps: int | None, variant: str
+) -> RomeHparams:
+    """The file as it is; else the defaults, so slow that all steps together go as far as one."""
+    chosen = defaults_for(model)[0] if file is None else RomeHparams.from_file(file)
+    n_steps = chosen.v_num_grad_steps if steps is None else steps
+    chosen = chosen.replace(v_num_grad_steps=n_steps, variant=variant)
+    return chosen if file is not None else chosen.replace(v_lr=chosen.v_lr / n_steps)
+
+
+def _case(
+    model: PreTrainedModel,
+    tok: PreTrainedTokenizerBase,
+    request: EditRequest,
+    hparams: RomeHparams,
+    second_moment: str,
+) -> Case:
+    """Contexts and C as all implementations get them: neither is timed."""
+    from rome_fast.bench.case import Case
+
+    with frozen(model):
+        contexts = sample_context_templates(
+            model, tok, hparams.context_template_length_params, seed=hparams.seed
+        )
+    return Case(
+        model, tok, request, hparams, tuple(contexts), _damped(model, tok, hparams, second_moment)
+    )
+
+
+def _damped(
+    model: PreTrainedModel,
+    tok: PreTrainedTokenizerBase,
+    hparams: RomeHparams,
+    second_moment: str,
+) -> Tensor | None:
+    """C with its ridge, [d_key, d_key]: peers know of none."""
+    projection = ModelSpec.of(model).down_projection(hparams.layer)
+    dtype = getattr(torch, hparams.mom2_dtype)
+    moment = resolve_second_moment(second_moment, model, tok, projection, dtype)
+    if moment is None:
+        return None
+    damped = moment.moment()
+    damped.diagonal().add_(moment.ridge() * damped.diagonal().mean())
+    return damped
