@@ -165,7 +165,7 @@ def _taken_back(model: PreTrainedModel, weight: Tensor) -> Iterator[None]:
     """Evaluation mode and gradients inside; afterwards the modes and the weight as before."""
     before = weight.detach().clone()
     try:
-        with torch.inference_mode(False), torch.enable_grad(), frozen(model):
+        with torch.inference_mode(False), frozen(model):
             yield
     finally:
         with torch.no_grad():
