@@ -16,6 +16,7 @@ import random
 import statistics
 import time
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +24,33 @@ import torch
 
 import rome_fast
 from rome_fast import collect
+from rome_fast.batch import EditBatch
 from rome_fast.bench.setting import setting
 from rome_fast.contexts import sample_context_templates
+from rome_fast.first_pass import FirstPass, run_first_pass
 from rome_fast.hparams import VARIANTS
-from rome_fast.key import Keys, compute_keys
+from rome_fast.key import Keys, mean_keys
 from rome_fast.models import ModelSpec
 from rome_fast.readback import greedy_continuations
 from rome_fast.tokens import TokenizedEdit, encode, find_target_ids
 from rome_fast.undo import WeightHistory
 from rome_fast.update import apply_update_, build_constraint
-from rome_fast.value import Value, optimize_value
+from rome_fast.value import Value, optimize_values
+
+
+@dataclass(frozen=True, eq=False)
+class Started:
+    """One request after its first pass."""
+
+    batch: EditBatch
+    first: FirstPass
+    keys: Keys
+
+    @classmethod
+    def on(cls, bench: Bench, tokens: TokenizedEdit) -> Started:
+        batch = EditBatch.of([tokens])
+        first = run_first_pass(bench.model, bench.projection, batch)
+        return cls(batch, first, mean_keys(bench.projection, batch, first)[0])
 
 
 class Bench:
@@ -60,7 +78,7 @@ class Bench:
         """One fact under every variant; the weights are as before on return."""
         request = rome_fast.EditRequest(fact.prompt, fact.subject, fact.target_new)
         tokens = encode(self.tok, request, self.contexts, self.hparams.fact_token)
-        keys = compute_keys(self.model, self.projection, tokens)
+        started = Started.on(self, tokens)
         near = [(p.prompt, p.target) for p in fact.neighborhood_prompts]
         near_before = [self.says(*pair) for pair in near]
         history = WeightHistory(self.projection, "torch")
@@ -70,9 +88,9 @@ class Bench:
         for variant in variants:
             rule = variant == "original"
             if rule not in values:
-                values[rule] = self.optimize(tokens, keys, variant)
+                values[rule] = self.optimize(started, variant)
             value, seconds = values[rule]
-            constraint = build_constraint(variant, keys, value.value_delta, self.moment)
+            constraint = build_constraint(variant, started.keys, value.value_delta, self.moment)
             update = apply_update_(self.projection, constraint, self.moment, "torch")
             near_after = [self.says(*pair) for pair in near]
             target = fact.target_new
@@ -92,12 +110,15 @@ class Bench:
             history.rewind(0)
         return rows
 
-    def optimize(self, tokens: TokenizedEdit, keys: Keys, variant: str) -> tuple[Value, float]:
+    def optimize(self, started: Started, variant: str) -> tuple[Value, float]:
         """v* by the stop rule of a variant, and the seconds it took."""
-        started = time.perf_counter()
+        begin = time.perf_counter()
         hparams = self.hparams.replace(variant=variant)
-        value = optimize_value(self.model, self.projection, tokens, keys.value_init, hparams)
-        return value, time.perf_counter() - started
+        value_init = started.keys.value_init[None]
+        [value] = optimize_values(
+            self.model, self.projection, started.batch, started.first, value_init, hparams
+        )
+        return value, time.perf_counter() - begin
 
     def check_against_edit(self, fact: Any) -> None:
         """The update written here is the one that rome_fast.edit writes."""

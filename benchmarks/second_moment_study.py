@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from edit_quality import Bench
+from edit_quality import Bench, Started
 
 import rome_fast
 from rome_fast.bench.setting import setting
@@ -34,7 +34,6 @@ from rome_fast.collect.forward import KeyReader
 from rome_fast.collect.packing import pack_rows
 from rome_fast.collect.sampled import sampled_documents
 from rome_fast.errors import SecondMomentError
-from rome_fast.key import compute_keys
 from rome_fast.models import embedding_rows, max_positions
 from rome_fast.moments import SecondMoment
 from rome_fast.tokens import encode
@@ -119,15 +118,17 @@ class Study:
         bench = self.bench
         request = rome_fast.EditRequest(fact.prompt, fact.subject, fact.target_new)
         tokens = encode(bench.tok, request, bench.contexts, bench.hparams.fact_token)
-        keys = compute_keys(bench.model, bench.projection, tokens)
-        value, _ = bench.optimize(tokens, keys, bench.hparams.variant)
+        started = Started.on(bench, tokens)
+        value, _ = bench.optimize(started, bench.hparams.variant)
         near = [(p.prompt, p.target) for p in fact.neighborhood_prompts]
         near_before = [bench.says(*pair) for pair in near]
         history = WeightHistory(bench.projection, "torch")
         norm = float(bench.projection.weight.norm())
         rows = []
         for (source, keys_per_dim, damping), moment in self.cells.items():
-            constraint = build_constraint(bench.hparams.variant, keys, value.value_delta, moment)
+            constraint = build_constraint(
+                bench.hparams.variant, started.keys, value.value_delta, moment
+            )
             update = apply_update_(bench.projection, constraint, moment, "torch")
             near_after = [bench.says(*pair) for pair in near]
             target = fact.target_new

@@ -13,18 +13,20 @@ from typing import TYPE_CHECKING
 import torch
 
 from rome_fast import ops
+from rome_fast.batch import EditBatch
 from rome_fast.collect import resolve_second_moment
 from rome_fast.contexts import check_context_templates, sample_context_templates
 from rome_fast.errors import EditFailedError, HparamsError, InvalidRequestError
+from rome_fast.first_pass import run_first_pass
 from rome_fast.hparams import RomeHparams, defaults_for
-from rome_fast.key import compute_keys
+from rome_fast.key import mean_keys
 from rome_fast.models import ModelSpec, check_tokenizer, max_positions
 from rome_fast.readback import findings, read_target
 from rome_fast.tokens import TokenizedEdit, encode
 from rome_fast.types import EditRequest, EditResult
 from rome_fast.undo import WeightHistory
 from rome_fast.update import apply_update_, build_constraint
-from rome_fast.value import optimize_value
+from rome_fast.value import optimize_values
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -114,9 +116,13 @@ class Editor:
         self._check_length(request, tokens)
         prompt, target = tokens.prompt_ids.tolist(), tokens.target_ids.tolist()
         clock.lap("prepare")
-        keys = compute_keys(self.model, projection, tokens)
+        batch = EditBatch.of([tokens])
+        first = run_first_pass(self.model, projection, batch)
+        [keys] = mean_keys(projection, batch, first)
         clock.lap("key")
-        value = optimize_value(self.model, projection, tokens, keys.value_init, hparams)
+        [value] = optimize_values(
+            self.model, projection, batch, first, keys.value_init[None], hparams
+        )
         clock.lap("value")
         before = read_target(self.model, self.tok, prompt, target)
         weight_norm = float(projection.weight.double().norm())

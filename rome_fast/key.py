@@ -1,24 +1,23 @@
-"""k*: one forward over all rows, stopped at the edited matrix, gives every key and value.
-
-The key is the matrix' input at the lookup token, the value its output. Nothing above the edited
-block is ever computed here.
-"""
+"""k*: the input of the edited matrix at the lookup token; its output there is the value."""
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from rome_fast.errors import NonFiniteError
+from rome_fast.intercept import StopForwardError, hooked
 from rome_fast.models import DownProjection, embedding_rows, input_device
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from rome_fast.tokens import TokenizedEdit
+    from rome_fast.batch import EditBatch
+    from rome_fast.first_pass import FirstPass
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,31 +37,28 @@ class Keys:
     value_init: Tensor
 
 
-def compute_keys(model: PreTrainedModel, projection: DownProjection, tokens: TokenizedEdit) -> Keys:
-    """Keys and values at the lookup positions (ROME, section 3.1, step 1; compute_u.py).
+def mean_keys(projection: DownProjection, batch: EditBatch, first: FirstPass) -> list[Keys]:
+    """The keys of each request from those of its rows (ROME, section 3.1, step 1; compute_u.py).
 
     Raises:
         NonFiniteError: an activation is NaN or infinite.
     """
-    inputs, outputs = capture(model, projection, tokens.input_ids, tokens.attention_mask)
-    rows = torch.arange(len(tokens.lookup_idx))
-    keys, values = (x[rows, tokens.lookup_idx] for x in (inputs, outputs))
-    if not (torch.isfinite(keys).all() and torch.isfinite(values).all()):
+    if not (torch.isfinite(first.keys).all() and torch.isfinite(first.values).all()):
         raise NonFiniteError(
             f"activations at {projection.name} are NaN or infinite: run the model in float32 or "
             "bfloat16, or check its weights"
         )
-    contexts = slice(0, tokens.n_contexts)
-    return Keys(
-        key=keys[contexts].mean(0),
-        prompt_key=keys[tokens.prompt_row],
-        mean_value=values[contexts].mean(0),
-        value_init=values[tokens.prompt_row],
-    )
-
-
-class StopForwardError(Exception):
-    """Ends a forward pass once the edited matrix has been reached."""
+    n_rows = [len(edit.lookup_idx) for edit in batch.edits]
+    parts = zip(batch.edits, first.keys.split(n_rows), first.values.split(n_rows), strict=True)
+    return [
+        Keys(
+            key=keys[: edit.n_contexts].mean(0),
+            prompt_key=keys[edit.prompt_row],
+            mean_value=values[: edit.n_contexts].mean(0),
+            value_init=values[edit.prompt_row],
+        )
+        for edit, keys, values in parts
+    ]
 
 
 @torch.no_grad()
@@ -84,17 +80,12 @@ def capture(
         raise StopForwardError
 
     device = input_device(model)
-    handle = projection.module.register_forward_hook(keep)
-    try:
+    with hooked(projection.module, keep), suppress(StopForwardError):
         model(
             input_ids=input_ids.to(device),
             attention_mask=attention_mask.to(device),
             use_cache=False,
         )
-    except StopForwardError:
-        pass
-    finally:
-        handle.remove()
     # Some families flatten batch and time before the MLP.
     n, t = input_ids.shape
     inputs, outputs = (widen(x).reshape(n, t, -1) for x in (seen["input"], seen["output"]))

@@ -1,110 +1,219 @@
-"""The model's own forward, cut to what the search for v* reads.
+"""The part of the model that the search for v* runs: above the edited matrix, from the lookup on.
 
-Nothing below the edited block changes while v* is searched: those blocks hand over what they gave
-the first time. The head is computed at the positions that the loss reads and at no others.
+The model's own forward does the work, with its own masks, positions and soft caps. The blocks
+below hand over what they gave in the first pass, the tokens before the lookup are in the cache,
+and the head sees only the positions that the loss reads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from rome_fast.key import StopForwardError
+from rome_fast.intercept import (
+    StopForwardError,
+    answering,
+    hidden_of,
+    hooked,
+    reading_only,
+    with_hidden,
+)
 from rome_fast.models import DownProjection, ModelSpec, input_device
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
-    from transformers import PreTrainedModel
+    from torch import Tensor
+    from transformers import DynamicCache, PreTrainedModel
+
+    from rome_fast.batch import EditBatch
+    from rome_fast.first_pass import FirstPass
 
 
-@contextmanager
-def tail_forward(
-    model: PreTrainedModel,
-    projection: DownProjection,
-    input_ids: Tensor,
-    attention_mask: Tensor,
-    read_at: tuple[Tensor, Tensor],
-) -> Iterator[Callable[[], Tensor]]:
-    """Yield a function that runs the model and returns its logits at ``read_at``.
+@dataclass(frozen=True, eq=False)
+class Cut:
+    """Where the rows of a batch are cut: at the lookup, and after the last position read.
 
-    Args:
-        input_ids, attention_mask: int64 [n, t].
-        read_at: (rows [m], positions [m]).
+    The lookup becomes column 0 of s columns, padded on the right. What comes before it is p
+    columns of cache, padded on the left: so all distances between tokens stay what they were
+    (sliding windows, ALiBi).
 
-    The function returns [m, vocabulary]; it may be called any number of times while this is open,
-    with hooks on the edited block or above it, and gradients flow from there on.
+    Attributes:
+        before, columns: int64 [n_rows, p] and [n_rows, s], the positions they come from.
+        attention_mask: int64 [n_rows, p + s].
+        read_columns: int64 [n_reads + n_edits].
     """
-    device = input_device(model)
-    ids, mask = input_ids.to(device), attention_mask.to(device)
 
-    def run() -> Tensor:
-        logits: Tensor = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-        return logits
+    before: Tensor
+    columns: Tensor
+    attention_mask: Tensor
+    read_columns: Tensor
 
-    blocks = list(ModelSpec.of(model).blocks)[: projection.layer]
-    head = model.get_output_embeddings()
-    with ExitStack() as stack:
-        if blocks:
-            given = _last_output(blocks[-1], run)
-            for block in blocks:
-                stack.enter_context(_answers(block, given))
-        if head is None:
-            yield lambda: run()[read_at]
-            return
-        stack.enter_context(_reads_only(head, input_ids.shape, read_at))
-        yield lambda: run()[0]
-
-
-@torch.no_grad()
-def _last_output(block: nn.Module, run: Callable[[], Tensor]) -> Any:
-    """What a block returns, in whatever form its family has; nothing above it is computed."""
-    seen: list[Any] = []
-
-    def keep(module: nn.Module, args: Any, output: Any) -> None:
-        seen.append(output)
-        raise StopForwardError
-
-    handle = block.register_forward_hook(keep)
-    try:
-        run()
-    except StopForwardError:
-        pass
-    finally:
-        handle.remove()
-    return seen[0]
+    @classmethod
+    def of(cls, batch: EditBatch) -> Cut:
+        lookup = batch.lookup_idx[:, None]
+        last_read = batch.lookup_idx.scatter_reduce(
+            0, batch.read_rows, batch.read_positions, "amax"
+        )[:, None]
+        before = torch.arange(int(lookup.max())) - lookup.max() + lookup
+        columns = torch.arange(int((last_read - lookup).max()) + 1) + lookup
+        return cls(
+            before=before.clamp(min=0),
+            columns=columns.clamp(max=batch.input_ids.shape[1] - 1),
+            attention_mask=torch.cat([before >= 0, columns <= last_read], dim=1).long(),
+            read_columns=batch.read_positions - batch.lookup_idx[batch.read_rows],
+        )
 
 
-@contextmanager
-def _answers(block: nn.Module, output: Any) -> Iterator[None]:
-    """While open, the block returns ``output``. Its attributes, which models read, stay."""
-    own = vars(block).get("forward")
-    vars(block)["forward"] = lambda *args, **kwargs: output
-    try:
-        yield
-    finally:
-        if own is None:
-            del vars(block)["forward"]
-        else:
-            vars(block)["forward"] = own
+@dataclass(frozen=True, eq=False)
+class Tail:
+    """Logits as a function of the offsets, for the rows of a batch.
+
+    Attributes:
+        batch: the requests, and what is read of them.
+        below: what the highest silent block returns, at the cut's columns; None where none is.
+        n_silent: how many blocks are silent; the edited one may be among them.
+        attention: keys and values [n_rows, heads, p, d_head] before the lookup, of each block.
+    """
+
+    model: PreTrainedModel
+    projection: DownProjection
+    batch: EditBatch
+    cut: Cut
+    below: Any
+    n_silent: int
+    attention: tuple[tuple[Tensor, Tensor], ...]
+
+    @classmethod
+    def of(
+        cls,
+        model: PreTrainedModel,
+        projection: DownProjection,
+        batch: EditBatch,
+        first: FirstPass,
+    ) -> Tail:
+        """The tail of the rows that ``first`` has run."""
+        cut = Cut.of(batch)
+        attention = [(_columns(k, cut.before), _columns(v, cut.before)) for k, v in first.attention]
+        # A silent block asks its cache for nothing but its length.
+        attention = [attention[0]] * projection.layer + attention
+        below = first.below
+        if below is not None:
+            below = with_hidden(below, _columns(hidden_of(below), cut.columns))
+        tail = cls(model, projection, batch, cut, below, projection.layer, tuple(attention))
+        return tail._with_edited_block_silent()
+
+    def logits(self, deltas: Tensor) -> Tensor:
+        """[n_reads + n_edits, vocabulary] for the offsets [n_edits, d_value], with gradients."""
+        head = self.model.get_output_embeddings()
+        with reading_only(head, self.batch.read_rows, self.cut.read_columns):
+            logits: Tensor = self._run(deltas[self.batch.edit_of_row]).logits[0]
+            return logits
+
+    def keep(self, edits: Sequence[int]) -> Tail:
+        """The same for some of the requests only."""
+        batch = self.batch.select(edits)
+        cut = Cut.of(batch)
+        rows = torch.isin(self.batch.edit_of_row, torch.tensor(edits))
+        p, s = cut.before.shape[1], cut.columns.shape[1]
+
+        def kept(x: Tensor) -> Tensor:
+            return x[rows.to(x.device)][..., x.shape[-2] - p :, :]
+
+        below = self.below
+        if below is not None:
+            hidden = hidden_of(below)
+            below = with_hidden(below, hidden[rows.to(hidden.device), :s])
+        attention = tuple((kept(k), kept(v)) for k, v in self.attention)
+        return replace(self, batch=batch, cut=cut, below=below, attention=attention)
+
+    def _run(self, offset: Tensor) -> Any:
+        """The model on the cut rows, moved by ``offset`` [n_rows, d_value] at column 0."""
+        device, cut = input_device(self.model), self.cut
+        inputs = {
+            "input_ids": self.batch.input_ids.gather(1, cut.columns).to(device),
+            "attention_mask": cut.attention_mask.to(device),
+            "use_cache": False,
+        }
+        if "position_ids" in inspect.signature(self.model.forward).parameters:
+            inputs["position_ids"] = cut.columns.to(device)
+        if cut.before.shape[1]:
+            inputs["use_cache"], inputs["past_key_values"] = True, self._cache()
+        with self._moved(offset):
+            return self.model(**inputs)
+
+    def _cache(self) -> DynamicCache:
+        """A new one for each run, which appends to it."""
+        from transformers import DynamicCache
+
+        cache = DynamicCache()
+        for layer, (keys, values) in enumerate(self.attention):
+            cache.update(keys, values, layer)
+        return cache
+
+    @contextmanager
+    def _moved(self, offset: Tensor) -> Iterator[None]:
+        answer = self.below
+        with ExitStack() as stack:
+            if self.n_silent > self.projection.layer:
+                answer = with_hidden(self.below, _move_first(hidden_of(self.below), offset))
+            else:
+                stack.enter_context(
+                    hooked(self.projection.module, lambda _, __, out: _move_first(out, offset))
+                )
+            for block in self._blocks[: self.n_silent]:
+                stack.enter_context(answering(block, answer))
+            yield
+
+    @property
+    def _blocks(self) -> list[torch.nn.Module]:
+        return list(ModelSpec.of(self.model).blocks)
+
+    @torch.no_grad()
+    def _with_edited_block_silent(self) -> Tail:
+        """Silence the edited block too, where what its matrix writes reaches its end unchanged.
+
+        Not where a norm or a factor lies between the two (Gemma 2, OLMo 2, Granite). It is tried.
+        """
+        n, d_value = self.batch.n_rows, self.projection.d_value
+        zero = torch.zeros(n, d_value)
+        at_rest = self._edited_block(zero)
+        hidden = hidden_of(at_rest)
+        noise = torch.randn(n, d_value, generator=torch.Generator().manual_seed(0))
+        offset = noise.to(hidden) * hidden.square().mean().sqrt()
+        moved = hidden_of(self._edited_block(offset))
+        expected = _move_first(hidden, offset)
+        rounding = 8 * torch.finfo(hidden.dtype).eps * expected.norm()
+        if not (moved - expected).norm() <= rounding:
+            return self
+        return replace(self, below=at_rest, n_silent=self.projection.layer + 1)
+
+    def _edited_block(self, offset: Tensor) -> Any:
+        """What the edited block returns; nothing above it is computed."""
+        seen: list[Any] = []
+
+        def keep(module: Any, args: Any, output: Any) -> None:
+            seen.append(output)
+            raise StopForwardError
+
+        with hooked(self._blocks[self.projection.layer], keep), suppress(StopForwardError):
+            self._run(offset)
+        return seen[0]
 
 
-@contextmanager
-def _reads_only(
-    head: nn.Module, shape: torch.Size, read_at: tuple[Tensor, Tensor]
-) -> Iterator[None]:
-    """While open, the head sees [1, m, d_model] instead of [n, t, d_model]."""
-    rows, positions = read_at
+def _columns(x: Tensor, index: Tensor) -> Tensor:
+    """Gather [n, m] positions along the last axis but one of [n, ..., t, d]."""
+    n, m = index.shape
+    index = index.to(x.device).reshape(n, *[1] * (x.dim() - 3), m, 1)
+    return x.gather(-2, index.expand(*x.shape[:-2], m, x.shape[-1]))
 
-    def gather(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        hidden = args[0].reshape(*shape, -1)
-        chosen = hidden[rows.to(hidden.device), positions.to(hidden.device)]
-        return (chosen[None], *args[1:])
 
-    handle = head.register_forward_pre_hook(gather)
-    try:
-        yield
-    finally:
-        handle.remove()
+def _move_first(x: Tensor, offset: Tensor) -> Tensor:
+    """[n, s, d] (or its flat rows) with [n, d] added at column 0."""
+    n, d = offset.shape
+    rows = x.reshape(n, -1, d)
+    first = rows[:, :1] + offset.to(rows)[:, None]
+    return torch.cat([first, rows[:, 1:]], dim=1).view_as(x)

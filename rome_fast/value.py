@@ -1,29 +1,31 @@
 """v*: the output of the edited matrix that makes the model say the target.
 
 An offset ``value_delta`` to the value at the lookup token is optimised through the model (ROME,
-section 3.1, step 2; kmeng01/rome, compute_v.py), with the model's weights fixed.
+section 3.1, step 2; kmeng01/rome, compute_v.py), with the model's weights fixed. The requests of a
+batch are searched at once; each has its own offset, its own Adam and its own end.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from rome_fast.errors import NonFiniteError
 from rome_fast.key import widen
 from rome_fast.models import DownProjection
-from rome_fast.tail import tail_forward
+from rome_fast.search import Search
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
+    from rome_fast.batch import EditBatch
+    from rome_fast.first_pass import FirstPass
     from rome_fast.hparams import RomeHparams
-    from rome_fast.tokens import TokenizedEdit
 
 # The loss at which v* counts as found (compute_v.py).
 LOSS_FOUND = 5e-2
@@ -36,126 +38,158 @@ class Value:
     Attributes:
         value_delta: [d_value], float32 (float64 for a float64 model).
         losses: the loss before each update, in order; the last one belongs to ``value_delta``.
+        obstacle: why the whole model was run in every step, or "".
     """
 
     value_delta: Tensor
     losses: tuple[float, ...]
+    obstacle: str = ""
 
     def findings(self) -> list[str]:
         """What a user should know about the search."""
-        if self.losses[-1] < 10 * LOSS_FOUND:
-            return []
-        steps = f"loss {self.losses[-1]:.2f} after {len(self.losses)} steps"
-        remedy = "more v_num_grad_steps, a larger clamp_norm_factor or another layer"
-        return [f"v* did not converge: {steps}; try {remedy}"]
+        found = []
+        if self.obstacle:
+            found.append(f"v* was searched through the whole model, slowly: {self.obstacle}")
+        if self.losses[-1] >= 10 * LOSS_FOUND:
+            steps = f"loss {self.losses[-1]:.2f} after {len(self.losses)} steps"
+            remedy = "more v_num_grad_steps, a larger clamp_norm_factor or another layer"
+            found.append(f"v* did not converge: {steps}; try {remedy}")
+        return found
 
 
-def optimize_value(
+def optimize_values(
     model: PreTrainedModel,
     projection: DownProjection,
-    tokens: TokenizedEdit,
+    batch: EditBatch,
+    first: FirstPass,
     value_init: Tensor,
     hparams: RomeHparams,
-) -> Value:
-    """Minimise NLL(target) + kl_factor * KL + decay over the offset, with Adam.
+) -> list[Value]:
+    """Minimise NLL(target) + kl_factor * KL + decay over each request's offset, with Adam.
 
-    ``v_num_grad_steps`` forwards, one update fewer; it stops early when the loss is below 0.05
-    and the target is the likeliest answer in every context (``variant="original"``: on the loss
-    alone, as the reference does; a mean can hide the bare prompt). After each update the offset
-    is projected to the ball of radius ``clamp_norm_factor * ||value_init||``.
+    ``v_num_grad_steps`` forwards, one update fewer; a request stops early when its loss is below
+    0.05 and the target is the likeliest answer in every context (``variant="original"``: on the
+    loss alone, as the reference does; a mean can hide the bare prompt). After each update the
+    offset is projected to the ball of radius ``clamp_norm_factor * ||value_init||``.
 
     Args:
-        value_init: [d_value], what the matrix writes on the bare prompt.
+        first: the first pass over ``batch``.
+        value_init: [n_edits, d_value], what the matrix writes on the bare prompts.
 
     Raises:
-        NonFiniteError: the loss became NaN or infinite; names step and layer.
+        NonFiniteError: a loss became NaN or infinite; names step and layer.
     """
-    delta = torch.zeros_like(value_init, requires_grad=True)
-    optimizer = torch.optim.Adam([delta], lr=hparams.v_lr)
-    radius = hparams.clamp_norm_factor * value_init.norm()
-    objective = _Objective(tokens, value_init, hparams)
-    losses: list[float] = []
-    with (
-        tail_forward(
-            model, projection, tokens.input_ids, tokens.attention_mask, objective.read_at
-        ) as logits,
-        torch.enable_grad(),
-        _offset_at_lookup(projection, tokens.lookup_idx, delta),
-    ):
-        for step in range(hparams.v_num_grad_steps):
-            loss, said = objective(logits(), delta)
-            losses.append(loss.item())
-            if not torch.isfinite(loss):
-                raise NonFiniteError(
-                    f"the loss became {losses[-1]} at step {step} of v* in layer "
-                    f"{projection.layer} ({projection.name}): run the model in float32 or "
-                    "bfloat16, or lower hparams.v_lr"
-                )
-            found = losses[-1] < LOSS_FOUND and (hparams.variant == "original" or bool(said))
-            if found or step == hparams.v_num_grad_steps - 1:
-                break
-            (delta.grad,) = torch.autograd.grad(loss, [delta])
-            optimizer.step()
-            with torch.no_grad():
-                norm = delta.norm()
-                if norm > radius:
-                    delta.mul_(radius / norm)
-    return Value(delta.detach(), tuple(losses))
+    search = Search(model, projection, batch, first)
+    objective, adam = Objective(batch, value_init, hparams), _Adam(value_init, hparams)
+    active = list(range(batch.n_edits))
+    histories: list[list[float]] = [[] for _ in active]
+    values: dict[int, Value] = {}
+    for step in range(1, hparams.v_num_grad_steps + 1):
+        deltas = adam.deltas.requires_grad_()
+        with torch.enable_grad():
+            losses, reads = objective(search.logits(deltas), deltas)
+        for i, loss in zip(active, losses.tolist(), strict=True):
+            histories[i].append(loss)
+            _check_finite(loss, step, projection)
+        last = step == hparams.v_num_grad_steps
+        found = [last or f for f in objective.found(losses, reads)]
+        for j, i in enumerate(active):
+            if found[j]:
+                value_delta = deltas[j].detach().clone()
+                values[i] = Value(value_delta, tuple(histories[i]), search.obstacle)
+        if all(found):
+            break
+        (gradients,) = torch.autograd.grad(losses.sum(), [deltas])
+        adam.step(gradients)
+        if any(found):
+            going_on = [j for j, f in enumerate(found) if not f]
+            active = [active[j] for j in going_on]
+            for part in (search, objective, adam):
+                part.keep(going_on)
+    return [values[i] for i in range(batch.n_edits)]
 
 
-@contextmanager
-def _offset_at_lookup(
-    projection: DownProjection, lookup_idx: Tensor, delta: Tensor
-) -> Iterator[None]:
-    """While open, the matrix' output at every row's lookup token is moved by ``delta``."""
-
-    def move(module: Any, args: Any, output: Tensor) -> Tensor:
-        n_rows = len(lookup_idx)
-        # Some families flatten batch and time before the MLP; as flat rows both look alike.
-        flat = output.reshape(-1, output.shape[-1])
-        row_starts = torch.arange(n_rows) * (len(flat) // n_rows)
-        index = (row_starts + lookup_idx).to(output.device)
-        offset = delta.to(output.device, output.dtype).expand(n_rows, -1)
-        return flat.index_add(0, index, offset).view_as(output)
-
-    handle = projection.module.register_forward_hook(move)
-    try:
-        yield
-    finally:
-        handle.remove()
+def _check_finite(loss: float, step: int, projection: DownProjection) -> None:
+    if not math.isfinite(loss):
+        raise NonFiniteError(
+            f"the loss became {loss} at step {step} of v* in layer {projection.layer} "
+            f"({projection.name}): run the model in float32 or bfloat16, or lower hparams.v_lr"
+        )
 
 
-class _Objective:
-    """Loss of an offset, and whether every context says the target (bool []).
-
-    Remembers the KL row's distribution of its first call.
+class _Adam:
+    """Adam (torch's defaults) on each request's offset, then the projection to its ball.
 
     Attributes:
-        read_at: (rows, positions), int64 [n_contexts * n_target + 1] each: where it reads logits.
-            The last is the subject's token of "<subject> is a".
+        deltas: [n_edits, d_value].
     """
 
-    def __init__(self, tokens: TokenizedEdit, value_init: Tensor, hparams: RomeHparams) -> None:
-        n_contexts, n_target = tokens.n_contexts, len(tokens.target_ids)
-        rows = torch.arange(n_contexts + 1).repeat_interleave(n_target)
-        positions = (tokens.target_start[:, None] + torch.arange(n_target)).flatten()
-        kl_at = tokens.lookup_idx[n_contexts : n_contexts + 1]
-        self.read_at = rows[: len(positions) + 1], torch.cat([positions, kl_at])
-        self.target_ids = tokens.target_ids.repeat(n_contexts)
-        self.kl_init: Tensor | None = None
-        self.kl_factor = hparams.kl_factor
-        self.decay = hparams.v_weight_decay / value_init.norm() ** 2
+    def __init__(self, value_init: Tensor, hparams: RomeHparams) -> None:
+        self.deltas = torch.zeros_like(value_init)
+        self._lr = hparams.v_lr
+        self._radii = hparams.clamp_norm_factor * value_init.norm(dim=1, keepdim=True)
+        self._mean = torch.zeros_like(value_init)
+        self._square = torch.zeros_like(value_init)
+        self._n_steps = 0
 
-    def __call__(self, logits: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
+    @torch.no_grad()
+    def step(self, gradients: Tensor) -> None:
+        self._n_steps += 1
+        self._mean.lerp_(gradients, 0.1)
+        self._square.mul_(0.999).addcmul_(gradients, gradients, value=0.001)
+        scale = (self._square / (1 - 0.999**self._n_steps)).sqrt_().add_(1e-8)
+        deltas = self.deltas - self._lr / (1 - 0.9**self._n_steps) * self._mean / scale
+        norms = deltas.norm(dim=1, keepdim=True)
+        self.deltas = torch.where(norms > self._radii, deltas * (self._radii / norms), deltas)
+
+    def keep(self, edits: Sequence[int]) -> None:
+        """Go on with some of the requests only."""
+        for name in ("deltas", "_radii", "_mean", "_square"):
+            setattr(self, name, getattr(self, name)[edits])
+
+
+class Objective:
+    """The losses of the offsets, and which requests count as found."""
+
+    def __init__(self, batch: EditBatch, value_init: Tensor, hparams: RomeHparams) -> None:
+        self._settle(batch)
+        self._kl_init: Tensor | None = None
+        self._kl_factor = hparams.kl_factor
+        self._decays = hparams.v_weight_decay / value_init.norm(dim=1) ** 2
+        self._mean_loss_suffices = hparams.variant == "original"
+
+    def _settle(self, batch: EditBatch) -> None:
+        self._batch = batch
+        self._counts = torch.bincount(batch.edit_of_read).tolist()
+
+    def __call__(self, logits: Tensor, deltas: Tensor) -> tuple[Tensor, Tensor]:
+        """(losses [n_edits], log-probabilities at the targets' reads [n_reads, vocabulary]).
+
+        The KL is measured from the distribution of the first call.
+        """
         log_probs = widen(logits).log_softmax(-1)
-        read, kl_now = log_probs[:-1], log_probs[-1]
-        target_ids = self.target_ids.to(read.device)
-        nll = -read.gather(-1, target_ids[:, None]).mean()
-        if self.kl_init is None:
-            self.kl_init = kl_now.detach()
+        n_reads = len(self._batch.target_ids)
+        reads, kl_now = log_probs[:n_reads], log_probs[n_reads:]
+        nll = -reads.gather(-1, self._batch.target_ids[:, None].to(reads.device))[:, 0]
+        means = torch.stack([part.mean() for part in nll.split(self._counts)])
+        if self._kl_init is None:
+            self._kl_init = kl_now.detach()
         # KL(edited || before the edit).
-        kl = (kl_now.exp() * (kl_now - self.kl_init)).sum()
+        kl = (kl_now.exp() * (kl_now - self._kl_init)).sum(-1)
         # A norm, not its square, as in the reference; its gradient at zero is zero.
-        decay = self.decay.to(delta.device) * delta.norm()
-        said = (read.argmax(-1) == target_ids).all()
-        return nll + self.kl_factor * kl + decay.to(nll.device), said
+        decay = self._decays.to(deltas.device) * deltas.norm(dim=1)
+        return means + self._kl_factor * kl + decay.to(means.device), reads.detach()
+
+    def found(self, losses: Tensor, reads: Tensor) -> list[bool]:
+        """Whether each request's search may end."""
+        low = [loss < LOSS_FOUND for loss in losses.tolist()]
+        if self._mean_loss_suffices or not any(low):
+            return low
+        right = reads.argmax(-1) == self._batch.target_ids.to(reads.device)
+        return [a and bool(b.all()) for a, b in zip(low, right.split(self._counts), strict=True)]
+
+    def keep(self, edits: Sequence[int]) -> None:
+        """Go on with some of the requests only."""
+        self._settle(self._batch.select(edits))
+        assert self._kl_init is not None
+        self._kl_init, self._decays = self._kl_init[edits], self._decays[edits]

@@ -25,14 +25,46 @@ FAMILIES = {
     "OPT": {**SMALL, "ffn_dim": 64, "word_embed_proj_dim": 32},
     "Bloom": {"vocab_size": VOCABULARY, "hidden_size": 32, "n_layer": 3, "n_head": 4},
     "Falcon": SMALL,
+    "GPTNeo": {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 32,
+        "num_layers": 3,
+        "num_heads": 4,
+        "attention_types": [[["global", "local", "global"], 1]],
+        "window_size": 4,
+    },
+    "GPTBigCode": {**GPT_LIKE, "n_positions": 64},
+    "CodeGen": {**GPT_LIKE, "rotary_dim": 4},
+    "Mpt": {
+        "vocab_size": VOCABULARY,
+        "d_model": 32,
+        "n_heads": 4,
+        "n_layers": 3,
+        "expansion_ratio": 2,
+    },
+    "Phi": {**SMALL, "intermediate_size": 64},
+    "Phi3": {**LLAMA_LIKE, "pad_token_id": 0},
+    "StableLm": LLAMA_LIKE,
+    "Qwen3": {**LLAMA_LIKE, "head_dim": 8},
+    "Gemma": {**LLAMA_LIKE, "head_dim": 8},
+    "Gemma3": {**LLAMA_LIKE, "head_dim": 8, "sliding_window": 4},
+    "Cohere": LLAMA_LIKE,
+    "Cohere2": {**LLAMA_LIKE, "sliding_window": 4},
+    "Olmo": LLAMA_LIKE,
+    "Olmo2": LLAMA_LIKE,
+    "Granite": {**LLAMA_LIKE, "residual_multiplier": 0.5, "logits_scaling": 2.0},
+    "Starcoder2": {**LLAMA_LIKE, "sliding_window": 4},
+    "SmolLM3": {**LLAMA_LIKE, "pad_token_id": 0},
+    "Glm": {**LLAMA_LIKE, "head_dim": 8, "pad_token_id": 0},
 }
-# BLOOM builds its ALiBi distances from a two-dimensional mask only.
-SEPARATING = [family for family in FAMILIES if family != "Bloom"]
+# BLOOM and MPT build their ALiBi distances without position ids.
+SEPARATING = [family for family in FAMILIES if family not in ("Bloom", "Mpt")]
 
 
 def tiny_family(family: str) -> transformers.PreTrainedModel:
     """3 layers, width 32; seeded."""
     torch.manual_seed(0)
-    config = getattr(transformers, f"{family}Config")(**FAMILIES[family])
+    text = "Text" if family == "Gemma3" else ""
+    config = getattr(transformers, f"{family}{text}Config")(**FAMILIES[family])
     named = "GPT2LMHeadModel" if family == "GPT2" else f"{family}ForCausalLM"
     return getattr(transformers, named)(config).eval()

@@ -7,12 +7,14 @@ import torch
 from helpers import CONTEXTS, REQUEST, same_bits, state
 
 import rome_fast
+from rome_fast.batch import EditBatch
 from rome_fast.errors import EditFailedError, EditRejectedError, EditWarning, RevertError
-from rome_fast.key import Keys, compute_keys
+from rome_fast.first_pass import run_first_pass
+from rome_fast.key import Keys, mean_keys
 from rome_fast.models import ModelSpec
 from rome_fast.tokens import encode
 from rome_fast.update import build_constraint
-from rome_fast.value import optimize_value
+from rome_fast.value import optimize_values
 
 SECOND = {"prompt": "We drink tea with {}", "subject": "Ada Lovelace", "target_new": "near"}
 
@@ -219,12 +221,14 @@ def test_every_variant_meets_its_constraint(gpt2, settings, variant, scale):
     mlp.act = Scaled(mlp.act, scale)
     mlp.c_proj.weight /= scale
     projection = ModelSpec.of(model).down_projection(1)
-    tokens = encode(tok, rome_fast.EditRequest.parse(REQUEST), CONTEXTS)
-    before = compute_keys(model, projection, tokens)
+    batch = EditBatch.of([encode(tok, rome_fast.EditRequest.parse(REQUEST), CONTEXTS)])
+    first = run_first_pass(model, projection, batch)
+    [before] = mean_keys(projection, batch, first)
     hparams = settings["hparams"].replace(v_num_grad_steps=4, variant=variant)
-    delta = optimize_value(model, projection, tokens, before.value_init, hparams).value_delta
+    init = before.value_init[None]
+    delta = optimize_values(model, projection, batch, first, init, hparams)[0].value_delta
     rome_fast.edit(model, tok, REQUEST, **{**settings, "hparams": hparams})
-    after = compute_keys(model, projection, tokens)
+    [after] = mean_keys(projection, batch, run_first_pass(model, projection, batch))
     close = {"rtol": 1e-3, "atol": 1e-3}
     if variant == "mean_key":
         # The mean output lands where the bare prompt's would: at v*, not at its own + delta.

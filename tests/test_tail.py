@@ -1,4 +1,4 @@
-"""The shortened forward against the whole one: logits, gradients, and nothing left behind."""
+"""The shortened forward against the whole one in every family: logits, gradients, no traces."""
 
 from __future__ import annotations
 
@@ -6,77 +6,118 @@ import pytest
 import torch
 from families import FAMILIES, VOCABULARY, tiny_family
 
+from rome_fast.batch import EditBatch
+from rome_fast.first_pass import run_first_pass
 from rome_fast.models import ModelSpec
-from rome_fast.tail import tail_forward
+from rome_fast.search import Search, WholeModel
+from rome_fast.tail import Tail
+from rome_fast.tokens import TokenizedEdit
 
-READ_AT = torch.tensor([0, 0, 1, 2]), torch.tensor([3, 6, 1, 0])
-
-
-@pytest.fixture
-def batch():
-    generator = torch.Generator().manual_seed(1)
-    input_ids = torch.randint(VOCABULARY, (3, 7), generator=generator)
-    attention_mask = torch.ones_like(input_ids)
-    attention_mask[1, 4:] = attention_mask[2, 2:] = 0
-    return input_ids, attention_mask
+# A norm or a factor lies between the MLP and the end of the block.
+BENT = ("Gemma2", "Gemma3", "Olmo2", "Granite")
 
 
-def moved_by(projection, delta):
-    """The matrix' output moved by delta at position 1 of every row."""
+def random_edit(seed: int, lookups: list[int], n_target: int) -> TokenizedEdit:
+    """Rows of random tokens with these lookups; the last is the KL prompt's."""
+    generator = torch.Generator().manual_seed(seed)
+    lookup_idx = torch.tensor(lookups)
+    more = torch.randint(1, 4, lookup_idx.shape, generator=generator)
+    lengths = lookup_idx + more + n_target
+    input_ids = torch.randint(VOCABULARY, (len(lookups), int(lengths.max())), generator=generator)
+    attention_mask = (torch.arange(int(lengths.max())) < lengths[:, None]).long()
+    n_contexts = len(lookups) - 1
+    return TokenizedEdit(
+        input_ids=input_ids * attention_mask,
+        attention_mask=attention_mask,
+        lookup_idx=lookup_idx,
+        target_ids=torch.randint(VOCABULARY, (n_target,), generator=generator),
+        target_start=(lengths - n_target)[:n_contexts],
+        n_contexts=n_contexts,
+        prompt_row=0,
+        subject_token="",
+        target_tokens=(),
+    )
 
-    def move(module, args, output):
-        offset = torch.zeros(3, 7, delta.numel()).index_fill(1, torch.tensor([1]), 1.0) * delta
-        return output + offset.view_as(output)
 
-    return projection.module.register_forward_hook(move)
+def two_edits() -> EditBatch:
+    """The subject first, in the middle and far in; one and three target tokens."""
+    return EditBatch.of([random_edit(1, [0, 3, 7, 1], 1), random_edit(2, [2, 9, 2], 3)])
+
+
+def prepared(family, layer, batch):
+    model = tiny_family(family).requires_grad_(False)
+    for parameter in model.parameters():  # freshly drawn, attention is next to uniform
+        if parameter.dim() == 2:
+            parameter.mul_(4)
+    projection = ModelSpec.of(model).down_projection(layer)
+    first = run_first_pass(model, projection, batch)
+    assert not first.obstacle
+    return model, projection, first
+
+
+def logits_and_gradient(way, deltas):
+    deltas = deltas.clone().requires_grad_()
+    logits = way.logits(deltas)
+    weights = torch.linspace(-1, 1, logits.numel()).view_as(logits)
+    return logits, *torch.autograd.grad((logits * weights).sum(), [deltas])
 
 
 @pytest.mark.parametrize("layer", [0, 1, 2])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_logits_and_gradients_are_those_of_the_whole_model(family, layer, batch):
-    model = tiny_family(family).requires_grad_(False)
-    projection = ModelSpec.of(model).down_projection(layer)
-    delta = torch.linspace(-0.5, 0.5, 32, requires_grad=True)
-    weights = torch.linspace(-1, 1, 4 * VOCABULARY).reshape(4, VOCABULARY)
-    found = []
-    with tail_forward(model, projection, *batch, READ_AT) as tail:
-        handle = moved_by(projection, delta)
-        for _ in range(2):
-            logits = tail()
-            found.append((logits, *torch.autograd.grad((logits * weights).sum(), [delta])))
-    expected = model(input_ids=batch[0], attention_mask=batch[1]).logits[READ_AT]
-    gradient = torch.autograd.grad((expected * weights).sum(), [delta])[0]
-    handle.remove()
-    assert gradient.norm() > 0
-    for logits, tail_gradient in found:
-        torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-6)
-        torch.testing.assert_close(tail_gradient, gradient, rtol=1e-4, atol=1e-6)
+def test_logits_and_gradients_are_those_of_the_whole_model(family, layer):
+    batch = two_edits()
+    model, projection, first = prepared(family, layer, batch)
+    tail = Tail.of(model, projection, batch, first)
+    assert tail.n_silent == layer + (family not in BENT)
+    whole = WholeModel(model, projection, batch)
+    deltas = torch.randn(2, 32, generator=torch.Generator().manual_seed(3))
+    for scale in (0.0, 1.0):
+        found, expected = (logits_and_gradient(way, scale * deltas) for way in (tail, whole))
+        for a, b in zip(found, expected, strict=True):
+            assert (a - b).norm() <= 1e-5 * b.norm()
+    torch.testing.assert_close(first.logits, whole.logits(0 * deltas), rtol=1e-5, atol=1e-5)
 
 
-def test_blocks_below_run_once_and_the_head_sees_what_is_read(batch):
-    model = tiny_family("GPT2")
-    runs, seen = [], []
-    attention, head = model.transformer.h[1].attn, model.lm_head
-    attention.register_forward_hook(lambda *_: runs.append(1))
-    head.register_forward_hook(lambda _, __, output: seen.append(output.shape))
-    with tail_forward(model, ModelSpec.of(model).down_projection(2), *batch, READ_AT) as tail:
-        for _ in range(3):
-            tail()
-    assert len(runs) == 1 and seen == [(1, 4, VOCABULARY)] * 3
+@pytest.mark.parametrize("family", ["GPT2", "Gemma2", "Mpt", "Mistral"])
+def test_a_request_that_has_ended_leaves(family):
+    batch = two_edits()
+    model, projection, first = prepared(family, 1, batch)
+    deltas = torch.randn(2, 32, generator=torch.Generator().manual_seed(3))
+    whole = WholeModel(model, projection, batch).keep([1])
+    tail = Tail.of(model, projection, batch, first).keep([1])
+    assert tail.batch.n_rows == 3
+    torch.testing.assert_close(tail.logits(deltas[1:]), whole.logits(deltas[1:]), atol=1e-5, rtol=0)
+    search = Search(model, projection, batch, first)
+    search.logits(0 * deltas)
+    search.keep([0])
+    alone = EditBatch.of(batch.edits[:1])
+    expected = WholeModel(model, projection, alone).logits(deltas[:1])
+    torch.testing.assert_close(search.logits(deltas[:1]), expected, atol=1e-5, rtol=0)
 
 
-def test_the_model_is_itself_afterwards_also_after_an_error(batch):
-    model = tiny_family("Llama")
-    before = model(input_ids=batch[0]).logits
+def test_only_tokens_from_the_lookup_on_run_and_blocks_below_do_not():
+    batch = two_edits()
+    model, projection, first = prepared("GPT2", 1, batch)
+    tail, shapes = Tail.of(model, projection, batch, first), []
+    for block in model.transformer.h:
+        block.mlp.register_forward_hook(lambda _, __, output: shapes.append(output.shape))
+    model.lm_head.register_forward_hook(lambda _, __, output: shapes.append(output.shape))
+    tail.logits(torch.zeros(2, 32))
+    longest = int((batch.read_positions - batch.lookup_idx[batch.read_rows]).max()) + 1
+    assert shapes == [(7, longest, 32), (1, len(batch.read_rows), VOCABULARY)]
+
+
+def test_the_model_is_itself_afterwards_also_after_an_error():
+    batch = two_edits()
+    model, projection, first = prepared("Llama", 2, batch)
+    before = model(input_ids=batch.input_ids).logits
     own = model.model.layers[0].forward
     model.model.layers[0].forward = own  # as accelerate's hooks do
-    projection = ModelSpec.of(model).down_projection(2)
-    with (
-        pytest.raises(ZeroDivisionError),
-        tail_forward(model, projection, *batch, READ_AT) as tail,
-    ):
-        tail()
-        raise ZeroDivisionError
+    tail = Tail.of(model, projection, batch, first)
+    handle = model.model.norm.register_forward_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        tail.logits(torch.zeros(2, 32))
+    handle.remove()
     assert vars(model.model.layers[0])["forward"] is own
     assert "forward" not in vars(model.model.layers[1])
-    assert torch.equal(model(input_ids=batch[0]).logits, before)
+    assert torch.equal(model(input_ids=batch.input_ids).logits, before)

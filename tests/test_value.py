@@ -7,10 +7,12 @@ import torch
 from helpers import CONTEXTS, REQUEST
 
 from rome_fast import EditRequest
-from rome_fast.key import compute_keys
+from rome_fast.batch import EditBatch
+from rome_fast.first_pass import run_first_pass
+from rome_fast.key import mean_keys
 from rome_fast.models import ModelSpec
 from rome_fast.tokens import encode
-from rome_fast.value import LOSS_FOUND, optimize_value
+from rome_fast.value import LOSS_FOUND, optimize_values
 
 
 @pytest.fixture
@@ -18,9 +20,16 @@ def prepared(tiny):
     model, tok = tiny
     model.eval().requires_grad_(False)
     projection = ModelSpec.of(model).down_projection(1)
-    tokens = encode(tok, EditRequest.parse(REQUEST), CONTEXTS)
-    keys = compute_keys(model, projection, tokens)
-    return model, projection, tokens, keys.value_init
+    batch = EditBatch.of([encode(tok, EditRequest.parse(REQUEST), CONTEXTS)])
+    first = run_first_pass(model, projection, batch)
+    [keys] = mean_keys(projection, batch, first)
+    return model, projection, batch, first, keys.value_init[None]
+
+
+def optimize_value(*arguments):
+    [value] = optimize_values(*arguments)
+    assert not value.obstacle
+    return value
 
 
 def test_steps_count_forwards(prepared, hparams):
@@ -38,7 +47,8 @@ def test_stops_when_found(prepared, hparams):
 
 def test_a_low_mean_does_not_hide_a_context(prepared, hparams, monkeypatch):
     """Far above the threshold's usual place, the mean is low long before all contexts agree."""
-    model, projection, tokens, _ = prepared
+    model, projection, batch, *_ = prepared
+    [tokens] = batch.edits
     monkeypatch.setattr("rome_fast.value.LOSS_FOUND", 5.0)
     settings = hparams.replace(v_num_grad_steps=60, kl_factor=0.0)
     early = optimize_value(*prepared, settings.replace(variant="original"))
@@ -62,13 +72,14 @@ def test_a_low_mean_does_not_hide_a_context(prepared, hparams, monkeypatch):
 
 
 def test_offset_stays_in_the_ball(prepared, hparams):
-    radius = 0.5 * prepared[3].norm()
+    radius = 0.5 * prepared[4].norm()
     value = optimize_value(*prepared, hparams.replace(clamp_norm_factor=0.5))
     torch.testing.assert_close(value.value_delta.norm(), radius)
 
 
 def test_first_loss_is_the_models_own(prepared, hparams):
-    model, _, tokens, _ = prepared
+    model, _, batch, *_ = prepared
+    [tokens] = batch.edits
     value = optimize_value(*prepared, hparams.replace(v_num_grad_steps=1))
     nll = []
     for row in range(tokens.n_contexts):

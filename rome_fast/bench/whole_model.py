@@ -9,22 +9,24 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from rome_fast import ops
+from rome_fast.batch import EditBatch
 from rome_fast.bench.case import factored
 from rome_fast.bench.peers import PeerEdit
 from rome_fast.bench.setting import commit
 from rome_fast.editor import Clock
-from rome_fast.key import Keys, widen
+from rome_fast.first_pass import FirstPass
+from rome_fast.intercept import hooked
+from rome_fast.key import Keys, mean_keys, widen
 from rome_fast.models import DownProjection, ModelSpec, frozen, input_device
-from rome_fast.tokens import TokenizedEdit, encode
+from rome_fast.tokens import encode
 from rome_fast.update import apply_update_, build_constraint
-from rome_fast.value import LOSS_FOUND, _Objective
+from rome_fast.value import Objective
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,12 +60,13 @@ class WholeModel:
         spec = ModelSpec.of(model)
         projection = spec.down_projection(hparams.layer)
         tokens = encode(tok, request, context_templates, hparams.fact_token)
+        batch = EditBatch.of([tokens])
         clock.lap("prepare")
         with torch.inference_mode(False), frozen(model):
-            run = _whole_forward(model, tokens)
-            keys = _keys(run, projection, tokens)
+            run = _whole_forward(model, batch)
+            keys = _keys(run, projection, batch)
             clock.lap("key")
-            delta, losses = _search(run, projection, tokens, keys.value_init, hparams)
+            delta, losses = _search(run, projection, batch, keys.value_init, hparams)
             clock.lap("value")
         constraint = build_constraint(hparams.variant, keys, delta, moment)
         backend = ops.resolve_backend("auto", projection.weight.device.type)
@@ -74,59 +77,49 @@ class WholeModel:
         return PeerEdit(update.dense(), losses, {**clock.seconds, "total": total})
 
 
-def _whole_forward(model: PreTrainedModel, tokens: TokenizedEdit) -> Callable[[], Tensor]:
+def _whole_forward(model: PreTrainedModel, batch: EditBatch) -> Callable[[], Tensor]:
     """A function that returns the logits of all rows at all positions, [n, t, vocabulary]."""
     device = input_device(model)
-    ids, mask = tokens.input_ids.to(device), tokens.attention_mask.to(device)
+    ids, mask = batch.input_ids.to(device), batch.attention_mask.to(device)
     return lambda: model(input_ids=ids, attention_mask=mask, use_cache=False).logits
 
 
 @torch.no_grad()
-def _keys(run: Callable[[], Tensor], projection: DownProjection, tokens: TokenizedEdit) -> Keys:
+def _keys(run: Callable[[], Tensor], projection: DownProjection, batch: EditBatch) -> Keys:
     seen: list[Tensor] = []
 
     def keep(module: Any, args: tuple[Tensor, ...], output: Tensor) -> None:
-        seen.extend((args[0], output))
+        for x in (args[0], output):
+            seen.append(widen(x.reshape(-1, x.shape[-1])[batch.flat_lookup.to(x.device)]))
 
-    with _hooked(projection, keep):
+    with hooked(projection.module, keep):
         run()
-    n_rows, length = tokens.input_ids.shape
-    rows = torch.arange(n_rows)
-    keys, values = (widen(x).view(n_rows, length, -1)[rows, tokens.lookup_idx] for x in seen)
-    contexts = slice(0, tokens.n_contexts)
-    return Keys(
-        key=keys[contexts].mean(0),
-        prompt_key=keys[tokens.prompt_row],
-        mean_value=values[contexts].mean(0),
-        value_init=values[tokens.prompt_row],
-    )
+    return mean_keys(projection, batch, FirstPass(*seen))[0]
 
 
 def _search(
     run: Callable[[], Tensor],
     projection: DownProjection,
-    tokens: TokenizedEdit,
+    batch: EditBatch,
     value_init: Tensor,
     hparams: RomeHparams,
 ) -> tuple[Tensor, tuple[float, ...]]:
     """Adam on the offset, as in kmeng01/rome's compute_v.py; the offset and the losses."""
     delta = torch.zeros_like(value_init, requires_grad=True)
     optimizer = torch.optim.Adam([delta], lr=hparams.v_lr)
-    objective = _Objective(tokens, value_init, hparams)
-    lookup, losses = tokens.lookup_idx, []
+    objective = Objective(batch, value_init[None], hparams)
+    losses = []
 
     def move(module: Any, args: Any, output: Tensor) -> Tensor:
         flat = output.reshape(-1, output.shape[-1])
-        at = torch.arange(len(lookup)) * (len(flat) // len(lookup)) + lookup
-        moved = flat.index_put((at.to(flat.device),), delta.to(flat.dtype), accumulate=True)
-        return moved.view_as(output)
+        at = (batch.flat_lookup.to(flat.device),)
+        return flat.index_put(at, delta.to(flat.dtype), accumulate=True).view_as(output)
 
-    with _hooked(projection, move), torch.enable_grad():
+    with hooked(projection.module, move), torch.enable_grad():
         for _ in range(hparams.v_num_grad_steps):
-            loss, said = objective(run()[objective.read_at], delta)
+            loss, reads = objective(run()[batch.read_rows, batch.read_positions], delta[None])
             losses.append(loss.item())
-            found = losses[-1] < LOSS_FOUND and (hparams.variant == "original" or bool(said))
-            if found or len(losses) == hparams.v_num_grad_steps:
+            if objective.found(loss, reads)[0] or len(losses) == hparams.v_num_grad_steps:
                 break
             optimizer.zero_grad()
             loss.backward()
@@ -136,12 +129,3 @@ def _search(
                     (hparams.clamp_norm_factor * value_init.norm() / delta.norm()).clamp(max=1)
                 )
     return delta.detach(), tuple(losses)
-
-
-@contextmanager
-def _hooked(projection: DownProjection, hook: Callable[..., Any]) -> Iterator[None]:
-    handle = projection.module.register_forward_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()

@@ -14,7 +14,7 @@ import torch
 
 from rome_fast.collect.packing import Row, block_mask, stack
 from rome_fast.errors import SecondMomentError
-from rome_fast.key import StopForwardError
+from rome_fast.intercept import StopForwardError
 from rome_fast.memory import is_out_of_memory
 from rome_fast.models import embedding_rows, input_device
 

@@ -1,0 +1,100 @@
+"""The one forward of an edit: keys, values, and what the search for v* starts from.
+
+Nothing before the subject's last token, and nothing below the edited block, changes while v* is
+searched. So the pass also keeps the hidden states that enter the edited block, and the attention
+keys and values of that block and those above it.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from rome_fast.intercept import hooked, reading_only
+from rome_fast.key import capture, widen
+from rome_fast.memory import is_out_of_memory
+from rome_fast.models import DownProjection, ModelSpec, input_device
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from rome_fast.batch import EditBatch
+
+
+@dataclass(frozen=True, eq=False)
+class FirstPass:
+    """What one forward over all rows of a batch gives.
+
+    Attributes:
+        keys, values: [n_rows, d_key] and [n_rows, d_value], what goes into and comes out of the
+            edited matrix at the lookup token; float32, or float64 for a float64 model.
+        logits: [n_reads + n_edits, vocabulary], at the batch's reads; None where the family's
+            attention cannot be continued from a cache.
+        below: what the block below the edited one returned, in its family's form; None for
+            block 0.
+        attention: keys and values [n_rows, heads, t, d_head] of each block from the edited one up.
+        obstacle: why the search has to run the whole model, or "".
+    """
+
+    keys: Tensor
+    values: Tensor
+    logits: Tensor | None = None
+    below: Any = None
+    attention: tuple[tuple[Tensor, Tensor], ...] = ()
+    obstacle: str = ""
+
+
+# What a model says that has no such cache, or no such argument.
+CANNOT = (TypeError, ValueError, AttributeError, IndexError, NotImplementedError, RuntimeError)
+
+
+def run_first_pass(
+    model: PreTrainedModel, projection: DownProjection, batch: EditBatch
+) -> FirstPass:
+    """Run the model once; where it cannot fill a cache, up to the edited matrix only."""
+    try:
+        return _run_with_cache(model, projection, batch)
+    except CANNOT as error:
+        if is_out_of_memory(error):
+            raise
+        obstacle = f"{type(error).__name__}: {error}".splitlines()[0]
+    inputs, outputs = capture(model, projection, batch.input_ids, batch.attention_mask)
+    at = torch.arange(batch.n_rows), batch.lookup_idx
+    return FirstPass(inputs[at], outputs[at], obstacle=obstacle)
+
+
+@torch.no_grad()
+def _run_with_cache(
+    model: PreTrainedModel, projection: DownProjection, batch: EditBatch
+) -> FirstPass:
+    from transformers.cache_utils import DynamicCache, DynamicLayer
+
+    seen: dict[str, Any] = {"below": None}
+    blocks, device, cache = ModelSpec.of(model).blocks, input_device(model), DynamicCache()
+
+    def keep_key_and_value(module: Any, args: tuple[Tensor, ...], output: Tensor) -> None:
+        for name, x in ("keys", args[0]), ("values", output):
+            seen[name] = widen(x.reshape(-1, x.shape[-1])[batch.flat_lookup.to(x.device)])
+
+    with ExitStack() as stack:
+        stack.enter_context(hooked(projection.module, keep_key_and_value))
+        if projection.layer > 0:
+            below = blocks[projection.layer - 1]
+            stack.enter_context(hooked(below, lambda _, __, output: seen.update(below=output)))
+        head = model.get_output_embeddings()
+        stack.enter_context(reading_only(head, batch.read_rows, batch.read_positions))
+        seen["logits"] = model(
+            input_ids=batch.input_ids.to(device),
+            attention_mask=batch.attention_mask.to(device),
+            past_key_values=cache,
+            use_cache=True,
+        ).logits[0]
+    layers = [layer for layer in cache.layers if isinstance(layer, DynamicLayer)]
+    if len(layers) != len(blocks):
+        raise ValueError(f"{len(blocks)} blocks keep {len(layers)} sets of keys and values")
+    seen["attention"] = tuple((x.keys, x.values) for x in layers[projection.layer :])
+    return FirstPass(**seen)

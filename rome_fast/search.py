@@ -1,0 +1,119 @@
+"""Logits as a function of the offsets: by the tail of the model, or else by the whole of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from rome_fast.first_pass import CANNOT, FirstPass
+from rome_fast.intercept import hooked, reading_only
+from rome_fast.memory import is_out_of_memory
+from rome_fast.models import DownProjection, input_device
+from rome_fast.tail import Tail
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from rome_fast.batch import EditBatch
+
+# How far the tail's logits, unmoved, may be from the first pass's, relative to their norm.
+_TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-4}
+_HALF_TOLERANCE = 5e-2
+
+
+class Search:
+    """What the search for v* runs in every step.
+
+    The tail is believed once it has given, with all offsets zero, the logits of the first pass.
+
+    Attributes:
+        obstacle: why the whole model is run instead, or "".
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        projection: DownProjection,
+        batch: EditBatch,
+        first: FirstPass,
+    ) -> None:
+        self.obstacle = first.obstacle
+        self._expected: Tensor | None = first.logits
+        self._whole = WholeModel(model, projection, batch)
+        self._way: Tail | WholeModel = self._whole
+        if not self.obstacle:
+            try:
+                self._way = Tail.of(model, projection, batch, first)
+            except CANNOT as error:
+                self._note(error)
+
+    def logits(self, deltas: Tensor) -> Tensor:
+        """[n_reads + n_edits, vocabulary] for the offsets [n_edits, d_value], with gradients.
+
+        All offsets must be zero in the first call.
+        """
+        if self._expected is None or self._way is self._whole:
+            return self._way.logits(deltas)
+        try:
+            logits = self._way.logits(deltas)
+            self._check(logits.detach(), self._expected)
+        except CANNOT as error:
+            self._note(error)
+            self._way = self._whole
+            logits = self._way.logits(deltas)
+        self._expected = None
+        return logits
+
+    def keep(self, edits: Sequence[int]) -> None:
+        """Go on with some of the requests only."""
+        self._way = self._way.keep(edits)
+
+    def _check(self, logits: Tensor, expected: Tensor) -> None:
+        tolerance = _TOLERANCE.get(logits.dtype, _HALF_TOLERANCE)
+        difference = float((logits - expected).norm() / expected.norm())
+        if not difference <= tolerance:
+            raise ValueError(f"the shortened forward is off by {difference:.1g}")
+
+    def _note(self, error: Exception) -> None:
+        if is_out_of_memory(error):
+            raise error
+        self.obstacle = f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+@dataclass(frozen=True, eq=False)
+class WholeModel:
+    """The slow twin of ``Tail``: all blocks, all positions, in every step."""
+
+    model: PreTrainedModel
+    projection: DownProjection
+    batch: EditBatch
+
+    def logits(self, deltas: Tensor) -> Tensor:
+        """As ``Tail.logits``."""
+        batch, device = self.batch, input_device(self.model)
+        offset = deltas[batch.edit_of_row]
+
+        def move(module: Any, args: Any, output: Tensor) -> Tensor:
+            flat = output.reshape(-1, output.shape[-1])
+            index = batch.flat_lookup.to(flat.device)
+            return flat.index_add(0, index, offset.to(flat)).view_as(output)
+
+        head = self.model.get_output_embeddings()
+        with (
+            hooked(self.projection.module, move),
+            reading_only(head, batch.read_rows, batch.read_positions),
+        ):
+            logits: Tensor = self.model(
+                input_ids=batch.input_ids.to(device),
+                attention_mask=batch.attention_mask.to(device),
+                use_cache=False,
+            ).logits[0]
+        return logits
+
+    def keep(self, edits: Sequence[int]) -> WholeModel:
+        """The same for some of the requests only."""
+        return replace(self, batch=self.batch.select(edits))

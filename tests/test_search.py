@@ -1,0 +1,74 @@
+"""Where the tail cannot be had, or is not right, the whole model is searched, and that is said."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from helpers import REQUEST
+from test_tail import prepared, two_edits
+
+import rome_fast
+from rome_fast.search import Search, WholeModel
+
+
+def expected_of(model, projection, batch):
+    return WholeModel(model, projection, batch).logits(torch.zeros(2, 32))
+
+
+def test_a_tail_that_is_right_is_kept():
+    batch = two_edits()
+    model, projection, first = prepared("Llama", 1, batch)
+    search = Search(model, projection, batch, first)
+    torch.testing.assert_close(
+        search.logits(torch.zeros(2, 32)), expected_of(model, projection, batch)
+    )
+    assert not search.obstacle
+
+
+@pytest.mark.parametrize("damage", ["values", "positions"])
+def test_a_tail_that_is_wrong_is_found_out(damage, monkeypatch):
+    """A cache that another version fills otherwise, positions that a model counts otherwise."""
+    batch = two_edits()
+    model, projection, first = prepared("Llama", 1, batch)
+    if damage == "values":
+        first.attention[1][1].mul_(1.1)
+    else:
+        own = model.forward
+        monkeypatch.setattr(model, "forward", lambda position_ids=None, **inputs: own(**inputs))
+    search = Search(model, projection, batch, first)
+    logits = search.logits(torch.zeros(2, 32))
+    assert "off by" in search.obstacle
+    torch.testing.assert_close(logits, expected_of(model, projection, batch))
+
+
+def test_a_model_without_a_cache_is_edited_all_the_same(tiny, settings, monkeypatch):
+    model, tok = tiny
+    with rome_fast.trial(model, tok, REQUEST, **settings) as usual:
+        pass
+    assert not any("whole model" in text for text in usual.warnings)
+    own = model.forward
+
+    def without_cache(input_ids, attention_mask=None, use_cache=None):
+        return own(input_ids=input_ids, attention_mask=attention_mask, use_cache=use_cache)
+
+    monkeypatch.setattr(model, "forward", without_cache)
+    with (
+        pytest.warns(rome_fast.errors.EditWarning, match="whole model"),
+        rome_fast.trial(model, tok, REQUEST, **settings) as slow,
+    ):
+        pass
+    assert slow.losses == pytest.approx(usual.losses, rel=1e-4)
+    torch.testing.assert_close(slow.update.dense(), usual.update.dense(), rtol=1e-3, atol=1e-5)
+
+
+def test_lack_of_memory_is_not_taken_for_an_obstacle(monkeypatch):
+    batch = two_edits()
+    model, projection, first = prepared("Llama", 1, batch)
+    search = Search(model, projection, batch, first)
+
+    def full(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(model, "forward", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        search.logits(torch.zeros(2, 32))
