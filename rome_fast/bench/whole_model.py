@@ -94,7 +94,7 @@ def _keys(run: Callable[[], Tensor], projection: DownProjection, batch: EditBatc
 
     with hooked(projection.module, keep):
         run()
-    return mean_keys(projection, batch, FirstPass(*seen))[0]
+    return mean_keys(projection, batch, FirstPass(keys=seen[0], values=seen[1]))[0]
 
 
 def _search(
