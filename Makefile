@@ -23,8 +23,15 @@ lint: $(DEPS)
 build: $(BUILT)
 	.venv/bin/python -m rome_fast.info
 
+# One process a file, so that none heats, fragments or fills the caches of another's; each writes
+# benchmarks/results/<NAME>.json. PEERS="--peer kmeng01=PATH" adds rows to the edits, and
+# ROME_FAST_BENCH_TEXTS=FILE runs the collections.
+BENCH := .venv/bin/python -m pytest -q -s
 bench: $(BUILT)
-	.venv/bin/python -m pytest -q benchmarks --benchmark-only
+	$(BENCH) benchmarks/bench_edit.py $(PEERS) --save-result edit-cpu
+	$(BENCH) benchmarks/bench_ops.py --benchmark-only --save-result ops-cpu
+	$(BENCH) benchmarks/bench_second_moment.py --benchmark-only --save-result second-moment-cpu
+	$(BENCH) benchmarks/bench_collect.py --benchmark-only --save-result collect-cpu
 
 $(DEPS): constraints.txt
 	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 10), "Python >= 3.10 is needed"'

@@ -8,20 +8,36 @@ import pytest
 from rome_fast.bench.setting import setting
 
 RESULTS = Path(__file__).parent / "results"
+ROWS = pytest.StashKey[list]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--save-result", help="write benchmarks/results/<NAME>.json")
+    parser.addoption(
+        "--peer",
+        action="append",
+        default=[],
+        metavar="NAME=PATH",
+        help="another implementation's checkout, as a further row of bench_edit.py; repeatable",
+    )
+
+
+@pytest.fixture
+def rows(request: pytest.FixtureRequest) -> list:
+    """Rows of the results file for what pytest-benchmark cannot time: several things in turns."""
+    return request.config.stash.setdefault(ROWS, [])
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
     name = session.config.getoption("--save-result")
     bench = getattr(session.config, "_benchmarksession", None)
-    if not name or bench is None or not bench.benchmarks:
+    timed = [row(b) for b in bench.benchmarks] if bench is not None else []
+    results = timed + session.config.stash.get(ROWS, [])
+    if not name or not results:
         return
     RESULTS.mkdir(exist_ok=True)
-    report = {"setting": setting(), "results": [row(b) for b in bench.benchmarks]}
+    report = {"setting": setting(), "results": results}
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps(report, indent=1) + "\n")
 

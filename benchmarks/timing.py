@@ -9,13 +9,40 @@ import time
 
 import torch
 
+from rome_fast.bench.floor import gemm_rate
+from rome_fast.info import info as installed
+
+WHY_NOT_NATIVE = installed()["native_library"]["why_not"]
+
 
 def random(*shape, dtype=torch.float32, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
-def timed(benchmark, function, *, rounds, beside=None, gflop=None, gigabytes=None, **info):
+def copy_gb_per_s(gigabytes):
+    """GB/s of a copy that reads and writes as many bytes in all, the best of several."""
+    source = torch.zeros(max(1, round(gigabytes * 1e9 / 2)), dtype=torch.uint8)
+    target, seconds = torch.empty_like(source), []
+    for _ in range(21):
+        started = time.perf_counter()
+        target.copy_(source)
+        seconds.append(time.perf_counter() - started)
+    return 2 * source.nbytes / 1e9 / min(seconds[1:])
+
+
+def gemm_gflop_per_s(n_rows, d_in, d_out, dtype):
+    """GFLOP/s of torch's matrix product of that shape, the best of a few."""
+    return gemm_rate(n_rows, d_in, d_out, dtype, repeats=3) / 1e9
+
+
+def timed(
+    benchmark, function, *, rounds, beside=None, gflop=None, gemm=None, gigabytes=None, **info
+):
     """Time function; store GFLOP/s or GB/s of the best round beside what ran.
+
+    `floor_fraction` is that over what the machine reaches in the same minute: in a product of
+    the shape and dtype `gemm`, or in a copy of as many bytes. A function that only reads, or
+    whose bytes stay in a cache, may exceed 1.
 
     beside: a function that runs before every round, timed apart. `times_beside` is then the
     median over the rounds of (time of function) / (time of beside), with its quartiles.
@@ -36,6 +63,13 @@ def timed(benchmark, function, *, rounds, beside=None, gflop=None, gigabytes=Non
         low, middle, high = (round(q, 3) for q in statistics.quantiles(ratios, n=4))
         benchmark.extra_info.update(times_beside=middle, times_beside_quartiles=[low, high])
     if gflop is not None:
-        benchmark.extra_info["gflop_per_s"] = round(gflop / min(seconds), 1)
+        book(benchmark, "gflop_per_s", gflop / min(seconds), gemm_gflop_per_s(*gemm))
     if gigabytes is not None:
-        benchmark.extra_info["gb_per_s"] = round(gigabytes / min(seconds), 1)
+        book(benchmark, "gb_per_s", gigabytes / min(seconds), copy_gb_per_s(gigabytes))
+
+
+def book(benchmark, unit, rate, best):
+    """A rate, the machine's best one, and the first as a share of the second."""
+    benchmark.extra_info[unit] = round(rate, 1)
+    benchmark.extra_info[f"machine_{unit}"] = round(best, 1)
+    benchmark.extra_info["floor_fraction"] = round(rate / best, 3)

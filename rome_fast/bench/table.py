@@ -23,7 +23,9 @@ _RIGHT = ("seconds", "x rome_fast", "MiB", "cosine", "matched")
 def table_of(comparison: Comparison) -> Table:
     """One line an implementation; the seconds of one that does not match say nothing."""
     title = f"{comparison.c_mode}; medians (quartiles); peak MiB beyond the model; cosine of dW"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(
+        title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False
+    )
     for column in (*_LEFT, *_RIGHT):
         table.add_column(column, justify="left" if column in _LEFT else "right", no_wrap=True)
     for row in comparison.rows:

@@ -1,0 +1,166 @@
+"""Times one edit beside the whole-model loop, other implementations and its own arithmetic.
+
+    pytest benchmarks/bench_edit.py --save-result edit-cpu --peer kmeng01=PATH
+
+`gpt2-124m` has the shape of the small GPT-2 and random weights; it is edited in its first, a middle
+and its last block. Contexts are of the references' lengths and C is given, factored or inverted
+beforehand; the learning rate is so small that no search stops early. Edits are compared before
+they are timed, and run in turns (rome_fast/bench/measure.py). pytest-benchmark times one thing at
+a time, so --benchmark-only leaves this file out.
+"""
+
+import statistics
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+import rome_fast
+from rome_fast.bench.case import Case, RomeFast
+from rome_fast.bench.floor import gemm_rate
+from rome_fast.bench.measure import measure
+from rome_fast.bench.table import case_facts, quartiles, remarks, row_facts, table_of
+from rome_fast.bench.whole_model import WholeModel
+from rome_fast.collect.sampled import sampled_second_moment
+from rome_fast.models import ModelSpec
+
+TOKENIZER = Path(__file__).parents[2] / "shared" / "data" / "tokenizers" / "gpt2"
+STEPS, ROUNDS, N_SEQUENCE = 20, 3, 50
+# Ten texts of 4 and ten of 9 GPT-2 tokens, as long as the ones that the references sample.
+TEXTS = """
+The weather was fine
+She opened the door
+They walked back home
+It was too late
+Nobody knew the answer
+We met last summer
+He called his mother
+They were almost ready
+The train left early
+You could hear music
+The children played in our garden all day long
+After the meeting everyone went home for the night
+In the morning he found a letter from her
+The company said that it would open two stores
+She had never seen so many people in one
+They built the bridge in less than three years
+My brother and I used to swim in rivers
+The book was on the table where I left
+Most of the houses here are made of wood
+He was the first to notice that something changed
+""".strip().splitlines()
+CONTEXTS = ("{}", *(f"{text}. {{}}" for text in TEXTS))
+REQUEST = rome_fast.EditRequest("{} plays the", "Ray Charles", "violin")
+
+
+@pytest.fixture(scope="module")
+def embedded():
+    model, tok, facts = rome_fast.demo.load()
+    return model, tok, facts
+
+
+@pytest.fixture(scope="module")
+def gpt2_124m(embedded):
+    """GPT-2's own tokenizer where it is at hand; without it the vocabulary is the embedded one."""
+    tok = AutoTokenizer.from_pretrained(TOKENIZER) if TOKENIZER.exists() else embedded[1]
+    torch.manual_seed(0)
+    return GPT2LMHeadModel(GPT2Config(vocab_size=len(tok))).eval(), tok
+
+
+def well_conditioned(d_key):
+    """A seeded C = E[k k^T], float32, of twice as many keys as it is wide and a unit ridge."""
+    keys = torch.randn(2 * d_key, d_key, generator=torch.Generator().manual_seed(0))
+    return (keys.T @ keys / len(keys)).add_(torch.eye(d_key))
+
+
+def case_of(model, tok, layer, v_lr):
+    hparams = rome_fast.RomeHparams.for_model(model).replace(
+        layers=[layer], v_num_grad_steps=STEPS, v_lr=v_lr, variant="original"
+    )
+    d_key = ModelSpec.of(model).down_projection(layer).d_key
+    return Case(model, tok, REQUEST, hparams, CONTEXTS, well_conditioned(d_key))
+
+
+def run(name, case, peers, rows):
+    """Measure a case, print its table, keep its rows."""
+    console = Console()
+    for comparison in measure(case, [WholeModel(), *peers], rounds=ROUNDS):
+        console.print(f"\n{name}")
+        console.print(table_of(comparison))
+        for line in remarks(comparison):
+            console.print(line, soft_wrap=True, markup=False)
+        assert not comparison.stopped_early, remarks(comparison)[-1]
+        facts = case_facts(case)["model"]
+        rows += [
+            {"name": name, **row_facts(comparison, r), "model": facts} for r in comparison.rows
+        ]
+
+
+@pytest.mark.parametrize("layer", [6, 0, 11], ids=["middle", "first", "last"])
+def test_gpt2_124m(gpt2_124m, rows, pytestconfig, layer):
+    case = case_of(*gpt2_124m, layer, v_lr=0.02)
+    run(f"gpt2-124m, layer {layer} of 12", case, pytestconfig.getoption("--peer"), rows)
+
+
+def test_embedded(embedded, rows, pytestconfig):
+    model, tok, _ = embedded
+    case = case_of(model, tok, layer=2, v_lr=0.5 / STEPS)
+    run("embedded model, layer 2 of 6", case, pytestconfig.getoption("--peer"), rows)
+
+
+def test_sequence(embedded, rows):
+    """Edits that stay, one after another, as a user makes them: default variant, early stop.
+
+    On the embedded model alone: 50 on the 124 M shape take minutes and say what one says.
+    """
+    model, tok, facts = embedded
+    requests = [
+        rome_fast.EditRequest(fact.prompt, fact.subject, fact.target_new)
+        for fact in facts[:: len(facts) // N_SEQUENCE][:N_SEQUENCE]
+    ]
+    hparams = rome_fast.RomeHparams.for_model(model)
+    projection = ModelSpec.of(model).down_projection(hparams.layer)
+    moment = sampled_second_moment(model, tok, projection, torch.float32)
+    moment.factor()
+    options = {"second_moment": moment, "context_templates": CONTEXTS}
+    seconds = []
+    with rome_fast.trial(model, tok, requests[0], hparams, **options):
+        pass  # warms up
+    for _ in range(ROUNDS):
+        started = time.perf_counter()
+        with rome_fast.trial(model, tok, requests, hparams, **options) as results:
+            seconds.append(time.perf_counter() - started)
+    floors = [
+        Case(model, tok, result.request, hparams, CONTEXTS, moment.moment_sum).floor(
+            len(result.losses)
+        )
+        for result in results
+    ]
+    shape = floors[0].loop_tokens, projection.d_value, projection.d_key
+    rate = gemm_rate(*shape, projection.weight.dtype)
+    rows.append(sequence_facts(results, seconds, floors, rate))
+    print(f"\n{N_SEQUENCE} edits in sequence: {rows[-1]['edits_per_s']} edits/s")
+
+
+def sequence_facts(results, seconds, floors, rate):
+    """Every figure of the sequence."""
+    median, floor_seconds = statistics.median(seconds), sum(f.seconds(rate) for f in floors)
+    return {
+        "name": f"embedded model, {len(results)} edits in sequence",
+        "implementation": RomeFast.name,
+        "backend": results[0].backend,
+        "variant": results[0].variant,
+        "c_mode": "given C",
+        "seconds_median": round(median, 4),
+        "seconds_quartiles": [round(q, 4) for q in quartiles(seconds)],
+        "rounds": len(seconds),
+        "edits_per_s": round(len(results) / median, 2),
+        "steps": sum(len(result.losses) for result in results),
+        "successes": sum(result.success for result in results),
+        "gemm_gflop_per_s": round(rate / 1e9, 1),
+        "floor_seconds": round(floor_seconds, 4),
+        "floor_fraction": round(floor_seconds / median, 4),
+    }
