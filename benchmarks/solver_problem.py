@@ -15,7 +15,7 @@ from torch import Tensor
 import rome_fast
 from rome_fast import collect
 from rome_fast.contexts import sample_context_templates
-from rome_fast.key import compute_keys
+from rome_fast.key import Keys, capture
 from rome_fast.models import ModelSpec
 from rome_fast.readback import greedy_continuations
 from rome_fast.tokens import TokenizedEdit, encode, find_target_ids
@@ -44,6 +44,19 @@ class Bench:
         return greedy_continuations(self.model, self.tok, [ids], n_tokens)[0].strip()
 
 
+def read_keys(bench: Bench, tokens: TokenizedEdit) -> Keys:
+    """Keys and values at the lookup positions, of one request alone."""
+    read = capture(bench.model, bench.projection, tokens.input_ids, tokens.attention_mask)
+    rows = torch.arange(len(tokens.lookup_idx))
+    keys, values = (x[rows, tokens.lookup_idx] for x in read)
+    return Keys(
+        key=keys[: tokens.n_contexts].mean(0),
+        prompt_key=keys[tokens.prompt_row],
+        mean_value=values[: tokens.n_contexts].mean(0),
+        value_init=values[tokens.prompt_row],
+    )
+
+
 class Problem:
     """One request: its objective and what the edit does to its prompts."""
 
@@ -53,7 +66,7 @@ class Problem:
         self.tokens: TokenizedEdit = encode(
             bench.tok, self.request, bench.contexts, hparams.fact_token
         )
-        self.keys = compute_keys(bench.model, bench.projection, self.tokens)
+        self.keys = read_keys(bench, self.tokens)
         norm = float(self.keys.value_init.norm())
         self.ball = Ball(
             radius=hparams.clamp_norm_factor * norm,

@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from setting import setting
 from solver_candidates import SOLVERS, Evaluation
 from solver_problem import Bench, Problem
 
 import rome_fast
+from rome_fast.bench.setting import setting
 
 LOSS_FOUND = 5e-2
 STORIES = Path(__file__).parents[2] / "shared/data/models/stories260K"
