@@ -90,7 +90,7 @@ class Bench:
             if rule not in values:
                 values[rule] = self.optimize(started, variant)
             value, seconds = values[rule]
-            constraint = build_constraint(variant, started.keys, value.value_delta, self.moment)
+            constraint = build_constraint(variant, started.keys, value.value_delta)
             update = apply_update_(self.projection, constraint, self.moment, "torch")
             near_after = [self.says(*pair) for pair in near]
             target = fact.target_new

@@ -126,9 +126,7 @@ class Study:
         norm = float(bench.projection.weight.norm())
         rows = []
         for (source, keys_per_dim, damping), moment in self.cells.items():
-            constraint = build_constraint(
-                bench.hparams.variant, started.keys, value.value_delta, moment
-            )
+            constraint = build_constraint(bench.hparams.variant, started.keys, value.value_delta)
             update = apply_update_(bench.projection, constraint, moment, "torch")
             near_after = [bench.says(*pair) for pair in near]
             target = fact.target_new

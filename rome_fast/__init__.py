@@ -10,7 +10,7 @@ Importing this package never compiles, never starts CUDA and never imports trans
 
 from rome_fast import demo
 from rome_fast.collect import collect_second_moment
-from rome_fast.edit import edit, trial
+from rome_fast.edit import edit, edit_many, trial
 from rome_fast.hparams import RomeHparams
 from rome_fast.moments import SecondMoment
 from rome_fast.types import EditRequest, EditResult, RankOneUpdate
@@ -26,5 +26,6 @@ __all__ = [
     "collect_second_moment",
     "demo",
     "edit",
+    "edit_many",
     "trial",
 ]

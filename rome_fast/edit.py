@@ -1,4 +1,4 @@
-"""The verbs: edit a model for good, or for the length of a block."""
+"""The verbs: edit one fact or many, for good or for the length of a block."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
 import torch
+from tqdm.auto import tqdm
 
 from rome_fast.editor import Editor
-from rome_fast.errors import EditWarning, InvalidRequestError
+from rome_fast.errors import EditWarning, InvalidArgumentError, InvalidRequestError
 from rome_fast.hparams import RomeHparams
 from rome_fast.models import ModelSpec, frozen
 from rome_fast.types import EditRequest, EditResult
@@ -22,42 +23,13 @@ if TYPE_CHECKING:
     from rome_fast.moments import SecondMoment
 
 Request = EditRequest | Mapping[str, Any]
+ORDERS = ("exact", "independent")
 
 
-@overload
 def edit(
     model: PreTrainedModel,
     tok: PreTrainedTokenizerBase,
     request: Request,
-    hparams: RomeHparams | None = ...,
-    *,
-    second_moment: SecondMoment | str | Path | Iterable[str] | None = ...,
-    context_templates: Sequence[str] | None = ...,
-    variant: str | None = ...,
-    backend: str = ...,
-    strict: bool = ...,
-) -> EditResult: ...
-
-
-@overload
-def edit(
-    model: PreTrainedModel,
-    tok: PreTrainedTokenizerBase,
-    request: Sequence[Request],
-    hparams: RomeHparams | None = ...,
-    *,
-    second_moment: SecondMoment | str | Path | Iterable[str] | None = ...,
-    context_templates: Sequence[str] | None = ...,
-    variant: str | None = ...,
-    backend: str = ...,
-    strict: bool = ...,
-) -> list[EditResult]: ...
-
-
-def edit(
-    model: PreTrainedModel,
-    tok: PreTrainedTokenizerBase,
-    request: Request | Sequence[Request],
     hparams: RomeHparams | None = None,
     *,
     second_moment: SecondMoment | str | Path | Iterable[str] | None = None,
@@ -65,7 +37,7 @@ def edit(
     variant: str | None = None,
     backend: str = "auto",
     strict: bool = False,
-) -> EditResult | list[EditResult]:
+) -> EditResult:
     """Change one fact of ``model``, in place, and report what the edited model says.
 
     Args:
@@ -73,8 +45,7 @@ def edit(
             storage; training mode, ``requires_grad`` and hooks are as before on return.
         tok: its tokenizer. Padding side and pad token do not matter and are not touched.
         request: an EditRequest, kmeng01/rome's dict (``target_new={"str": ...}``) or EasyEdit's
-            flat one; the prompt is a template with ``{}`` or contains the subject. A list is
-            edited in sequence, each request on the weights that the ones before it left.
+            flat one; the prompt is a template with ``{}`` or contains the subject.
         hparams: RomeHparams; None takes the model's preset or derives defaults, with a warning.
         second_moment: C = E[k k^T] as a SecondMoment, the path of a saved one, an iterable of
             texts, or ``"identity"``. None samples texts from the model once and caches the result.
@@ -84,64 +55,139 @@ def edit(
         strict: raise EditFailedError, and undo, when the target is not the model's answer.
 
     Returns:
-        An EditResult (a list of them for a list). ``result.revert()`` restores the weight's bits.
+        An EditResult; its ``revert()`` restores the weight's bits.
 
     Raises:
-        RomeFastError: a subclass says what was wrong; the weights are bit-identical to before,
-            for a list to before its first request.
+        RomeFastError: a subclass says what was wrong; the weights are bit-identical to before.
     """
-    requests = _parsed(request)
+    if isinstance(request, list | tuple):
+        raise InvalidRequestError("request is a list: edit_many() takes several")
+    parsed = [EditRequest.parse(request)]
+    with _opened(model, tok, hparams, variant, backend, context_templates, second_moment) as editor:
+        return _edit_in_windows(editor, parsed, 1, strict, progress=False)[0]
+
+
+def edit_many(
+    model: PreTrainedModel,
+    tok: PreTrainedTokenizerBase,
+    requests: Iterable[Request],
+    hparams: RomeHparams | None = None,
+    *,
+    order: str = "exact",
+    window: int = 16,
+    progress: bool = True,
+    second_moment: SecondMoment | str | Path | Iterable[str] | None = None,
+    context_templates: Sequence[str] | None = None,
+    variant: str | None = None,
+    backend: str = "auto",
+    strict: bool = False,
+) -> list[EditResult]:
+    """Change many facts of ``model``, in place, one result a request.
+
+    Args:
+        requests: as ``edit`` takes them; all are read before the first is edited.
+        order: ``"exact"`` edits one after the other, each on the weights that those before it
+            left, like so many calls of ``edit``. ``"independent"`` takes a window of requests at a
+            time: their values are searched together on the same weights, which is faster, and one
+            least change of the matrix meets all their constraints. A request whose key depends on
+            those before it in its window (the same subject) begins the next one.
+        window: how many requests ``"independent"`` takes at a time. As many of them as fit in
+            memory share a forward.
+        progress: show a bar.
+
+    The other arguments are those of ``edit``. With ``strict`` one failure undoes all.
+
+    Returns:
+        EditResults in order; the last of them can be reverted, then the one before it, and so on.
+        ``result.window`` says how many requests were solved together.
+
+    Raises:
+        RomeFastError: a subclass says what was wrong; the weights are bit-identical to before the
+            first request.
+    """
+    if order not in ORDERS:
+        raise InvalidArgumentError(f"order must be one of {ORDERS}, got {order!r}")
+    if type(window) is not int or window < 1:
+        raise InvalidArgumentError(f"window must be a whole number of 1 or more, got {window!r}")
+    parsed = _parsed(requests)
+    size = window if order == "independent" else 1
+    with _opened(model, tok, hparams, variant, backend, context_templates, second_moment) as editor:
+        return _edit_in_windows(editor, parsed, size, strict, progress)
+
+
+@contextmanager
+def _opened(
+    model: PreTrainedModel,
+    tok: PreTrainedTokenizerBase,
+    hparams: RomeHparams | None,
+    variant: str | None,
+    backend: str,
+    context_templates: Sequence[str] | None,
+    second_moment: object,
+) -> Iterator[Editor]:
+    """An editor with all that its requests share; an error undoes all that it has done."""
     spec = ModelSpec.of(model)
-    results: list[EditResult] = []
     with torch.inference_mode(False), frozen(model):
         editor = Editor(spec, tok, hparams, variant, backend)
         editor.prepare(context_templates, second_moment)
         try:
-            for r in requests:
-                result = editor.edit(r, strict)
-                results.append(result)
-                for text in result.warnings:
-                    warnings.warn(text, EditWarning, stacklevel=2)
+            yield editor
         except BaseException:
             editor.history.rewind(0)
             raise
-    return results[0] if isinstance(request, EditRequest | Mapping) else results
 
 
-def _parsed(request: Request | Sequence[Request]) -> list[EditRequest]:
-    if isinstance(request, EditRequest | Mapping | str) or not isinstance(request, Iterable):
-        return [EditRequest.parse(request)]
-    requests = []
-    for index, item in enumerate(request):
+def _edit_in_windows(
+    editor: Editor, requests: Sequence[EditRequest], size: int, strict: bool, progress: bool
+) -> list[EditResult]:
+    results: list[EditResult] = []
+    with tqdm(total=len(requests), desc="edits", unit="edit", disable=not progress) as bar:
+        while len(results) < len(requests):
+            made = editor.edit(requests[len(results) : len(results) + size], strict)
+            results += made
+            bar.update(len(made))
+            for text in (text for result in made for text in result.warnings):
+                warnings.warn(text, EditWarning, stacklevel=3)
+    return results
+
+
+def _parsed(requests: Iterable[Request]) -> list[EditRequest]:
+    if isinstance(requests, EditRequest | Mapping | str) or not isinstance(requests, Iterable):
+        raise InvalidRequestError(
+            f"requests must be a list of requests, got {type(requests).__name__}: edit() takes one"
+        )
+    parsed = []
+    for index, item in enumerate(requests):
         try:
-            requests.append(EditRequest.parse(item))
+            parsed.append(EditRequest.parse(item))
         except InvalidRequestError as error:
-            raise type(error)(f"request[{index}]: {error}") from error
-    if not requests:
-        raise InvalidRequestError("request is an empty list")
-    return requests
+            raise type(error)(f"requests[{index}]: {error}") from error
+    if not parsed:
+        raise InvalidRequestError("requests is empty")
+    return parsed
 
 
 @contextmanager
 def trial(
     model: PreTrainedModel,
     tok: PreTrainedTokenizerBase,
-    request: Request | Sequence[Request],
+    request: Request | Iterable[Request],
     hparams: RomeHparams | None = None,
     **options: Any,
 ) -> Iterator[Any]:
     """Edit on entry, restore the weight's bits on exit, also after an exception.
 
-    Takes what ``edit`` takes and yields what it returns. Whatever else was done to the same weight
-    inside the block is undone with it.
+    Takes what ``edit`` takes, or a list and what ``edit_many`` takes, and yields what that
+    returns. Whatever else was done to the same weight inside the block is undone with it.
 
     Example:
         >>> with rome_fast.trial(model, tok, request) as result:
         ...     print(result)
     """
-    result = edit(model, tok, request, hparams, **options)
+    one = isinstance(request, EditRequest | Mapping)
+    verb: Any = edit if one else edit_many
+    made = verb(model, tok, request, hparams, **options)
     try:
-        yield result
+        yield made
     finally:
-        first = result[0] if isinstance(result, list) else result
-        first._undo.history.rewind(0)
+        (made if one else made[0])._undo.history.rewind(0)

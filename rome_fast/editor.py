@@ -5,44 +5,28 @@ Orchestration only; this is the one file that knows the order of the steps.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
 
 from rome_fast import ops
-from rome_fast.batch import EditBatch
+from rome_fast.clock import Clock
 from rome_fast.collect import resolve_second_moment
 from rome_fast.contexts import check_context_templates, sample_context_templates
 from rome_fast.errors import EditFailedError, HparamsError, InvalidRequestError
-from rome_fast.first_pass import run_first_pass
 from rome_fast.hparams import RomeHparams, defaults_for
-from rome_fast.key import mean_keys
+from rome_fast.joint import apply_updates_, count_independent
 from rome_fast.models import ModelSpec, check_tokenizer, max_positions
-from rome_fast.readback import findings, read_target
+from rome_fast.readback import Reading, findings, read_targets
 from rome_fast.tokens import TokenizedEdit, encode
-from rome_fast.types import EditRequest, EditResult
-from rome_fast.undo import WeightHistory
-from rome_fast.update import apply_update_, build_constraint
-from rome_fast.value import optimize_values
+from rome_fast.types import EditRequest, EditResult, RankOneUpdate
+from rome_fast.undo import UndoHandle, WeightHistory
+from rome_fast.update import build_constraint
+from rome_fast.window import Finder, Found
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-
-@dataclass
-class Clock:
-    """Seconds by phase; each ``lap`` books the time since the last one."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-    _last: float = field(default_factory=time.perf_counter)
-
-    def lap(self, phase: str) -> None:
-        now = time.perf_counter()
-        self.seconds[phase] = self.seconds.get(phase, 0.0) + now - self._last
-        self._last = now
 
 
 class Editor:
@@ -77,6 +61,7 @@ class Editor:
                 "float16 is very slow on a CPU: load the model in float32 or bfloat16"
             )
         self.history = WeightHistory(self.projection, self.backend)
+        self._finder = Finder(spec, tok, self.projection, self.hparams)
         self.clock.lap("prepare")
 
     def prepare(self, context_templates: Sequence[str] | None, second_moment: object) -> None:
@@ -109,34 +94,60 @@ class Editor:
             )
         self.clock.lap("second moment")
 
-    def edit(self, request: EditRequest, strict: bool) -> EditResult:
-        """One request on the weights as they are now."""
-        hparams, projection, clock = self.hparams, self.projection, self.clock
-        tokens = encode(self.tok, request, self.context_templates, hparams.fact_token)
-        self._check_length(request, tokens)
-        prompt, target = tokens.prompt_ids.tolist(), tokens.target_ids.tolist()
-        clock.lap("prepare")
-        batch = EditBatch.of([tokens])
-        first = run_first_pass(self.model, projection, batch)
-        [keys] = mean_keys(projection, batch, first)
-        clock.lap("key")
-        [value] = optimize_values(
-            self.model, projection, batch, first, keys.value_init[None], hparams
+    def edit(self, requests: Sequence[EditRequest], strict: bool) -> list[EditResult]:
+        """A window of requests, all searched on the weights as they are now and solved together.
+
+        Returns:
+            One result a request, in order; fewer than requests where the keys of one depend on
+            those before it. The rest then wants the weights as they have become.
+        """
+        found = self._finder.find([self._encode(request) for request in requests], self.clock)
+        constraints = [
+            build_constraint(self.hparams.variant, f.keys, f.value.value_delta) for f in found
+        ]
+        weight_norm = float(self.projection.weight.double().norm())
+        n_kept = count_independent(constraints, self.second_moment)
+        updates = apply_updates_(
+            self.projection, constraints[:n_kept], self.second_moment, self.backend
         )
-        clock.lap("value")
-        before = read_target(self.model, self.tok, prompt, target)
-        weight_norm = float(projection.weight.double().norm())
-        clock.lap("read before")
-        constraint = build_constraint(hparams.variant, keys, value.value_delta, self.second_moment)
-        update = apply_update_(projection, constraint, self.second_moment, self.backend)
-        undo = self.history.record(update)
-        clock.lap("update")
-        after = read_target(self.model, self.tok, prompt, target)
-        clock.lap("read after")
-        result = EditResult(
+        undos = [self.history.record(update) for update in updates]
+        self.clock.lap("update")
+        edited = [f.tokens for f in found[:n_kept]]
+        after = read_targets(
+            self.model,
+            self.tok,
+            [tokens.prompt_ids.tolist() for tokens in edited],
+            [tokens.target_ids.tolist() for tokens in edited],
+        )
+        self.clock.lap("read after")
+        parts = zip(requests, found, updates, after, undos, strict=False)
+        results = [self._result(*part, n_kept, weight_norm) for part in parts]
+        self.clock, self.notes = Clock(), []
+        failed = [result for result in results if not result.success]
+        if strict and failed:
+            raise EditFailedError(f"strict=True, and the edit was undone:\n{failed[0]}")
+        return results
+
+    def _encode(self, request: EditRequest) -> TokenizedEdit:
+        tokens = encode(self.tok, request, self.context_templates, self.hparams.fact_token)
+        self._check_length(request, tokens)
+        return tokens
+
+    def _result(
+        self,
+        request: EditRequest,
+        found: Found,
+        update: RankOneUpdate,
+        after: Reading,
+        undo: UndoHandle,
+        window: int,
+        weight_norm: float,
+    ) -> EditResult:
+        tokens, value, before = found.tokens, found.value, found.before
+        return EditResult(
             request=request,
-            layer=projection.layer,
-            weight_name=f"{projection.name}.weight",
+            layer=self.projection.layer,
+            weight_name=f"{self.projection.name}.weight",
             subject_token=tokens.subject_token,
             target_tokens=tokens.target_tokens,
             prob_before=before.prob,
@@ -149,9 +160,10 @@ class Editor:
             update_norm=update.norm,
             weight_norm=weight_norm,
             losses=value.losses,
-            seconds=clock.seconds,
+            seconds={phase: s / window for phase, s in self.clock.seconds.items()},
+            window=window,
             backend=self.backend,
-            variant=hparams.variant,
+            variant=self.hparams.variant,
             second_moment="identity" if self.second_moment is None else str(self.second_moment),
             context_templates=tuple(self.context_templates),
             warnings=(
@@ -162,10 +174,6 @@ class Editor:
             ),
             _undo=undo,
         )
-        self.clock, self.notes = Clock(), []
-        if strict and not result.success:
-            raise EditFailedError(f"strict=True, and the edit was undone:\n{result}")
-        return result
 
     def _check_length(self, request: EditRequest, tokens: TokenizedEdit) -> None:
         longest, limit = tokens.input_ids.shape[1], max_positions(self.model)

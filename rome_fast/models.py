@@ -85,6 +85,8 @@ class ModelSpec:
             raise UnsupportedModelError(
                 f"model must be a Hugging Face decoder with a language-model head, got {kind}"
             )
+        if model.get_output_embeddings() is None:
+            raise UnsupportedModelError(f"{kind} does not say which module its output head is")
         if model.config.is_encoder_decoder:
             raise UnsupportedModelError(f"{kind} is an encoder-decoder; a decoder is needed")
         lists = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.ModuleList)]

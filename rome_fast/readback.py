@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from rome_fast.errors import NonFiniteError
+from rome_fast.intercept import reading_only
 from rome_fast.models import input_device
 from rome_fast.tokens import decode, pad_right
 
@@ -33,35 +34,59 @@ class Reading:
 
 
 @torch.no_grad()
-def read_target(
+def read_targets(
     model: PreTrainedModel,
     tok: PreTrainedTokenizerBase,
-    prompt_ids: Sequence[int],
-    target_ids: Sequence[int],
-) -> Reading:
-    """Read one target after one prompt, both as token ids.
+    prompts: Sequence[Sequence[int]],
+    targets: Sequence[Sequence[int]],
+) -> list[Reading]:
+    """Read one target after each prompt, both as token ids, in one forward.
 
     Raises:
         NonFiniteError: the logits are NaN or infinite.
     """
-    ids = torch.tensor([[*prompt_ids, *target_ids[:-1]]], device=input_device(model))
-    out = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
-    logits = out.logits[0, -len(target_ids) :].double().cpu()
-    chosen = logits.gather(1, torch.tensor(target_ids)[:, None])
+    pairs = list(zip(prompts, targets, strict=True))
+    input_ids, attention_mask = pad_right([[*p, *t[:-1]] for p, t in pairs])
+    rows = torch.arange(len(pairs)).repeat_interleave(torch.tensor([len(t) for t in targets]))
+    columns = [torch.arange(len(t)) + len(p) - 1 for p, t in pairs]
+    device = input_device(model)
+    with reading_only(model.get_output_embeddings(), rows, torch.cat(columns)):
+        out = model(
+            input_ids=input_ids.to(device),
+            attention_mask=attention_mask.to(device),
+            use_cache=False,
+        )
+    logits = out.logits[0].split([len(t) for t in targets])
+    return [read_logits(model, tok, *pair, x) for pair, x in zip(pairs, logits, strict=True)]
+
+
+def read_logits(
+    model: PreTrainedModel,
+    tok: PreTrainedTokenizerBase,
+    prompt: Sequence[int],
+    target: Sequence[int],
+    logits: Tensor,
+) -> Reading:
+    """The same from logits [n_target, vocabulary] that the model, as it is now, has given.
+
+    The model runs only where the target has several tokens and is not its answer.
+    """
+    logits = logits.double().cpu()
+    chosen = logits.gather(1, torch.tensor(target)[:, None])
     if not torch.isfinite(chosen).all() or logits.isnan().any():
         raise NonFiniteError(
             "the model's logits are NaN or infinite: run it in float32 or bfloat16, or check its "
             "weights"
         )
     # Of equal logits argmax takes the first, so that one ranks higher.
-    earlier = torch.arange(logits.shape[1]) < torch.tensor(target_ids)[:, None]
-    ranks = 1 + ((logits > chosen) | (logits == chosen) & earlier).sum(1)
-    prob = (chosen[:, 0] - logits.logsumexp(1)).sum().exp()
-    rank = int(ranks.max())
+    earlier = torch.arange(logits.shape[1]) < torch.tensor(target)[:, None]
+    rank = int((1 + ((logits > chosen) | (logits == chosen) & earlier).sum(1)).max())
+    prob = float((chosen[:, 0] - logits.logsumexp(1)).sum().exp())
     if rank == 1:
-        return Reading(float(prob), rank, decode(tok, target_ids))
-    greedy = greedy_continuations(model, tok, [prompt_ids], len(target_ids))[0]
-    return Reading(float(prob), rank, greedy)
+        return Reading(prob, rank, decode(tok, target))
+    if len(target) == 1:
+        return Reading(prob, rank, decode(tok, [int(logits[0].argmax())]))
+    return Reading(prob, rank, greedy_continuations(model, tok, [prompt], len(target))[0])
 
 
 def findings(target: str, before: Reading, after: Reading) -> list[str]:

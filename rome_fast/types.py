@@ -164,7 +164,9 @@ class EditResult:
         argmax_before, argmax_after: the greedy continuation, as many tokens as the target has.
         update_norm, weight_norm: Frobenius norms of the update and of the weight before it.
         losses: loss of v* at each step, in order.
-        seconds: wall-clock seconds by phase.
+        seconds: wall-clock seconds by phase; of a window, each request's share.
+        window: how many requests were searched and solved together with this one, itself
+            included; 1 unless ``edit_many(order="independent")``.
     """
 
     request: EditRequest
@@ -183,6 +185,7 @@ class EditResult:
     weight_norm: float
     losses: tuple[float, ...]
     seconds: dict[str, float]
+    window: int
     backend: str
     variant: str
     second_moment: str
@@ -213,6 +216,7 @@ class EditResult:
     def __str__(self) -> str:
         phase, most = max(self.seconds.items(), key=lambda item: item[1])
         verdict = "edited" if self.success else "NOT EDITED"
+        together = f", solved with {self.window - 1} others" if self.window > 1 else ""
         ranks = f"(rank {self.rank_before} -> {self.rank_after})"
         rows = [
             ("probability", f"{self.prob_before:.4f} -> {self.prob_after:.4f}   {ranks}"),
@@ -221,7 +225,7 @@ class EditResult:
             ("weight", f"{self.weight_name}, changed by {self.relative_norm:.2%} of its norm"),
             ("loss", f"{self.losses[0]:.3f} -> {self.losses[-1]:.3f} in {len(self.losses)} steps"),
             ("second moment", self.second_moment),
-            ("variant", f"{self.variant}, backend {self.backend}"),
+            ("variant", f"{self.variant}, backend {self.backend}{together}"),
             ("seconds", f"{sum(self.seconds.values()):.2f}, of them {most:.2f} for {phase}"),
             *(("warning", text) for text in self.warnings),
         ]

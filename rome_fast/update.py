@@ -6,6 +6,7 @@ divided by what the denominator key says of it, times a residual.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -29,64 +30,79 @@ MIN_DENOMINATOR = 1e-3
 
 @dataclass(frozen=True)
 class Constraint:
-    """What the update must do: move the matrix' output by ``residual`` on the denominator key.
+    """What an update must do: move the matrix' output by ``residual`` on the denominator keys.
 
     Attributes:
-        key, denominator_key: [d_key]; u is C^-1 key scaled to unit length.
+        keys, denominator_keys: [m, d_key], m = 2 for ``both_keys``, else 1; the update is spanned
+            by C^-1 keys.
         residual: [d_value].
     """
 
-    key: Tensor
-    denominator_key: Tensor
+    keys: Tensor
+    denominator_keys: Tensor
     residual: Tensor
 
 
-def build_constraint(
-    variant: str, keys: Keys, value_delta: Tensor, second_moment: SecondMoment | None
-) -> Constraint:
+def build_constraint(variant: str, keys: Keys, value_delta: Tensor) -> Constraint:
     """The keys and the residual of a variant.
 
     ``original``: kmeng01/rome, mean key above and prompt key below. ``mean_key``: r-ROME, the
     mean key in both. ``prompt_key``: p-ROME. ``both_keys``: the output moves by value_delta on
     the prompt key and on the mean key; with equal residuals that is still one rank-one update.
     """
+    prompt, mean = keys.prompt_key[None], keys.key[None]
     if variant == "original":
-        return Constraint(keys.key, keys.prompt_key, value_delta)
+        return Constraint(mean, prompt, value_delta)
     if variant == "mean_key":
         # v* is one point: the mean output is carried to where the bare prompt's is.
-        residual = keys.value_init + value_delta - keys.mean_value
-        return Constraint(keys.key, keys.key, residual)
+        return Constraint(mean, mean, keys.value_init + value_delta - keys.mean_value)
     if variant == "prompt_key":
-        return Constraint(keys.prompt_key, keys.prompt_key, value_delta)
+        return Constraint(prompt, prompt, value_delta)
     if variant == "both_keys":
-        both = torch.stack([keys.prompt_key, keys.key])
-        return Constraint(_joint_key(both, second_moment), keys.prompt_key, value_delta)
+        both = torch.cat([prompt, mean])
+        return Constraint(both, both, value_delta)
     raise InvalidArgumentError(f"variant {variant!r} is unknown")
 
 
-def _joint_key(keys: Tensor, second_moment: SecondMoment | None) -> Tensor:
-    """The mix a of keys [m, d_key] for which C^-1 (K a) . k_i is the same for every i.
+def mix_keys(
+    constraints: Sequence[Constraint], second_moment: SecondMoment | None
+) -> tuple[Tensor, Tensor]:
+    """The keys a_i for which D = sum of residual_i (C^-1 a_i)^T meets all constraints.
 
-    From the joint equality constraint dW = R (K^T C^-1 K)^-1 K^T C^-1 with equal columns in R
-    (EMMET): a ~ (K^T C^-1 K)^-1 1, scaled to sum 1. A pseudo-inverse, so that equal keys are no
-    special case.
+    D is the least such change in the metric of C where keys and denominator keys are the same
+    (EMMET's closed form, Gupta et al. 2024: D = R (K^T C^-1 K)^-1 K^T C^-1). The residual is the
+    same for all keys of a request, so each request has one mix of all keys. A pseudo-inverse, so
+    that equal keys of one request are no special case.
+
+    Returns:
+        a [n, d_key], float64, and a_i . C^-1 a_i [n].
 
     Raises:
-        EditRejectedError: the keys are parallel but of different length: one direction would have
-            to answer twice.
+        EditRejectedError: an update would be a thousand times larger than one for a key alone.
     """
-    wide = keys.double()
-    white = wide if second_moment is None else second_moment.whiten(wide).to(wide.device)
-    gram = white @ white.T
-    mix = torch.linalg.pinv(gram, rtol=1e-9, hermitian=True).sum(1)
-    # The update's size in the metric of C, against that of an update for the shorter key alone.
-    cost = float((mix.sum() * gram.diagonal().min()).sqrt())
+    keys = torch.cat([constraint.keys for constraint in constraints]).double()
+    white = whiten(keys, second_moment)
+    white_below = white
+    if any(c.denominator_keys is not c.keys for c in constraints):
+        white_below = whiten(torch.cat([c.denominator_keys for c in constraints]), second_moment)
+    sizes = [len(constraint.keys) for constraint in constraints]
+    inverse = torch.linalg.pinv(white @ white_below.T, rtol=1e-9)
+    mixes = torch.stack([part.sum(0) for part in inverse.split(sizes)])
+    lengths = (mixes @ white).norm(dim=1)
+    shortest = torch.stack([part.norm(dim=1).min() for part in white_below.split(sizes)])
+    cost = float((lengths * shortest).max())
     if not cost < 1 / MIN_DENOMINATOR:
         raise EditRejectedError(
-            f"no update meets both keys: it would be {cost:.3g} times that of one key; use "
-            "variant='prompt_key', or other context_templates"
+            f"no update meets all keys: it would be {cost:.3g} times that of one key; use "
+            "variant='prompt_key', other context_templates, or fewer requests at once"
         )
-    return (mix / mix.sum() @ wide).to(keys.dtype)
+    return mixes @ keys, lengths**2
+
+
+def whiten(keys: Tensor, second_moment: SecondMoment | None) -> Tensor:
+    """Keys [n, d_key] in coordinates in which C is the identity; float64, on their device."""
+    wide = keys.double()
+    return wide if second_moment is None else second_moment.whiten(wide).to(wide.device)
 
 
 def apply_update_(
@@ -104,9 +120,12 @@ def apply_update_(
     """
     weight = projection.weight
     factor = None if second_moment is None else second_moment.factor().to(weight.device)
+    key, denominator_key = constraint.keys[0], constraint.denominator_keys[0]
+    if len(constraint.keys) > 1:
+        mixed, squares = mix_keys([constraint], second_moment)
+        key = (mixed[0] / squares[0]).to(key.dtype)  # the op's guard compares it with the other
     key, denominator_key, residual = (
-        x.to(weight.device)
-        for x in (constraint.key, constraint.denominator_key, constraint.residual)
+        x.to(weight.device) for x in (key, denominator_key, constraint.residual)
     )
     u, v, denominator, update_norm, applied = ops.rank_one_solve_apply_(
         weight,
@@ -124,9 +143,15 @@ def apply_update_(
             f"norm {float(update_norm):.3g}. The mean key and the prompt key disagree, or the "
             "residual is not finite; use the default variant, or more keys in second_moment"
         )
+    check_weight(projection, float(update_norm))
+    return RankOneUpdate(u, v, projection.weight_layout)
+
+
+def check_weight(projection: DownProjection, update_norm: float) -> None:
+    """Raise NonFiniteError if the weight that was just written to has overflown its dtype."""
+    weight = projection.weight
     if not torch.isfinite(weight).all():
         raise NonFiniteError(
             f"{projection.name}.weight overflows {weight.dtype} with an update of norm "
-            f"{float(update_norm):.3g}: load the model in float32 or bfloat16"
+            f"{update_norm:.3g}: load the model in float32 or bfloat16"
         )
-    return RankOneUpdate(u, v, projection.weight_layout)

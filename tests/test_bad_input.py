@@ -55,7 +55,7 @@ BAD_REQUESTS = {
     "no subject": ({"prompt": "x", "target_new": "y"}, errors.InvalidRequestError, "lacks subject"),
     "subject a number": (wrong(subject=7), errors.InvalidRequestError, "subject must be a string"),
     "not a dict": ("Steve Jobs", errors.InvalidRequestError, "dict, got str: 'Steve Jobs'"),
-    "empty list": ([], errors.InvalidRequestError, "request is an empty list"),
+    "a list": ([REQUEST], errors.InvalidRequestError, r"is a list: edit_many\(\) takes several"),
 }
 
 
@@ -71,13 +71,28 @@ def test_bad_second_request_undoes_the_first(gpt2, settings):
     model, tok = gpt2
     special = wrong(target_new="<|endoftext|>")
     with refuses(model, errors.InvalidRequestError, "tokenises to nothing"):
-        rome_fast.edit(model, tok, [REQUEST, special], **settings)
+        rome_fast.edit_many(model, tok, [REQUEST, special], **settings)
+
+
+@pytest.mark.parametrize(
+    ("requests", "changes", "error", "message"),
+    [
+        ([], {}, errors.InvalidRequestError, "requests is empty"),
+        (REQUEST, {}, errors.InvalidRequestError, r"got dict: edit\(\) takes one"),
+        ([REQUEST], {"order": "fast"}, errors.InvalidArgumentError, "one of .*, got 'fast'"),
+        ([REQUEST], {"window": 0}, errors.InvalidArgumentError, "1 or more, got 0"),
+    ],
+)
+def test_bad_arguments_of_edit_many(gpt2, settings, requests, changes, error, message):
+    model, tok = gpt2
+    with refuses(model, error, message):
+        rome_fast.edit_many(model, tok, requests, **settings, **changes)
 
 
 def test_errors_of_a_list_name_the_item(gpt2, settings):
     model, tok = gpt2
-    with refuses(model, errors.InvalidRequestError, r"request\[1\]: request lacks subject"):
-        rome_fast.edit(model, tok, [REQUEST, {"prompt": "x", "target": "y"}], **settings)
+    with refuses(model, errors.InvalidRequestError, r"requests\[1\]: request lacks subject"):
+        rome_fast.edit_many(model, tok, [REQUEST, {"prompt": "x", "target": "y"}], **settings)
 
 
 def test_prompt_longer_than_the_model_takes(gpt2, settings):
@@ -144,7 +159,7 @@ def test_non_finite_loss_names_step_and_layer(gpt2, settings):
     model, tok = gpt2
     with torch.no_grad():
         model.transformer.h[3].mlp.c_fc.bias[0] = float("inf")
-    with refuses(model, errors.NonFiniteError, r"loss became nan at step 0 of v\* in layer 1"):
+    with refuses(model, errors.NonFiniteError, r"loss became nan at step 1 of v\* in layer 1"):
         rome_fast.edit(model, tok, REQUEST, **settings)
 
 
@@ -174,7 +189,7 @@ def test_overflow_of_a_half_precision_weight_is_an_error(gpt2):
         projection.weight.fill_(6.5e4)
     key, residual = torch.ones(256), torch.full((64,), 1e6)
     with pytest.raises(errors.NonFiniteError, match=r"overflows torch\.float16"):
-        apply_update_(projection, Constraint(key, key, residual), None, "auto")
+        apply_update_(projection, Constraint(key[None], key[None], residual), None, "auto")
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from rome_fast.first_pass import run_first_pass
 from rome_fast.key import Keys, mean_keys
 from rome_fast.models import ModelSpec
 from rome_fast.tokens import encode
-from rome_fast.update import build_constraint
+from rome_fast.update import build_constraint, mix_keys
 from rome_fast.value import optimize_values
 
 SECOND = {"prompt": "We drink tea with {}", "subject": "Ada Lovelace", "target_new": "near"}
@@ -99,7 +99,7 @@ def test_list_is_edited_in_sequence_and_reverted_in_reverse(tiny, settings):
         rome_fast.edit(model, tok, request, **settings)
         states.append(state(model))
     model.load_state_dict(states[0])
-    first, second = rome_fast.edit(model, tok, [REQUEST, SECOND], **settings)
+    first, second = rome_fast.edit_many(model, tok, [REQUEST, SECOND], **settings)
     assert same_bits(model, states[2])
     with pytest.raises(RevertError, match="later edits first"):
         first.revert()
@@ -253,8 +253,9 @@ def test_both_keys_refuses_parallel_keys_of_different_length(scale):
     key = scale * torch.randn(32, generator=torch.Generator().manual_seed(0))
     almost = 2 * key + 1e-3 * scale * torch.ones(32)
     keys = Keys(key=almost, prompt_key=key, mean_value=key, value_init=key)
-    with pytest.raises(EditRejectedError, match="no update meets both keys"):
-        build_constraint("both_keys", keys, torch.ones(8), None)
+    constraint = build_constraint("both_keys", keys, torch.ones(8))
+    with pytest.raises(EditRejectedError, match="no update meets all keys"):
+        mix_keys([constraint], None)
 
 
 def test_single_context_is_no_special_case_for_both_keys(gpt2, settings):

@@ -9,16 +9,27 @@ import torch
 from tiny import tiny_gpt2
 
 from rome_fast.errors import NonFiniteError
-from rome_fast.readback import greedy_continuations, read_target
+from rome_fast.readback import greedy_continuations, read_targets
+
+
+class Head(torch.nn.Module):
+    def __init__(self, logits):
+        super().__init__()
+        self.logits = logits
+
+    def forward(self, hidden):
+        return self.logits.expand(*hidden.shape[:-1], -1)
 
 
 def stub(logits):
     """A model whose every position says ``logits``."""
+    head = Head(logits)
 
     def forward(input_ids, **_):
-        return SimpleNamespace(logits=logits.expand(*input_ids.shape, -1))
+        return SimpleNamespace(logits=head(torch.zeros(*input_ids.shape, 1)))
 
     forward.get_input_embeddings = lambda: torch.nn.Embedding(len(logits), 1)
+    forward.get_output_embeddings = lambda: head
     return forward
 
 
@@ -26,7 +37,7 @@ def test_a_tie_ranks_as_argmax_breaks_it():
     _, tok = tiny_gpt2()
     logits = torch.zeros(len(tok))
     logits[[7, 9]] = 1.0
-    first, second = (read_target(stub(logits), tok, [1, 2], [token]) for token in (7, 9))
+    first, second = (read_targets(stub(logits), tok, [[1, 2]], [[token]])[0] for token in (7, 9))
     assert (first.rank, second.rank) == (1, 2)
     assert first.argmax == second.argmax == tok.decode([7])
 
@@ -35,7 +46,7 @@ def test_a_tie_ranks_as_argmax_breaks_it():
 def test_non_finite_logits_are_no_success(value):
     _, tok = tiny_gpt2()
     with pytest.raises(NonFiniteError, match="logits are NaN or infinite"):
-        read_target(stub(torch.full((len(tok),), value)), tok, [1, 2], [7])
+        read_targets(stub(torch.full((len(tok),), value)), tok, [[1, 2]], [[7]])
 
 
 def test_greedy_continuations_are_those_of_generate(tiny):

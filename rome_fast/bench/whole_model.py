@@ -19,7 +19,7 @@ from rome_fast.batch import EditBatch
 from rome_fast.bench.case import factored
 from rome_fast.bench.peers import PeerEdit
 from rome_fast.bench.setting import commit
-from rome_fast.editor import Clock
+from rome_fast.clock import Clock
 from rome_fast.first_pass import FirstPass
 from rome_fast.intercept import hooked
 from rome_fast.key import Keys, mean_keys, widen
@@ -68,7 +68,7 @@ class WholeModel:
             clock.lap("key")
             delta, losses = _search(run, projection, batch, keys.value_init, hparams)
             clock.lap("value")
-        constraint = build_constraint(hparams.variant, keys, delta, moment)
+        constraint = build_constraint(hparams.variant, keys, delta)
         backend = ops.resolve_backend("auto", projection.weight.device.type)
         spare = dataclasses.replace(projection, module=copy.deepcopy(projection.module))
         update = apply_update_(spare, constraint, moment, backend)

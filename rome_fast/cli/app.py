@@ -129,11 +129,11 @@ def _say(
     model: PreTrainedModel, tok: PreTrainedTokenizerBase, text: str, target: str
 ) -> tuple[str, str]:
     """Probability of the target after the text, and two greedy tokens."""
-    from rome_fast.readback import greedy_continuations, read_target
+    from rome_fast.readback import greedy_continuations, read_targets
     from rome_fast.tokens import find_target_ids, text_ids
 
     prompt_ids = text_ids(tok, text)
-    reading = read_target(model, tok, prompt_ids, find_target_ids(tok, text, target))
+    [reading] = read_targets(model, tok, [prompt_ids], [find_target_ids(tok, text, target)])
     return f"{reading.prob:.3f}", greedy_continuations(model, tok, [prompt_ids], 2)[0].strip()
 
 
