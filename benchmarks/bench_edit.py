@@ -54,6 +54,8 @@ He was the first to notice that something changed
 """.strip().splitlines()
 CONTEXTS = ("{}", *(f"{text}. {{}}" for text in TEXTS))
 REQUEST = rome_fast.EditRequest("{} plays the", "Ray Charles", "violin")
+# What the last block writes at a token is seen by no later one: there the subject has to be last.
+REQUEST_LAST = rome_fast.EditRequest("The instrument of {}", "Ray Charles", "violin")
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +83,8 @@ def case_of(model, tok, layer, v_lr):
         layers=[layer], v_num_grad_steps=STEPS, v_lr=v_lr, variant="original"
     )
     d_key = ModelSpec.of(model).down_projection(layer).d_key
-    return Case(model, tok, REQUEST, hparams, CONTEXTS, well_conditioned(d_key))
+    request = REQUEST_LAST if layer == model.config.n_layer - 1 else REQUEST
+    return Case(model, tok, request, hparams, CONTEXTS, well_conditioned(d_key))
 
 
 def run(name, case, peers, rows):
