@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 FACT_TOKENS = ("subject_last", "subject_first", "subject_first_after_last", "last")
 VARIANTS = ("both_keys", "mean_key", "prompt_key", "original")
 MOMENT_DTYPES = ("float32", "float64")
+COMPUTE_DTYPES = ("model", "bfloat16")
 
 # Keys of the two file formats that name what rome_fast finds by itself, or what other tools need.
 _ACCEPTED = {
@@ -48,6 +49,8 @@ class RomeHparams:
         context_template_length_params: ``[[length, count], ...]`` of the sampled contexts.
         variant: which keys the update is solved for, see docs/derivation.md.
         seed: of the sampled contexts.
+        compute_dtype: ``"model"`` searches v* in the model's own dtype, ``"bfloat16"`` with
+            bfloat16 copies of the weights above the edited one.
     """
 
     layers: tuple[int, ...]
@@ -62,6 +65,7 @@ class RomeHparams:
     context_template_length_params: tuple[tuple[int, int], ...] = ((5, 10), (10, 10))
     variant: str = "both_keys"
     seed: int = 0
+    compute_dtype: str = "model"
 
     def __post_init__(self) -> None:
         for name in ("layers", "context_template_length_params"):
@@ -177,6 +181,7 @@ _RULES: dict[str, tuple[type, Any, str]] = {
         "a list of [length >= 2, count >= 1] pairs"),
     "variant": (str, VARIANTS.__contains__, f"one of {VARIANTS}"),
     "seed": (int, lambda x: x >= 0, "an integer >= 0"),
+    "compute_dtype": (str, COMPUTE_DTYPES.__contains__, f"one of {COMPUTE_DTYPES}"),
 }  # fmt: skip
 
 

@@ -30,6 +30,9 @@ class Search:
 
     The tail is believed once it has given, with all offsets zero, the logits of the first pass.
 
+    Args:
+        weights: bfloat16 copies to compute the tail with; None computes it as the model does.
+
     Attributes:
         obstacle: why the whole model is run instead, or "".
     """
@@ -40,6 +43,7 @@ class Search:
         projection: DownProjection,
         batch: EditBatch,
         first: FirstPass,
+        weights: dict[str, Tensor] | None = None,
     ) -> None:
         self.obstacle = first.obstacle
         self._expected: Tensor | None = first.logits
@@ -47,7 +51,8 @@ class Search:
         self._way: Tail | WholeModel = self._whole
         if not self.obstacle:
             try:
-                self._way = Tail.of(model, projection, batch, first)
+                tail = Tail.of(model, projection, batch, first)
+                self._way = tail if weights is None else tail.in_bfloat16(weights)
             except CANNOT as error:
                 self._note(error)
 

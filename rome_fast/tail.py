@@ -77,6 +77,7 @@ class Tail:
         below: what the highest silent block returns, at the cut's columns; None where none is.
         n_silent: how many blocks are silent; the edited one may be among them.
         attention: keys and values [n_rows, heads, p, d_head] before the lookup, of each block.
+        weights: run in place of the model's own; None for those.
     """
 
     model: PreTrainedModel
@@ -86,6 +87,7 @@ class Tail:
     below: Any
     n_silent: int
     attention: tuple[tuple[Tensor, Tensor], ...]
+    weights: dict[str, Tensor] | None = None
 
     @classmethod
     def of(
@@ -105,6 +107,14 @@ class Tail:
             below = with_hidden(below, _columns(hidden_of(below), cut.columns))
         tail = cls(model, projection, batch, cut, below, projection.layer, tuple(attention))
         return tail._with_edited_block_silent()
+
+    def in_bfloat16(self, weights: dict[str, Tensor]) -> Tail:
+        """The same, computed in bfloat16 with the copies ``weights``; offsets keep their dtype."""
+        below = self.below
+        if below is not None:
+            below = with_hidden(below, hidden_of(below).bfloat16())
+        attention = tuple((k.bfloat16(), v.bfloat16()) for k, v in self.attention)
+        return replace(self, below=below, attention=attention, weights=weights)
 
     def logits(self, deltas: Tensor) -> Tensor:
         """[n_reads + n_edits, vocabulary] for the offsets [n_edits, d_value], with gradients."""
@@ -143,7 +153,9 @@ class Tail:
         if cut.before.shape[1]:
             inputs["use_cache"], inputs["past_key_values"] = True, self._cache()
         with self._moved(offset):
-            return self.model(**inputs)
+            if self.weights is None:
+                return self.model(**inputs)
+            return torch.func.functional_call(self.model, self.weights, kwargs=inputs)
 
     def _cache(self) -> DynamicCache:
         """A new one for each run, which appends to it."""

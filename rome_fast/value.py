@@ -64,6 +64,7 @@ def optimize_values(
     first: FirstPass,
     value_init: Tensor,
     hparams: RomeHparams,
+    weights: dict[str, Tensor] | None = None,
 ) -> list[Value]:
     """Minimise NLL(target) + kl_factor * KL + decay over each request's offset, with Adam.
 
@@ -75,11 +76,13 @@ def optimize_values(
     Args:
         first: the first pass over ``batch``.
         value_init: [n_edits, d_value], what the matrix writes on the bare prompts.
+        weights: bfloat16 copies to run instead of the model's own; the offsets, the losses and
+            Adam's state stay in float32.
 
     Raises:
         NonFiniteError: a loss became NaN or infinite; names step and layer.
     """
-    search = Search(model, projection, batch, first)
+    search = Search(model, projection, batch, first, weights)
     objective, adam = Objective(batch, value_init, hparams), _Adam(value_init, hparams)
     active = list(range(batch.n_edits))
     histories: list[list[float]] = [[] for _ in active]

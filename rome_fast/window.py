@@ -17,6 +17,7 @@ from rome_fast.first_pass import FirstPass, run_first_pass
 from rome_fast.key import Keys, mean_keys
 from rome_fast.memory import is_out_of_memory
 from rome_fast.models import DownProjection, ModelSpec, embedding_rows
+from rome_fast.precision import Bfloat16Weights
 from rome_fast.readback import Reading, read_logits, read_targets
 from rome_fast.value import Value, optimize_values
 
@@ -58,6 +59,9 @@ class Finder:
         self._spec, self._tok = spec, tok
         self._projection, self._hparams = projection, hparams
         self._budget = BATCH_BYTES
+        self._copies: Bfloat16Weights | None = None
+        if hparams.compute_dtype == "bfloat16" and projection.weight.itemsize > 2:
+            self._copies = Bfloat16Weights(spec, projection)
 
     def find(self, edits: Sequence[TokenizedEdit], clock: Clock) -> list[Found]:
         """One Found a request, in order.
@@ -84,7 +88,10 @@ class Finder:
         keys = mean_keys(projection, batch, first)
         clock.lap("key")
         value_init = torch.stack([k.value_init for k in keys])
-        values = optimize_values(model, projection, batch, first, value_init, self._hparams)
+        weights = None if self._copies is None else self._copies.current()
+        values = optimize_values(
+            model, projection, batch, first, value_init, self._hparams, weights
+        )
         clock.lap("value")
         before = self._read_before(batch, first)
         clock.lap("read before")

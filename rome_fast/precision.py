@@ -1,0 +1,41 @@
+"""The weights that the search for v* runs, in bfloat16."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rome_fast.models import DownProjection, ModelSpec
+
+
+class Bfloat16Weights:
+    """Copies of all weights but those of the blocks below the edited one; made once.
+
+    Args:
+        projection: the edited matrix; what its block holds is copied anew each time.
+    """
+
+    def __init__(self, spec: ModelSpec, projection: DownProjection) -> None:
+        below = tuple(f"{spec.blocks_name}.{i}." for i in range(projection.layer))
+        self._edited = f"{spec.blocks_name}.{projection.layer}."
+        self._model = spec.model
+        self._copies = {
+            name: _copy(parameter)
+            for name, parameter in spec.model.named_parameters()
+            if not name.startswith(below)
+        }
+
+    def current(self) -> dict[str, Tensor]:
+        """By the parameters' names, as the weights are now."""
+        for name, parameter in self._model.named_parameters():
+            if name.startswith(self._edited):
+                self._copies[name] = _copy(parameter)
+        return self._copies
+
+
+def _copy(parameter: Tensor) -> Tensor:
+    return parameter.detach().to(torch.bfloat16)
