@@ -138,6 +138,16 @@ class ModelSpec:
         _check_weight(projection)
         return projection
 
+    def mlp(self, layer: int) -> nn.Module | None:
+        """The module that is a block's MLP; None for experts, or without a module of its own."""
+        block = self.blocks[layer]
+        if any(_EXPERTS.search(name) for name, _ in block.named_modules()):
+            return None
+        for name, module in block.named_modules():
+            if self._writes_to_stream(name, module):
+                return block.get_submodule(name.rpartition(".")[0]) if "." in name else None
+        return None
+
     def _writes_to_stream(self, name: str, module: nn.Module) -> bool:
         if _ATTENTION.search(name):
             return False

@@ -9,17 +9,25 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import (
+    AbstractContextManager,
+    ExitStack,
+    contextmanager,
+    nullcontext,
+    suppress,
+)
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from rome_fast.intercept import (
     StopForwardError,
     answering,
     hidden_of,
     hooked,
+    only_at,
     reading_only,
     with_hidden,
 )
@@ -118,8 +126,11 @@ class Tail:
 
     def logits(self, deltas: Tensor) -> Tensor:
         """[n_reads + n_edits, vocabulary] for the offsets [n_edits, d_value], with gradients."""
-        head = self.model.get_output_embeddings()
-        with reading_only(head, self.batch.read_rows, self.cut.read_columns):
+        head, reads = (
+            self.model.get_output_embeddings(),
+            (self.batch.read_rows, self.cut.read_columns),
+        )
+        with reading_only(head, *reads), self._last_mlp_only_at(*reads):
             logits: Tensor = self._run(deltas[self.batch.edit_of_row]).logits[0]
             return logits
 
@@ -155,7 +166,8 @@ class Tail:
         with self._moved(offset):
             if self.weights is None:
                 return self.model(**inputs)
-            return torch.func.functional_call(self.model, self.weights, kwargs=inputs)
+            with _attention_in_bfloat16(device):
+                return torch.func.functional_call(self.model, self.weights, kwargs=inputs)
 
     def _cache(self) -> DynamicCache:
         """A new one for each run, which appends to it."""
@@ -179,6 +191,14 @@ class Tail:
             for block in self._blocks[: self.n_silent]:
                 stack.enter_context(answering(block, answer))
             yield
+
+    def _last_mlp_only_at(self, rows: Tensor, columns: Tensor) -> AbstractContextManager[None]:
+        """Above the last attention no position is of use but those that are read."""
+        last = len(self._blocks) - 1
+        mlp = ModelSpec.of(self.model).mlp(last)
+        if mlp is None or self.projection.layer == last:
+            return nullcontext()
+        return only_at(mlp, rows, columns)
 
     @property
     def _blocks(self) -> list[torch.nn.Module]:
@@ -214,6 +234,11 @@ class Tail:
         with hooked(self._blocks[self.projection.layer], keep), suppress(StopForwardError):
             self._run(offset)
         return seen[0]
+
+
+def _attention_in_bfloat16(device: torch.device) -> AbstractContextManager[None]:
+    """On a CPU the fused kernel's backward is ten times slower in bfloat16 than in float32."""
+    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
 
 
 def _columns(x: Tensor, index: Tensor) -> Tensor:
