@@ -59,16 +59,19 @@ def reading_only(head: nn.Module, rows: Tensor, positions: Tensor) -> Iterator[N
 
     def run(hidden: Tensor) -> Tensor:
         chosen = hidden[rows.to(hidden.device), positions.to(hidden.device)][None]
-        # Not where accelerate or the like has put a forward of its own in place.
-        usual = type(head) is nn.Linear and plain
-        if usual and hidden.dtype == torch.float32 and not hidden.is_cuda:
+        if type(head) is nn.Linear and plain and _slices_pay(hidden):
             return linear_in_slices(chosen, head.weight, head.bias)
         output: Tensor = own(chosen)
         return output
 
+    # Accelerate and the like put a forward of their own in place.
     own, plain = head.forward, "forward" not in vars(head)
     with _forward(head, run):
         yield
+
+
+def _slices_pay(hidden: Tensor) -> bool:
+    return hidden.device.type == "cpu" and hidden.dtype == torch.float32
 
 
 def linear_in_slices(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
