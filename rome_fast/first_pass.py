@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from rome_fast.intercept import hooked, reading_only
+from rome_fast.cut import Attention
+from rome_fast.intercept import answering, hooked, reading_only
 from rome_fast.key import capture, widen
 from rome_fast.memory import is_out_of_memory
 from rome_fast.models import DownProjection, ModelSpec, input_device
@@ -37,6 +38,7 @@ class FirstPass:
         below: what the block below the edited one returned, in its family's form; None for
             block 0.
         attention: keys and values [n_rows, heads, t, d_head] of each block from the edited one up.
+        attention_below: of the blocks below it, where they ran.
         obstacle: why the search has to run the whole model, or "".
     """
 
@@ -44,7 +46,8 @@ class FirstPass:
     values: Tensor
     logits: Tensor | None = None
     below: Any = None
-    attention: tuple[tuple[Tensor, Tensor], ...] = ()
+    attention: tuple[Attention, ...] = ()
+    attention_below: tuple[Attention, ...] = ()
     obstacle: str = ""
 
 
@@ -53,11 +56,16 @@ CANNOT = (TypeError, ValueError, AttributeError, IndexError, NotImplementedError
 
 
 def run_first_pass(
-    model: PreTrainedModel, projection: DownProjection, batch: EditBatch
+    model: PreTrainedModel, projection: DownProjection, batch: EditBatch, below: Any = None
 ) -> FirstPass:
-    """Run the model once; where it cannot fill a cache, up to the edited matrix only."""
+    """Run the model once; where it cannot fill a cache, up to the edited matrix only.
+
+    Args:
+        below: what the block below the edited one returns for these rows, where that is known:
+            then only the edited block and those above it run.
+    """
     try:
-        return _run_with_cache(model, projection, batch)
+        return _run_with_cache(model, projection, batch, below)
     except CANNOT as error:
         if is_out_of_memory(error):
             raise
@@ -69,7 +77,7 @@ def run_first_pass(
 
 @torch.no_grad()
 def _run_with_cache(
-    model: PreTrainedModel, projection: DownProjection, batch: EditBatch
+    model: PreTrainedModel, projection: DownProjection, batch: EditBatch, below: Any
 ) -> FirstPass:
     from transformers.cache_utils import DynamicCache, DynamicLayer
 
@@ -83,8 +91,11 @@ def _run_with_cache(
     with ExitStack() as stack:
         stack.enter_context(hooked(projection.module, keep_key_and_value))
         if projection.layer > 0:
-            below = blocks[projection.layer - 1]
-            stack.enter_context(hooked(below, lambda _, __, output: seen.update(below=output)))
+            block = blocks[projection.layer - 1]
+            stack.enter_context(hooked(block, lambda _, __, output: seen.update(below=output)))
+        if below is not None:
+            for block in blocks[: projection.layer]:
+                stack.enter_context(answering(block, below))
         head = model.get_output_embeddings()
         stack.enter_context(reading_only(head, batch.read_rows, batch.read_positions))
         seen["logits"] = model(
@@ -97,4 +108,6 @@ def _run_with_cache(
     if len(layers) != len(blocks):
         raise ValueError(f"{len(blocks)} blocks keep {len(layers)} sets of keys and values")
     seen["attention"] = tuple((x.keys, x.values) for x in layers[projection.layer :])
+    if below is None:
+        seen["attention_below"] = tuple((x.keys, x.values) for x in layers[: projection.layer])
     return FirstPass(**seen)

@@ -7,7 +7,6 @@ and the head sees only the positions that the loss reads.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import (
     AbstractContextManager,
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from rome_fast.cut import Attention, Cut, at_positions
 from rome_fast.intercept import (
     StopForwardError,
     answering,
@@ -31,49 +31,14 @@ from rome_fast.intercept import (
     reading_only,
     with_hidden,
 )
-from rome_fast.models import DownProjection, ModelSpec, input_device
+from rome_fast.models import DownProjection, ModelSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import DynamicCache, PreTrainedModel
+    from transformers import PreTrainedModel
 
     from rome_fast.batch import EditBatch
     from rome_fast.first_pass import FirstPass
-
-
-@dataclass(frozen=True, eq=False)
-class Cut:
-    """Where the rows of a batch are cut: at the lookup, and after the last position read.
-
-    The lookup becomes column 0 of s columns, padded on the right. What comes before it is p
-    columns of cache, padded on the left: so all distances between tokens stay what they were
-    (sliding windows, ALiBi).
-
-    Attributes:
-        before, columns: int64 [n_rows, p] and [n_rows, s], the positions they come from.
-        attention_mask: int64 [n_rows, p + s].
-        read_columns: int64 [n_reads + n_edits].
-    """
-
-    before: Tensor
-    columns: Tensor
-    attention_mask: Tensor
-    read_columns: Tensor
-
-    @classmethod
-    def of(cls, batch: EditBatch) -> Cut:
-        lookup = batch.lookup_idx[:, None]
-        last_read = batch.lookup_idx.scatter_reduce(
-            0, batch.read_rows, batch.read_positions, "amax"
-        )[:, None]
-        before = torch.arange(int(lookup.max())) - lookup.max() + lookup
-        columns = torch.arange(int((last_read - lookup).max()) + 1) + lookup
-        return cls(
-            before=before.clamp(min=0),
-            columns=columns.clamp(max=batch.input_ids.shape[1] - 1),
-            attention_mask=torch.cat([before >= 0, columns <= last_read], dim=1).long(),
-            read_columns=batch.read_positions - batch.lookup_idx[batch.read_rows],
-        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +59,7 @@ class Tail:
     cut: Cut
     below: Any
     n_silent: int
-    attention: tuple[tuple[Tensor, Tensor], ...]
+    attention: tuple[Attention, ...]
     weights: dict[str, Tensor] | None = None
 
     @classmethod
@@ -106,13 +71,14 @@ class Tail:
         first: FirstPass,
     ) -> Tail:
         """The tail of the rows that ``first`` has run."""
-        cut = Cut.of(batch)
-        attention = [(_columns(k, cut.before), _columns(v, cut.before)) for k, v in first.attention]
+        cut = _cut_at_lookup(batch)
+        before = cut.before
+        attention = [(at_positions(k, before), at_positions(v, before)) for k, v in first.attention]
         # A silent block asks its cache for nothing but its length.
         attention = [attention[0]] * projection.layer + attention
         below = first.below
         if below is not None:
-            below = with_hidden(below, _columns(hidden_of(below), cut.columns))
+            below = with_hidden(below, at_positions(hidden_of(below), cut.columns))
         tail = cls(model, projection, batch, cut, below, projection.layer, tuple(attention))
         return tail._with_edited_block_silent()
 
@@ -126,10 +92,8 @@ class Tail:
 
     def logits(self, deltas: Tensor) -> Tensor:
         """[n_reads + n_edits, vocabulary] for the offsets [n_edits, d_value], with gradients."""
-        head, reads = (
-            self.model.get_output_embeddings(),
-            (self.batch.read_rows, self.cut.read_columns),
-        )
+        head, rows = self.model.get_output_embeddings(), self.batch.read_rows
+        reads = rows, self.batch.read_positions - self.batch.lookup_idx[rows]
         with reading_only(head, *reads), self._last_mlp_only_at(*reads):
             logits: Tensor = self._run(deltas[self.batch.edit_of_row]).logits[0]
             return logits
@@ -137,7 +101,7 @@ class Tail:
     def keep(self, edits: Sequence[int]) -> Tail:
         """The same for some of the requests only."""
         batch = self.batch.select(edits)
-        cut = Cut.of(batch)
+        cut = _cut_at_lookup(batch)
         rows = torch.isin(self.batch.edit_of_row, torch.tensor(edits))
         p, s = cut.before.shape[1], cut.columns.shape[1]
 
@@ -153,30 +117,12 @@ class Tail:
 
     def _run(self, offset: Tensor) -> Any:
         """The model on the cut rows, moved by ``offset`` [n_rows, d_value] at column 0."""
-        device, cut = input_device(self.model), self.cut
-        inputs = {
-            "input_ids": self.batch.input_ids.gather(1, cut.columns).to(device),
-            "attention_mask": cut.attention_mask.to(device),
-            "use_cache": False,
-        }
-        if "position_ids" in inspect.signature(self.model.forward).parameters:
-            inputs["position_ids"] = cut.columns.to(device)
-        if cut.before.shape[1]:
-            inputs["use_cache"], inputs["past_key_values"] = True, self._cache()
+        inputs = self.cut.inputs(self.model, self.batch.input_ids, self.attention)
         with self._moved(offset):
             if self.weights is None:
                 return self.model(**inputs)
-            with _attention_in_bfloat16(device):
+            with _attention_in_bfloat16(inputs["input_ids"].device):
                 return torch.func.functional_call(self.model, self.weights, kwargs=inputs)
-
-    def _cache(self) -> DynamicCache:
-        """A new one for each run, which appends to it."""
-        from transformers import DynamicCache
-
-        cache = DynamicCache()
-        for layer, (keys, values) in enumerate(self.attention):
-            cache.update(keys, values, layer)
-        return cache
 
     @contextmanager
     def _moved(self, offset: Tensor) -> Iterator[None]:
@@ -241,11 +187,11 @@ def _attention_in_bfloat16(device: torch.device) -> AbstractContextManager[None]
     return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
 
 
-def _columns(x: Tensor, index: Tensor) -> Tensor:
-    """Gather [n, m] positions along the last axis but one of [n, ..., t, d]."""
-    n, m = index.shape
-    index = index.to(x.device).reshape(n, *[1] * (x.dim() - 3), m, 1)
-    return x.gather(-2, index.expand(*x.shape[:-2], m, x.shape[-1]))
+def _cut_at_lookup(batch: EditBatch) -> Cut:
+    """From the lookup to the last position that is read."""
+    lookup = batch.lookup_idx
+    last = lookup.scatter_reduce(0, batch.read_rows, batch.read_positions, "amax")
+    return Cut.between(lookup, last, batch.input_ids.shape[1])
 
 
 def _move_first(x: Tensor, offset: Tensor) -> Tensor:

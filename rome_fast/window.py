@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from rome_fast.batch import EditBatch
-from rome_fast.first_pass import FirstPass, run_first_pass
+from rome_fast.context_states import FirstPasses
+from rome_fast.first_pass import FirstPass
 from rome_fast.key import Keys, mean_keys
 from rome_fast.memory import is_out_of_memory
 from rome_fast.models import DownProjection, ModelSpec, embedding_rows
@@ -59,6 +60,7 @@ class Finder:
         self._spec, self._tok = spec, tok
         self._projection, self._hparams = projection, hparams
         self._budget = BATCH_BYTES
+        self._first_passes = FirstPasses(spec.model, projection)
         self._copies: Bfloat16Weights | None = None
         if hparams.compute_dtype == "bfloat16" and projection.weight.itemsize > 2:
             self._copies = Bfloat16Weights(spec, projection)
@@ -84,7 +86,7 @@ class Finder:
 
     def _find_at_once(self, batch: EditBatch, clock: Clock) -> list[Found]:
         model, projection = self._spec.model, self._projection
-        first = run_first_pass(model, projection, batch)
+        first = self._first_passes.run(batch)
         keys = mean_keys(projection, batch, first)
         clock.lap("key")
         value_init = torch.stack([k.value_init for k in keys])

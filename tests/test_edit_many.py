@@ -7,7 +7,7 @@ import torch
 from helpers import REQUEST, same_bits, state
 
 import rome_fast
-from rome_fast import window
+from rome_fast import context_states, window
 from rome_fast.errors import EditFailedError, EditRejectedError, EditWarning
 from rome_fast.joint import apply_updates_, count_independent
 from rome_fast.models import ModelSpec
@@ -154,15 +154,15 @@ def test_little_memory_means_smaller_batches_and_the_same_values(gpt2, independe
     model, tok = gpt2
     with rome_fast.trial(model, tok, REQUESTS, **independent) as at_once:
         pass
-    sizes, own = [], window.run_first_pass
+    sizes, own = [], context_states.run_first_pass
 
-    def with_room_for_two(model, projection, batch):
+    def with_room_for_two(model, projection, batch, *below):
         sizes.append(batch.n_edits)
         if batch.n_edits > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return own(model, projection, batch)
+        return own(model, projection, batch, *below)
 
-    monkeypatch.setattr(window, "run_first_pass", with_room_for_two)
+    monkeypatch.setattr(context_states, "run_first_pass", with_room_for_two)
     with rome_fast.trial(model, tok, REQUESTS, **independent) as halved:
         pass
     close(halved, at_once)
