@@ -22,6 +22,7 @@ from rome_fast.cli.common import (
     no_loading_bars,
     one_line_errors,
 )
+from rome_fast.cli.profile import ProfileOption, check_profile_path, profiled
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -80,6 +81,7 @@ def edit(
     hparams: Annotated[Path | None, typer.Option(help="kmeng01 JSON or EasyEdit YAML")] = None,
     second_moment: Annotated[str | None, typer.Option(help="a saved file, or 'identity'")] = None,
     variant: Annotated[str | None, typer.Option(help="overrides the hparams")] = None,
+    profile: ProfileOption = None,
 ) -> None:
     """Change one fact of a model, print what it says now, and save it if asked."""
     import rome_fast
@@ -89,10 +91,12 @@ def edit(
         request = rome_fast.EditRequest(prompt, subject, target)
         if save is not None and save.exists() and any(save.iterdir()):
             raise OSError(f"--save {save} is not empty: name a new folder")
+        check_profile_path(profile)
         loaded, tok = load_model(model)
-        result = rome_fast.edit(
-            loaded, tok, request, chosen, second_moment=second_moment, variant=variant
-        )
+        with profiled(profile):
+            result = rome_fast.edit(
+                loaded, tok, request, chosen, second_moment=second_moment, variant=variant
+            )
         console.print(str(result), markup=False)
         if not result.success:
             raise typer.Exit(EDIT_FAILED)

@@ -10,6 +10,7 @@ import torch
 import typer
 
 from rome_fast.cli.common import console, load_model, no_loading_bars, one_line_errors
+from rome_fast.cli.profile import ProfileOption, check_profile_path, profiled
 from rome_fast.collect import resolve_second_moment
 from rome_fast.contexts import sample_context_templates
 from rome_fast.errors import InvalidArgumentError
@@ -61,6 +62,7 @@ def bench(
     ] = None,
     rounds: Annotated[int, typer.Option(help="timed edits of each implementation")] = 5,
     out: Annotated[Path | None, typer.Option(help="JSON file for every figure")] = None,
+    profile: ProfileOption = None,
 ) -> None:
     """Time one edit of a model beside other implementations, and beside its arithmetic.
 
@@ -68,6 +70,7 @@ def bench(
     timed: only rows that match are comparable. "whole model" is the library's edit without its
     shortcuts. MiB is the peak beyond the model, in a process of its own.
     """
+    from rome_fast.bench.case import RomeFast
     from rome_fast.bench.measure import measure
     from rome_fast.bench.setting import setting
     from rome_fast.bench.table import case_facts, remarks, row_facts, table_of
@@ -76,10 +79,14 @@ def bench(
     with one_line_errors():
         if out is not None and not out.resolve().parent.is_dir():
             raise OSError(f"--out {out}: there is no folder {out.resolve().parent}")
+        check_profile_path(profile)
         loaded, tok = _loaded(model)
         request = _request(model, prompt, subject, target)
         case = _case(loaded, tok, request, _hparams(loaded, hparams, steps, variant), second_moment)
         comparisons = measure(case, [WholeModel(), *(peer or [])], rounds=rounds)
+        if profile is not None:
+            with profiled(profile):
+                case.run(RomeFast())
         console.print(
             f"{type(loaded).__name__} layer {case.hparams.layer}, {case.hparams.variant}: "
             f"{request.text!r} -> {request.target!r}",
