@@ -90,7 +90,8 @@ def case_of(model, tok, layer, v_lr):
 def run(name, case, peers, rows):
     """Measure a case, print its table, keep its rows."""
     console = Console()
-    for comparison in measure(case, [WholeModel(), *peers], rounds=ROUNDS):
+    others = [RomeFast("bfloat16"), WholeModel(), *peers]
+    for comparison in measure(case, others, rounds=ROUNDS):
         console.print(f"\n{name}")
         console.print(table_of(comparison))
         for line in remarks(comparison):
@@ -114,25 +115,35 @@ def test_embedded(embedded, rows, pytestconfig):
     run("embedded model, layer 2 of 6", case, pytestconfig.getoption("--peer"), rows)
 
 
-def test_sequence(embedded, rows):
-    """Edits that stay, one after another, as a user makes them: default variant, early stop.
-
-    On the embedded model alone: 50 on the 124 M shape take minutes and say what one says.
-    """
+def test_embedded_sequence(embedded, rows):
+    """Edits that stay, one after another, as a user makes them: default variant, early stop."""
     model, tok, facts = embedded
+    hparams = rome_fast.RomeHparams.for_model(model)
+    projection = ModelSpec.of(model).down_projection(hparams.layer)
+    moment = sampled_second_moment(model, tok, projection, torch.float32)
+    run_sequence("embedded model", model, tok, facts, hparams, moment, rows)
+
+
+def test_gpt2_124m_sequence(gpt2_124m, embedded, rows):
+    """Random weights can be told nothing, so every search takes all its steps."""
+    model, tok = gpt2_124m
+    hparams = rome_fast.RomeHparams.for_model(model).replace(layers=[6], v_num_grad_steps=STEPS)
+    moment = rome_fast.SecondMoment.from_moment(well_conditioned(3072), 2**20)
+    run_sequence("gpt2-124m", model, tok, embedded[2], hparams, moment, rows, rounds=1)
+
+
+def run_sequence(name, model, tok, facts, hparams, moment, rows, rounds=ROUNDS):
+    """Edit facts, evenly spread, to its ``target_new``, and keep a row."""
     requests = [
         rome_fast.EditRequest(fact.prompt, fact.subject, fact.target_new)
         for fact in facts[:: len(facts) // N_SEQUENCE][:N_SEQUENCE]
     ]
-    hparams = rome_fast.RomeHparams.for_model(model)
-    projection = ModelSpec.of(model).down_projection(hparams.layer)
-    moment = sampled_second_moment(model, tok, projection, torch.float32)
     moment.factor()
-    options = {"second_moment": moment, "context_templates": CONTEXTS}
+    options = {"second_moment": moment, "context_templates": CONTEXTS, "progress": False}
     seconds = []
-    with rome_fast.trial(model, tok, requests[0], hparams, **options):
+    with rome_fast.trial(model, tok, requests[:1], hparams, **options):
         pass  # warms up
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         started = time.perf_counter()
         with rome_fast.trial(model, tok, requests, hparams, **options) as results:
             seconds.append(time.perf_counter() - started)
@@ -142,18 +153,18 @@ def test_sequence(embedded, rows):
         )
         for result in results
     ]
-    shape = floors[0].loop_tokens, projection.d_value, projection.d_key
-    rate = gemm_rate(*shape, projection.weight.dtype)
-    rows.append(sequence_facts(results, seconds, floors, rate))
-    print(f"\n{N_SEQUENCE} edits in sequence: {rows[-1]['edits_per_s']} edits/s")
+    weight = model.get_parameter(results[0].weight_name)
+    shape = floors[0].loop_tokens, *sorted(weight.shape)
+    row = sequence_facts(results, seconds, floors, gemm_rate(*shape, weight.dtype))
+    rows.append({"name": f"{name}, {len(results)} edits in sequence", **row})
+    print(f"\n{rows[-1]['name']}: {row['edits_per_s']} edits/s")
 
 
 def sequence_facts(results, seconds, floors, rate):
     """Every figure of the sequence."""
     median, floor_seconds = statistics.median(seconds), sum(f.seconds(rate) for f in floors)
     return {
-        "name": f"embedded model, {len(results)} edits in sequence",
-        "implementation": RomeFast.name,
+        "implementation": RomeFast().name,
         "backend": results[0].backend,
         "variant": results[0].variant,
         "c_mode": "given C",

@@ -67,13 +67,18 @@ class Case:
 
 
 class RomeFast:
-    """This library as a peer: a trial, so that the weights keep their bits."""
+    """This library as a peer: a trial, so that the weights keep their bits.
 
-    name = "rome_fast"
+    Args:
+        compute_dtype: in place of the hparams' own.
+    """
+
     supports_second_moment = True
 
-    def __init__(self) -> None:
+    def __init__(self, compute_dtype: str | None = None) -> None:
+        self.name = "rome_fast" if compute_dtype is None else f"rome_fast {compute_dtype}"
         self.commit = commit() or ""
+        self._compute_dtype = compute_dtype
 
     def edit(
         self,
@@ -85,6 +90,8 @@ class RomeFast:
         second_moment: Tensor | None,
     ) -> PeerEdit:
         """``seconds["total"]`` is the wall clock of the whole call, reading back included."""
+        if self._compute_dtype is not None:
+            hparams = hparams.replace(compute_dtype=self._compute_dtype)
         moment = "identity" if second_moment is None else factored(second_moment)
         options = {"second_moment": moment, "context_templates": context_templates}
         with warnings.catch_warnings():

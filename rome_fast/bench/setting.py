@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ def setting() -> dict[str, Any]:
         "load_average": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
         "threads": facts["threads"],
         "torch": torch.__version__,
+        "transformers": version("transformers"),
         "build": facts["build"],
         "python": platform.python_version(),
     }
