@@ -125,6 +125,7 @@ def test_literal_braces_are_text(gpt2, settings):
         ({"kl_factor": float("nan")}, r"hparams.kl_factor .* got nan"),
         ({"fact_token": "middle"}, r"hparams.fact_token must be one of .* got 'middle'"),
         ({"variant": "best"}, r"hparams.variant must be one of .* got 'best'"),
+        ({"compute_dtype": "x"}, r"hparams.compute_dtype must be one of .*'bfloat16'.* got 'x'"),
         ({"layers": [True]}, r"hparams.layers"),
         ({"context_template_length_params": [["a", 1]]}, r"list of \[length >= 2, count >= 1\]"),
         ({"context_template_length_params": [[5, 0]]}, r"list of \[length >= 2, count >= 1\]"),

@@ -1,0 +1,160 @@
+"""compute_dtype="bfloat16": the search runs copies; the weights, and what is solved, do not."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import pytest
+import torch
+import transformers
+from families import FAMILIES
+from helpers import REQUEST, same_bits, state
+from tiny import tiny_llama
+
+import rome_fast
+from rome_fast import window
+from rome_fast.models import ModelSpec
+from rome_fast.precision import Bfloat16Weights
+
+# bfloat16 rounds to 2^-8 of a number, some times over between a block and the loss.
+ROUNDING = 2.0**-5
+OTHER = {**REQUEST, "target_new": "river"}
+
+pytestmark = pytest.mark.filterwarnings("ignore::rome_fast.errors.EditWarning")
+
+
+@pytest.fixture
+def in_bfloat16(settings):
+    return {**settings, "hparams": settings["hparams"].replace(compute_dtype="bfloat16")}
+
+
+@pytest.fixture
+def gemma2():
+    """A family whose edited block runs in the search: a norm follows its MLP."""
+    _, tok = tiny_llama()
+    torch.manual_seed(0)
+    config = transformers.Gemma2Config(**{**FAMILIES["Gemma2"], "vocab_size": len(tok)})
+    model = transformers.Gemma2ForCausalLM(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():  # freshly drawn, attention is next to uniform
+            if parameter.dim() == 2:
+                parameter.mul_(4)
+    return model, tok
+
+
+def obstacles(*results):
+    return [text for result in results for text in result.warnings if "whole model" in text]
+
+
+def near(result, expected):
+    """The same search but for rounding, and the same change of the weight."""
+    assert result.losses == pytest.approx(expected.losses, rel=ROUNDING)
+    assert result.losses != expected.losses
+    a, b = (r.update.dense().double().flatten() for r in (result, expected))
+    assert a @ b >= 0.999 * a.norm() * b.norm()
+    assert a.norm() == pytest.approx(b.norm(), rel=ROUNDING)
+
+
+def head_dtypes(model):
+    """The dtypes of the logits, as they will be computed."""
+    seen = []
+    model.get_output_embeddings().register_forward_hook(lambda _, __, out: seen.append(out.dtype))
+    return seen
+
+
+def test_an_edit_is_that_of_float32_but_for_rounding(tiny, settings, in_bfloat16):
+    model, tok = tiny
+    with rome_fast.trial(model, tok, REQUEST, **settings) as expected:
+        pass
+    seen = head_dtypes(model)
+    with rome_fast.trial(model, tok, REQUEST, **in_bfloat16) as result:
+        near(result, expected)
+        assert result.success and not obstacles(result)
+    # Every step of the search, and neither the first pass nor the reading afterwards.
+    assert seen.count(torch.bfloat16) == len(result.losses)
+    assert seen[0] == seen[-1] == torch.float32
+
+
+def test_a_window_too(tiny, settings, in_bfloat16):
+    model, tok = tiny
+    requests = [REQUEST, {**OTHER, "prompt": "It is {}", "subject": "Marie Curie"}]
+    order = {"order": "independent", "progress": False}
+    with rome_fast.trial(model, tok, requests, **settings, **order) as expected:
+        pass
+    with rome_fast.trial(model, tok, requests, **in_bfloat16, **order) as results:
+        assert [result.window for result in results] == [2, 2]
+        assert not obstacles(*results)
+        for pair in zip(results, expected, strict=True):
+            near(*pair)
+
+
+def test_nothing_but_the_edited_matrix_changes(tiny, in_bfloat16):
+    model, tok = tiny
+    before = state(model)
+    attributes = {name: set(vars(module)) for name, module in model.named_modules()}
+    result = rome_fast.edit(model, tok, REQUEST, **in_bfloat16)
+    after = model.state_dict()
+    assert {name: p.dtype for name, p in after.items()} == {n: p.dtype for n, p in before.items()}
+    changed = [name for name, p in after.items() if not torch.equal(p, before[name])]
+    assert changed == [result.weight_name]
+    assert {name: set(vars(module)) for name, module in model.named_modules()} == attributes
+    assert result.update.u.dtype == result.update.v.dtype == torch.float32
+    result.revert()
+    assert same_bits(model, before)
+
+
+def test_copies_end_with_the_call(gpt2, in_bfloat16, monkeypatch):
+    model, tok = gpt2
+    made = []
+
+    class Watched(Bfloat16Weights):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            made.append(weakref.ref(self))
+            made.extend(weakref.ref(copy) for copy in self.current().values())
+
+    monkeypatch.setattr(window, "Bfloat16Weights", Watched)
+    result = rome_fast.edit(model, tok, REQUEST, **in_bfloat16)
+    gc.collect()
+    assert result.success and len(made) > 1
+    assert [reference() for reference in made] == [None] * len(made)
+
+
+def test_blocks_below_are_not_copied_and_the_edited_one_is_anew(gpt2):
+    model, _ = gpt2
+    copies = Bfloat16Weights(ModelSpec.of(model), ModelSpec.of(model).down_projection(1))
+    name, above = "transformer.h.1.mlp.c_proj.weight", "transformer.h.2.mlp.c_proj.weight"
+    first = dict(copies.current())
+    assert {copy.dtype for copy in first.values()} == {torch.bfloat16}
+    assert set(dict(model.named_parameters())) - set(first) == {
+        other for other in dict(model.named_parameters()) if other.startswith("transformer.h.0.")
+    }
+    with torch.no_grad():
+        model.transformer.h[1].mlp.c_proj.weight.mul_(2)
+    second = copies.current()
+    assert torch.equal(second[name], 2 * first[name])
+    assert second[above] is first[above]
+
+
+def test_a_later_edit_runs_the_edited_block_as_it_has_become(gemma2, settings, in_bfloat16):
+    """Stale, it would not give the logits of the first pass, and the whole model would run."""
+    model, tok = gemma2
+    requests = [REQUEST, OTHER]
+    with rome_fast.trial(model, tok, requests, progress=False, **settings) as expected:
+        pass
+    with rome_fast.trial(model, tok, requests, progress=False, **in_bfloat16) as results:
+        assert not obstacles(*results, *expected)
+        for pair in zip(results, expected, strict=True):
+            near(*pair)
+
+
+def test_a_model_in_bfloat16_is_searched_as_it_is(gpt2, settings, in_bfloat16, monkeypatch):
+    model, tok = gpt2
+    model.bfloat16()
+    with rome_fast.trial(model, tok, REQUEST, **settings) as expected:
+        pass
+    monkeypatch.setattr(window, "Bfloat16Weights", None)
+    with rome_fast.trial(model, tok, REQUEST, **in_bfloat16) as result:
+        assert result.losses == expected.losses
+        assert torch.equal(result.update.dense(), expected.update.dense())
