@@ -10,11 +10,13 @@ import pytest
 import torch
 from timing import WHY_NOT_NATIVE, random, timed
 
+from rome_fast.intercept import linear_in_slices
 from rome_fast.ops import rank_one_solve_apply_, rank_one_update_
 from rome_fast.testing import assert_close
 
 SOLVE_SIZES = [1024, 3072]
 WEIGHT_SHAPE = (768, 3072)
+HEAD_SHAPE = (50257, 768)
 
 
 @pytest.fixture(autouse=True)
@@ -110,3 +112,19 @@ def test_solve_apply(benchmark, layout, impl):
     # The factor's triangle is read twice, the weight is read and written.
     gigabytes = (factor.nbytes + 2 * weight.nbytes) / 1e9
     timed(benchmark, function, rounds=15, gigabytes=gigabytes, impl=impl, layout=layout)
+
+
+@pytest.mark.parametrize("impl", ["slices", "peer_linear"])
+def test_output_head(benchmark, impl):
+    """The logits of the 22 positions that a step of the search reads, by GPT-2's head."""
+    weight, hidden = random(*HEAD_SHAPE), random(22, HEAD_SHAPE[1], seed=1)
+    functions = {
+        "slices": lambda: linear_in_slices(hidden, weight, None),
+        "peer_linear": lambda: torch.nn.functional.linear(hidden, weight),
+    }
+    expected = hidden.double() @ weight.double().T
+    for function in functions.values():
+        assert_close(function(), expected)
+    beside = functions["peer_linear"] if impl == "slices" else None
+    work = dict(gflop=2 * 22 * weight.numel() / 1e9, gemm=(22, HEAD_SHAPE[1], 1024, torch.float32))
+    timed(benchmark, functions[impl], rounds=30, beside=beside, **work, impl=impl)
