@@ -61,10 +61,26 @@ FAMILIES = {
 SEPARATING = [family for family in FAMILIES if family not in ("Bloom", "Mpt")]
 
 
-def tiny_family(family: str) -> transformers.PreTrainedModel:
-    """3 layers, width 32; seeded."""
+def tiny_family(family: str, **changes) -> transformers.PreTrainedModel:
+    """3 layers, width 32; seeded. ``changes`` go to the configuration."""
     torch.manual_seed(0)
     text = "Text" if family == "Gemma3" else ""
-    config = getattr(transformers, f"{family}{text}Config")(**FAMILIES[family])
+    config = getattr(transformers, f"{family}{text}Config")(**{**FAMILIES[family], **changes})
     named = "GPT2LMHeadModel" if family == "GPT2" else f"{family}ForCausalLM"
     return getattr(transformers, named)(config).eval()
+
+
+@torch.no_grad()
+def lively_family(family: str, vocabulary: int, **changes) -> transformers.PreTrainedModel:
+    """As large as trained weights would be: attention prefers some tokens, blocks outweigh words.
+
+    Freshly drawn, attention is uniform, blocks add next to nothing and all logits are alike.
+    """
+    model = tiny_family(family, vocab_size=vocabulary, **changes)
+    for parameter in model.parameters():
+        if parameter.dim() == 2:
+            is_table = vocabulary in parameter.shape
+            parameter.mul_((0.35 if is_table else 0.25) / parameter.std())
+        elif not parameter.any():  # a bias of zero would hide that it is forgotten
+            parameter.normal_(std=0.1)
+    return model

@@ -131,11 +131,10 @@ def right_padded_logits(model: nn.Module, rows: list[list[int]]) -> Tensor:
     longest = max(map(len, rows))
     device = next(model.parameters()).device
     ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=device)
-    lengths = torch.tensor([len(row) for row in rows], device=device)
-    positions = torch.arange(longest, device=device).expand_as(ids)
-    kwargs = {"attention_mask": (positions < lengths[:, None]).long(), "use_cache": False}
+    # No token sees the padding behind it, so it needs no mask; some families make NaN of one.
+    kwargs = {"attention_mask": torch.ones_like(ids), "use_cache": False}
     if "position_ids" in inspect.signature(model.forward).parameters:
-        kwargs["position_ids"] = positions
+        kwargs["position_ids"] = torch.arange(longest, device=device).expand_as(ids)
     return model(input_ids=ids, **kwargs).logits
 
 
@@ -154,10 +153,20 @@ def keys_and_outputs(
 ) -> tuple[Tensor, Tensor]:
     """What goes into and comes out of `module` at each lookup: [n, d_key] and [n, d_value]."""
     seen = {}
-    with forward_hook(module, lambda _, args, out: seen.update(key=args[0], output=out)):
+
+    def keep(_module, args, output: Tensor) -> None:
+        seen.update(key=args[0], output=output.clone())  # Falcon adds to it in place
+
+    with forward_hook(module, keep):
         right_padded_logits(model, rows)
     row = torch.arange(len(rows))
-    return seen["key"][row, lookup], seen["output"][row, lookup]
+    keys, outputs = (_by_row(seen[name], len(rows)) for name in ("key", "output"))
+    return keys[row, lookup], outputs[row, lookup]
+
+
+def _by_row(x: Tensor, n_rows: int) -> Tensor:
+    """[n_rows, t, width], also of what OPT has flattened to [n_rows * t, width]."""
+    return x.view(n_rows, -1, x.shape[-1])
 
 
 # ------------------------------------------------------------------------------------- value: v*
@@ -190,7 +199,7 @@ def optimise_delta(
 
     def add_delta(_module, _args, output: Tensor) -> Tensor:
         output = output.clone()
-        output[torch.arange(len(rows)), lookup] += delta
+        _by_row(output, len(rows))[torch.arange(len(rows)), lookup] += delta
         return output
 
     losses = []

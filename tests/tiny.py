@@ -34,7 +34,7 @@ SENTENCES = (
 
 def tiny_gpt2(seed: int = 0) -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
     """4 layers, d_value 64, d_key 256; down-projection `transformer.h.{}.mlp.c_proj`."""
-    tok = _byte_level_tokenizer()
+    tok = byte_level_tokenizer()
     config = GPT2Config(
         vocab_size=len(tok),
         n_positions=128,
@@ -50,7 +50,7 @@ def tiny_gpt2(seed: int = 0) -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
 
 def tiny_llama(seed: int = 0) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
     """4 layers, d_value 64, d_key 176; down-projection `model.layers.{}.mlp.down_proj`."""
-    tok = _metaspace_tokenizer()
+    tok = metaspace_tokenizer()
     config = LlamaConfig(
         vocab_size=len(tok),
         max_position_embeddings=128,
@@ -132,7 +132,7 @@ def _metaspace_json() -> str:
     return tokenizer.to_str()
 
 
-def _byte_level_tokenizer() -> PreTrainedTokenizerFast:
+def byte_level_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(_byte_level_json()),
         bos_token="<|endoftext|>",
@@ -141,7 +141,7 @@ def _byte_level_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def _metaspace_tokenizer() -> PreTrainedTokenizerFast:
+def metaspace_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(_metaspace_json()),
         bos_token="<s>",
