@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from rome_fast.bench.floor import Floor, floor_of
-from rome_fast.bench.peers import Peer, PeerEdit
+from rome_fast.bench.peers import GIVEN, IDENTITY, Peer, PeerEdit
 from rome_fast.bench.setting import commit
 from rome_fast.edit import trial
 from rome_fast.errors import EditWarning
@@ -45,7 +45,7 @@ class Case:
     @property
     def c_mode(self) -> str:
         """Which C the edit is solved with, as tables say it."""
-        return "C = I" if self.second_moment is None else "given C"
+        return IDENTITY if self.second_moment is None else GIVEN
 
     def run(self, implementation: Peer) -> PeerEdit:
         """One edit; the model is as it was afterwards."""
@@ -73,7 +73,7 @@ class RomeFast:
         compute_dtype: in place of the hparams' own.
     """
 
-    supports_second_moment = True
+    c_modes: tuple[str, ...] = (GIVEN,)
 
     def __init__(self, compute_dtype: str | None = None) -> None:
         self.name = "rome_fast" if compute_dtype is None else f"rome_fast {compute_dtype}"

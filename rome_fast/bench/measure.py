@@ -18,7 +18,7 @@ from rome_fast import ops
 from rome_fast.bench.case import Case, RomeFast
 from rome_fast.bench.floor import Floor, gemm_rate
 from rome_fast.bench.peak import peaks_in_children
-from rome_fast.bench.peers import Peer, PeerEdit, load_peer
+from rome_fast.bench.peers import GIVEN, IDENTITY, Peer, PeerEdit, load_peer
 from rome_fast.errors import InvalidArgumentError, RomeFastError
 from rome_fast.models import ModelSpec, input_device
 from rome_fast.undo import fingerprint
@@ -95,7 +95,8 @@ def measure(case: Case, peers: Sequence[Peer | str] = (), *, rounds: int = 5) ->
     """Compare one edit of rome_fast with the peers', by result, time and memory.
 
     A case with a second moment is measured with it, and again with the identity for the peers
-    that take none. The first edit of each warms it up and is what results are compared by.
+    that take none, or by default use none. The first edit of each warms it up and is what results
+    are compared by.
 
     Args:
         peers: implementations, or specs for ``load_peer``.
@@ -108,14 +109,13 @@ def measure(case: Case, peers: Sequence[Peer | str] = (), *, rounds: int = 5) ->
     if rounds < 1:
         raise InvalidArgumentError(f"rounds must be 1 or more, got {rounds}")
     loaded = [(peer, load_peer(peer) if isinstance(peer, str) else peer) for peer in peers]
-    able = [pair for pair in loaded if pair[1].supports_second_moment]
-    unable = [pair for pair in loaded if not pair[1].supports_second_moment]
     if case.second_moment is None:
         return [_compare(case, loaded, rounds)]
-    with_c = _compare(case, able, rounds)
-    if not unable:
-        return [with_c]
-    return [with_c, _compare(dataclasses.replace(case, second_moment=None), unable, rounds)]
+    comparisons = [_compare(case, [p for p in loaded if GIVEN in p[1].c_modes], rounds)]
+    if plain := [p for p in loaded if IDENTITY in p[1].c_modes]:
+        case = dataclasses.replace(case, second_moment=None)
+        comparisons.append(_compare(case, plain, rounds))
+    return comparisons
 
 
 def _compare(case: Case, peers: list[tuple[Peer | str, Peer]], rounds: int) -> Comparison:

@@ -17,7 +17,7 @@ import torch
 from rome_fast import ops
 from rome_fast.batch import EditBatch
 from rome_fast.bench.case import factored
-from rome_fast.bench.peers import PeerEdit
+from rome_fast.bench.peers import GIVEN, PeerEdit
 from rome_fast.bench.setting import commit
 from rome_fast.clock import Clock
 from rome_fast.first_pass import FirstPass
@@ -40,7 +40,7 @@ class WholeModel:
     """A peer that makes the library's edit without any of its shortcuts."""
 
     name = "whole model"
-    supports_second_moment = True
+    c_modes: tuple[str, ...] = (GIVEN,)
 
     def __init__(self) -> None:
         self.commit = commit() or ""

@@ -13,7 +13,7 @@ import rome_fast
 from rome_fast.bench.case import Case, RomeFast
 from rome_fast.bench.measure import measure
 from rome_fast.bench.peak import peaks_in_children
-from rome_fast.bench.peers import PeerEdit
+from rome_fast.bench.peers import GIVEN, IDENTITY, PeerEdit
 from rome_fast.bench.table import quartiles, remarks
 from rome_fast.bench.whole_model import WholeModel
 from rome_fast.errors import InvalidArgumentError, RomeFastError
@@ -24,8 +24,8 @@ class FakePeer:
 
     name, commit = "fake", "abc1234"
 
-    def __init__(self, seconds=1.0, scale=1.0, noise=0.0, takes_c=True, spoils=False, skips=0):
-        self.supports_second_moment = takes_c
+    def __init__(self, seconds=1.0, scale=1.0, noise=0.0, c_modes=(GIVEN,), spoils=False, skips=0):
+        self.c_modes = c_modes
         self.seconds, self.scale, self.noise = seconds, scale, noise
         self.spoils, self.skips = spoils, skips
         self.seen_c = []
@@ -122,7 +122,7 @@ def test_a_search_that_stopped_early_is_told(gpt2, hparams):
 
 
 def test_a_peer_without_second_moment_is_compared_with_the_identity(gpt2, hparams):
-    able, unable = FakePeer(), FakePeer(takes_c=False)
+    able, unable = FakePeer(), FakePeer(c_modes=(IDENTITY,))
     case = make_case(gpt2, hparams)
     with_c, identity = measure(case, [able, unable], rounds=1)
     assert (with_c.c_mode, identity.c_mode) == ("given C", "C = I")
@@ -131,9 +131,16 @@ def test_a_peer_without_second_moment_is_compared_with_the_identity(gpt2, hparam
     assert identity.rows[1].matched and identity.floor.solve == 0 < with_c.floor.solve
 
 
+def test_a_peer_that_takes_a_second_moment_but_uses_none_is_compared_both_ways(gpt2, hparams):
+    both, case = FakePeer(c_modes=(GIVEN, IDENTITY)), make_case(gpt2, hparams)
+    with_c, identity = measure(case, [both], rounds=1)
+    assert len(with_c.rows) == len(identity.rows) == 2
+    assert [c is None for c in both.seen_c] == [False, False, True, True]
+
+
 def test_one_comparison_where_all_take_the_identity(gpt2, hparams):
     case = make_case(gpt2, hparams, identity=True)
-    (comparison,) = measure(case, [FakePeer(), FakePeer(takes_c=False)], rounds=1)
+    (comparison,) = measure(case, [FakePeer(), FakePeer(c_modes=(IDENTITY,))], rounds=1)
     assert comparison.c_mode == "C = I" and len(comparison.rows) == 3
 
 

@@ -28,7 +28,7 @@ context_template_length_params: [[5, 2]]
 class Deaf(WholeModel):
     """A peer that knows no C."""
 
-    name, supports_second_moment = "deaf", False
+    name, c_modes = "deaf", ("C = I",)
 
 
 @pytest.fixture(autouse=True)

@@ -12,13 +12,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from rome_fast.bench.peers.base import Peer, PeerEdit
+from rome_fast.bench.peers.base import GIVEN, IDENTITY, Peer, PeerEdit
 from rome_fast.bench.peers.easyedit import EasyEdit
 from rome_fast.bench.peers.fastedit import FastEdit
 from rome_fast.bench.peers.kmeng01 import Kmeng01
 from rome_fast.errors import InvalidArgumentError
 
-__all__ = ["Peer", "PeerEdit", "load_peer"]
+__all__ = ["GIVEN", "IDENTITY", "Peer", "PeerEdit", "load_peer"]
 
 _PEERS: dict[str, Callable[[Path], Peer]] = {
     "kmeng01": Kmeng01,

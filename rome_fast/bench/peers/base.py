@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from rome_fast.types import EditRequest
 
 
+# Which C an edit is solved with, as tables say it.
+GIVEN, IDENTITY = "given C", "C = I"
+
+
 @dataclass(frozen=True, eq=False)
 class PeerEdit:
     """What one edit of a peer computed.
@@ -37,12 +41,13 @@ class Peer(Protocol):
     Attributes:
         name: as in ``load_peer``.
         commit: git commit of the checkout (``-dirty`` if it was changed), or name and version.
-        supports_second_moment: False where the peer knows only C = I.
+        c_modes: ``GIVEN`` where it takes a second moment, ``IDENTITY`` where C = I is what it does
+            by default; both for some.
     """
 
     name: str
     commit: str
-    supports_second_moment: bool
+    c_modes: tuple[str, ...]
 
     def edit(
         self,
@@ -65,6 +70,6 @@ class Peer(Protocol):
                 value's start from the first one.
             second_moment: C = E[k k^T], [d_key, d_key]; None is the identity. It is inverted in
                 its own dtype before the clock starts, as peers keep the inverse in a cache.
-                Without effect where ``supports_second_moment`` is False.
+                Without effect where ``c_modes`` lacks ``GIVEN``.
         """
         ...

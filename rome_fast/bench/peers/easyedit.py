@@ -30,7 +30,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rome_fast.bench.peers.base import PeerEdit
+from rome_fast.bench.peers.base import GIVEN, IDENTITY, PeerEdit
 from rome_fast.bench.peers.harness import (
     InverseSource,
     hparam_fields,
@@ -54,7 +54,10 @@ class EasyEdit:
     """Peer ``easyedit``: its ROME, on any decoder that its code takes."""
 
     name = "easyedit"
-    supports_second_moment = True
+    c_modes: tuple[str, ...] = (
+        GIVEN,
+        IDENTITY,
+    )  # the one that it knows, the one that all its files ask for
 
     def __init__(self, root: Path) -> None:
         files = ("easyeditor/models/rome/rome_main.py", "easyeditor/util/nethook.py")

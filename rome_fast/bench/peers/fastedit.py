@@ -27,7 +27,7 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rome_fast.bench.peers.base import PeerEdit
+from rome_fast.bench.peers.base import IDENTITY, PeerEdit
 from rome_fast.bench.peers.harness import (
     hparam_fields,
     run_edit,
@@ -52,7 +52,7 @@ class FastEdit:
     """Peer ``fastedit``: from a checkout, or from the folder that pip installed it to."""
 
     name = "fastedit"
-    supports_second_moment = False
+    c_modes: tuple[str, ...] = (IDENTITY,)
 
     def __init__(self, root: Path) -> None:
         require_files(self.name, root, _FILES, "hiyouga/FastEdit")

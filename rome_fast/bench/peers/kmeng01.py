@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import BatchEncoding
 
-from rome_fast.bench.peers.base import PeerEdit
+from rome_fast.bench.peers.base import GIVEN, PeerEdit
 from rome_fast.bench.peers.harness import (
     InverseSource,
     hparam_fields,
@@ -51,7 +51,7 @@ class Kmeng01:
     """Peer ``kmeng01``: GPT-2 and GPT-J, float32."""
 
     name = "kmeng01"
-    supports_second_moment = True
+    c_modes: tuple[str, ...] = (GIVEN,)
 
     def __init__(self, root: Path) -> None:
         require_files(self.name, root, ("rome/rome_main.py", "util/nethook.py"), "kmeng01/rome")
