@@ -1,18 +1,24 @@
 # make demo | test | lint | build | bench: each sets up .venv first, from constraints.txt.
+# make test-oldest: the tests with the oldest transformers that is tested, in .venv-oldest.
 # Stamps make a second run start in seconds; nothing is fetched twice.
 
 PYTHON ?= $(firstword $(foreach v,3.11 3.12 3.13 3.14 3.10,$(shell command -v python$(v))) python3)
 PIP_INSTALL ?= .venv/bin/python -m pip install --quiet --disable-pip-version-check
+PIP_OLDEST := $(subst .venv/,.venv-oldest/,$(PIP_INSTALL))
 DEPS := .venv/deps.stamp
 BUILT := .venv/build.stamp
+OLDEST := .venv-oldest/deps.stamp
 NATIVE := $(shell find csrc -type f)
 
-.PHONY: demo test lint build bench
+.PHONY: demo test test-oldest lint build bench
 demo: $(BUILT)
 	.venv/bin/rome-fast demo
 
 test: $(BUILT)
 	.venv/bin/python -m pytest -q
+
+test-oldest: $(BUILT) $(OLDEST)
+	.venv-oldest/bin/python -m pytest -q
 
 lint: $(DEPS)
 	.venv/bin/ruff check .
@@ -37,6 +43,18 @@ $(DEPS): constraints.txt
 	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 10), "Python >= 3.10 is needed"'
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv
 	$(PIP_INSTALL) -r constraints.txt
+	@touch $@
+
+# What transformers 4 has other versions of than .venv; all else is the same, also the native library
+# in the tree, which is built once, against the stable ABI.
+OLDER := transformers==4.57.6 tokenizers==0.22.2 huggingface_hub==0.36.2 datasets==5.0.1 \
+	fsspec==2026.4.0
+$(OLDEST): Makefile constraints.txt pyproject.toml
+	test -x .venv-oldest/bin/python || $(PYTHON) -m venv .venv-oldest
+	grep -vE '^(transformers|tokenizers|huggingface_hub|datasets|fsspec)==' constraints.txt \
+		> .venv-oldest/constraints.txt
+	$(PIP_OLDEST) -r .venv-oldest/constraints.txt $(OLDER)
+	ROME_FAST_BUILD=none $(PIP_OLDEST) --no-build-isolation --no-deps --editable .
 	@touch $@
 
 # Without build isolation the native library is compiled against the torch in .venv;

@@ -10,6 +10,7 @@ import copy
 from functools import cache
 
 import pytest
+import transformers
 from families import FAMILIES, lively_family
 from oracle import oracle_edit
 from tiny import byte_level_tokenizer, metaspace_tokenizer, tiny_second_moment
@@ -46,6 +47,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::rome_fast.errors.EditWarning")
 
 @cache
 def built(family, tokenizer):
+    if family == "Mpt" and int(transformers.__version__.split(".")[0]) < 5:
+        pytest.skip("transformers 4 makes MPT's mask in float32, too small for the oracle's float64")
     tok = TOKENIZERS[tokenizer]()
     return lively_family(family, len(tok), **CHANGES.get(family, {})), tok
 
