@@ -48,7 +48,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::rome_fast.errors.EditWarning")
 @cache
 def built(family, tokenizer):
     if family == "Mpt" and int(transformers.__version__.split(".")[0]) < 5:
-        pytest.skip("transformers 4 makes MPT's mask in float32, too small for the oracle's float64")
+        pytest.skip("transformers 4 cannot run MPT in float64, as the oracle does")
     tok = TOKENIZERS[tokenizer]()
     return lively_family(family, len(tok), **CHANGES.get(family, {})), tok
 
@@ -116,9 +116,9 @@ def assert_exact(result, value, expected):
     assert off_by(value.value_delta, expected.delta) <= RTOL
 
 
-def check(model, tok, request, values, layer=1, fact_token="subject_last"):
-    expected = expected_of(model, tok, request, layer, fact_token=fact_token)
-    settings = options(model, layer, fact_token=fact_token)
+def check(model, tok, request, values, layer=1, fact_token="subject_last", clamp=4.0):
+    expected = expected_of(model, tok, request, layer, fact_token=fact_token, clamp=clamp)
+    settings = options(model, layer, fact_token=fact_token, clamp_norm_factor=clamp)
     with rome_fast.trial(model, tok, request, **settings) as result:
         assert_exact(result, values[-1], expected)
     assert off_by(result.update.dense(), expected.dense) <= RTOL
@@ -143,8 +143,9 @@ def test_every_place_target_and_fact_token(family, place, n_target, fact_token, 
 @pytest.mark.parametrize("place", PROMPTS)
 @pytest.mark.parametrize("family", STRUCTURES)
 def test_the_first_layer(family, place, n_target, values):
-    """Nothing lies below the edited block that could be handed over."""
-    check(*built(family, STRUCTURES[family]), case(place, n_target), values, layer=0)
+    """Nothing lies below the edited block that could be handed over. The ball is narrow."""
+    model, tok = built(family, STRUCTURES[family])
+    check(model, tok, case(place, n_target), values, layer=0, clamp=0.5)
 
 
 @pytest.mark.parametrize("n_target", TARGETS)
