@@ -90,6 +90,7 @@ class ModelSpec:
         if model.config.is_encoder_decoder:
             raise UnsupportedModelError(f"{kind} is an encoder-decoder; a decoder is needed")
         lists = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.ModuleList)]
+        lists = [(n, m) for n, m in lists if not _EXPERTS.search(n)]  # may outnumber the blocks
         if not lists:
             raise UnsupportedModelError(f"{kind} has no list of decoder blocks to edit")
         name, blocks = max(lists, key=lambda item: len(item[1]))

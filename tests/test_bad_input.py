@@ -247,7 +247,8 @@ def test_arguments_of_the_wrong_kind(gpt2, settings, name, value, error, message
 def test_mixture_of_experts_is_refused(gpt2, settings):
     model, tok = gpt2
     mlp = model.transformer.h[1].mlp
-    mlp.experts = torch.nn.ModuleList([torch.nn.Linear(256, 64), torch.nn.Linear(256, 64)])
+    # More experts than blocks: the longest list of the model is not that of its blocks.
+    mlp.experts = torch.nn.ModuleList(torch.nn.Linear(256, 64) for _ in range(8))
     with refuses(model, errors.UnsupportedModelError, "mixture of experts"):
         rome_fast.edit(model, tok, REQUEST, **settings)
 
