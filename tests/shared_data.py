@@ -19,7 +19,9 @@ def shared(path: str) -> Path:
 
 def shared_model():
     """stories260K, a real trained Llama of 5 layers, and its tokenizer."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer, __version__
 
     folder = shared("models/stories260K")
+    if int(__version__.split(".")[0]) < 5:
+        pytest.skip("transformers 5 wrote the tokenizer of stories260K; 4 cannot read it")
     return AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
