@@ -29,8 +29,9 @@ if TYPE_CHECKING:
     from rome_fast.hparams import RomeHparams
     from rome_fast.tokens import TokenizedEdit
 
-# What the activations of one batch may take. More rows at once are not faster beyond this.
-BATCH_BYTES = 2**30
+# What the activations of one batch may take. On a CPU larger ones are slower: each step passes
+# over them, and beyond this they come from memory instead of a cache.
+BATCH_BYTES = {"cpu": 2**26, "cuda": 2**30}
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +60,7 @@ class Finder:
     ) -> None:
         self._spec, self._tok = spec, tok
         self._projection, self._hparams = projection, hparams
-        self._budget = BATCH_BYTES
+        self._budget = BATCH_BYTES.get(projection.weight.device.type, 2**30)
         self._first_passes = FirstPasses(spec.model, projection)
         self._copies: Bfloat16Weights | None = None
         if hparams.compute_dtype == "bfloat16" and projection.weight.itemsize > 2:
@@ -71,9 +72,12 @@ class Finder:
         Raises:
             NonFiniteError: an activation, a loss or a logit is NaN or infinite.
         """
+        # Like lengths together: rows are padded to the longest of their batch.
+        order = sorted(range(len(edits)), key=lambda i: _size(edits[i]))
+        waiting = [edits[i] for i in order]
         done: list[Found] = []
         while len(done) < len(edits):
-            batch = self._as_many_as_fit(edits[len(done) :])
+            batch = self._as_many_as_fit(waiting[len(done) :])
             try:
                 done += self._find_at_once(EditBatch.of(batch), clock)
                 continue
@@ -82,7 +86,7 @@ class Finder:
                     raise
             # Outside of the handler, whose traceback keeps the tensors of the attempt alive.
             self._budget = self._bytes(batch) // 2
-        return done
+        return [found for _, found in sorted(zip(order, done, strict=True), key=lambda x: x[0])]
 
     def _find_at_once(self, batch: EditBatch, clock: Clock) -> list[Found]:
         model, projection = self._spec.model, self._projection
@@ -126,7 +130,7 @@ class Finder:
         spec, projection = self._spec, self._projection
         n_rows = sum(len(edit.lookup_idx) for edit in edits)
         longest = max(edit.input_ids.shape[1] for edit in edits)
-        columns = max(int((edit.attention_mask.sum(1) - edit.lookup_idx).max()) for edit in edits)
+        columns = max(_size(edit)[0] for edit in edits)
         n_reads = sum(edit.n_contexts * len(edit.target_ids) + 1 for edit in edits)
         attention = n_rows * longest * spec.n_layers * 2 * spec.d_model
         n_above = spec.n_layers - projection.layer
@@ -134,3 +138,9 @@ class Finder:
         # Logits, their log-softmax, and the gradients of both, in float32.
         logits = n_reads * embedding_rows(spec.model) * 16
         return (attention + search) * projection.weight.itemsize + logits
+
+
+def _size(edit: TokenizedEdit) -> tuple[int, int]:
+    """How many tokens of its longest row run in every step, and in the first pass."""
+    columns = int((edit.attention_mask.sum(1) - edit.lookup_idx)[: edit.n_contexts].max())
+    return columns, edit.input_ids.shape[1]
