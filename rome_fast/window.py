@@ -6,6 +6,7 @@ of their search.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -61,6 +62,7 @@ class Finder:
         self._spec, self._tok = spec, tok
         self._projection, self._hparams = projection, hparams
         self._budget = BATCH_BYTES.get(projection.weight.device.type, 2**30)
+        self._at_most = sys.maxsize
         self._first_passes = FirstPasses(spec.model, projection)
         self._copies: Bfloat16Weights | None = None
         if hparams.compute_dtype == "bfloat16" and projection.weight.itemsize > 2:
@@ -85,7 +87,7 @@ class Finder:
                 if len(batch) == 1 or not is_out_of_memory(error):
                     raise
             # Outside of the handler, whose traceback keeps the tensors of the attempt alive.
-            self._budget = self._bytes(batch) // 2
+            self._at_most = len(batch) // 2
         return [found for _, found in sorted(zip(order, done, strict=True), key=lambda x: x[0])]
 
     def _find_at_once(self, batch: EditBatch, clock: Clock) -> list[Found]:
@@ -121,7 +123,7 @@ class Finder:
 
     def _as_many_as_fit(self, edits: Sequence[TokenizedEdit]) -> Sequence[TokenizedEdit]:
         n = 1
-        while n < len(edits) and self._bytes(edits[: n + 1]) <= self._budget:
+        while n < min(len(edits), self._at_most) and self._bytes(edits[: n + 1]) <= self._budget:
             n += 1
         return edits[:n]
 
