@@ -77,7 +77,7 @@ def _slices_pay(hidden: Tensor) -> bool:
 def linear_in_slices(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """F.linear for few rows and a very long weight, whose slices stay in a core's cache.
 
-    On a CPU, in float32, one call for all of it is about half as fast (benchmarks/bench_ops.py).
+    On a CPU, in float32, that is faster than one call for all of it (benchmarks/bench_ops.py).
     """
     biases = [None] * len(weight) if bias is None else bias.split(SLICE)
     slices = zip(weight.split(SLICE), biases, strict=False)

@@ -81,7 +81,7 @@ def commit_of(root: Path, folders: Sequence[str]) -> str | None:
     """
     try:
         top = _git(root, "rev-parse", "--show-toplevel").stdout.strip()
-        head = _git(root, "rev-parse", "HEAD").stdout.strip()
+        head = _git(root, "rev-parse", "--short=12", "HEAD").stdout.strip()
         clean = _git(root, "diff", "--quiet", "HEAD", "--", *folders).returncode == 0
     except OSError:
         return None
