@@ -1,6 +1,6 @@
 """Prints the README's tables of speed from the committed results; a test compares the two.
 
-    python benchmarks/readme_tables.py
+python benchmarks/readme_tables.py
 """
 
 from __future__ import annotations
