@@ -164,12 +164,13 @@ def test_a_factor_takes_no_more_memory_than_it_says():
 import resource, sys, torch
 from rome_fast import SecondMoment
 torch.set_num_threads(1)
-d, bytes_an_entry = 2000, float(sys.argv[1])
+d, bytes_an_entry = 3000, float(sys.argv[1])
 moment = SecondMoment(d, dtype=torch.float32, damping="auto")
 moment.add(torch.randn(100, 40) @ torch.randn(40, d))
 warm = SecondMoment(300, damping="auto"); warm.add(torch.randn(400, 300)); warm.factor()
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-limit = used + int(bytes_an_entry * d * d) + (8 << 20)
+# What the libraries take for themselves varies by some MiB from run to run.
+limit = used + int(bytes_an_entry * d * d) + (48 << 20)
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 print(moment.factor().dtype)
 """
@@ -180,7 +181,7 @@ print(moment.factor().dtype)
         return done.stdout.strip()
 
     assert factored(16.5) == "torch.float64"
-    assert factored(12) == "torch.float32"
+    assert factored(8.5) == "torch.float32"
 
 
 def test_dead_dimension_gets_a_jitter_and_a_warning(keys):
