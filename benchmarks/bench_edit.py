@@ -19,9 +19,10 @@ from rich.console import Console
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 import rome_fast
-from rome_fast.bench.case import Case, RomeFast
+from rome_fast.bench.case import GIVEN, Case
 from rome_fast.bench.floor import gemm_rate
 from rome_fast.bench.measure import measure
+from rome_fast.bench.own import RomeFast
 from rome_fast.bench.table import case_facts, quartiles, remarks, row_facts, table_of
 from rome_fast.bench.whole_model import WholeModel
 from rome_fast.collect.sampled import sampled_second_moment
@@ -66,8 +67,12 @@ def embedded():
 
 @pytest.fixture(scope="module")
 def gpt2_124m(embedded):
-    """GPT-2's own tokenizer where it is at hand; without it the vocabulary is the embedded one."""
-    tok = AutoTokenizer.from_pretrained(TOKENIZER) if TOKENIZER.exists() else embedded[1]
+    return random_gpt2(embedded[1])
+
+
+def random_gpt2(tok):
+    """With GPT-2's own tokenizer where it is at hand, else with ``tok`` and its vocabulary."""
+    tok = AutoTokenizer.from_pretrained(TOKENIZER) if TOKENIZER.exists() else tok
     torch.manual_seed(0)
     return GPT2LMHeadModel(GPT2Config(vocab_size=len(tok))).eval(), tok
 
@@ -169,7 +174,7 @@ def sequence_facts(results, seconds, floors, rate):
         "implementation": RomeFast().name,
         "backend": results[0].backend,
         "variant": results[0].variant,
-        "c_mode": "given C",
+        "c_mode": GIVEN,
         "seconds_median": round(median, 4),
         "seconds_quartiles": [round(q, 4) for q in quartiles(seconds)],
         "rounds": len(seconds),

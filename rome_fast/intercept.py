@@ -79,8 +79,9 @@ def linear_in_slices(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
     On a CPU, in float32, that is faster than one call for all of it (benchmarks/bench_ops.py).
     """
-    biases = [None] * len(weight) if bias is None else bias.split(SLICE)
-    slices = zip(weight.split(SLICE), biases, strict=False)
+    weights = weight.split(SLICE)
+    biases = [None] * len(weights) if bias is None else bias.split(SLICE)
+    slices = zip(weights, biases, strict=True)
     return torch.cat([nn.functional.linear(x, w, b) for w, b in slices], dim=-1)
 
 

@@ -116,7 +116,7 @@ class WholeModel:
                 input_ids=batch.input_ids.to(device),
                 attention_mask=batch.attention_mask.to(device),
                 use_cache=False,
-            ).logits[0]
+            ).logits.squeeze(0)
         return logits
 
     def keep(self, edits: Sequence[int]) -> WholeModel:

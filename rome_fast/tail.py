@@ -95,7 +95,7 @@ class Tail:
         head, rows = self.model.get_output_embeddings(), self.batch.read_rows
         reads = rows, self.batch.read_positions - self.batch.lookup_idx[rows]
         with reading_only(head, *reads), self._last_mlp_only_at(*reads):
-            logits: Tensor = self._run(deltas[self.batch.edit_of_row]).logits[0]
+            logits: Tensor = self._run(deltas[self.batch.edit_of_row]).logits.squeeze(0)
             return logits
 
     def keep(self, edits: Sequence[int]) -> Tail:

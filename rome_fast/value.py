@@ -171,8 +171,8 @@ class Objective:
         The KL is measured from the distribution of the first call.
         """
         log_probs = widen(logits).log_softmax(-1)
-        n_reads = len(self._batch.target_ids)
-        reads, kl_now = log_probs[:n_reads], log_probs[n_reads:]
+        # The backward of a split joins gradients; that of two slices would fill and add zeros.
+        reads, kl_now = log_probs.split([len(self._batch.target_ids), self._batch.n_edits])
         nll = -reads.gather(-1, self._batch.target_ids[:, None].to(reads.device))[:, 0]
         means = torch.stack([part.mean() for part in nll.split(self._counts)])
         if self._kl_init is None:

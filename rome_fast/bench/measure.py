@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from rome_fast import ops
-from rome_fast.bench.case import Case, RomeFast
+from rome_fast.bench.case import GIVEN, IDENTITY, Case
 from rome_fast.bench.floor import Floor, gemm_rate
+from rome_fast.bench.own import RomeFast
 from rome_fast.bench.peak import peaks_in_children
-from rome_fast.bench.peers import GIVEN, IDENTITY, Peer, PeerEdit, load_peer
+from rome_fast.bench.peers import Peer, PeerEdit, load_peer
 from rome_fast.errors import InvalidArgumentError, RomeFastError
 from rome_fast.models import ModelSpec, input_device
 from rome_fast.undo import fingerprint
@@ -140,7 +141,7 @@ def _checked_edits(case: Case, implementations: list[Peer]) -> list[PeerEdit]:
     """One edit of each; every one must leave the model as it was."""
     edits, bits = [], fingerprint(*case.model.parameters())
     for implementation in implementations:
-        edits.append(case.run(implementation))
+        edits.append(implementation.edit(case))
         if fingerprint(*case.model.parameters()) != bits:
             raise RomeFastError(
                 f"peer {implementation.name!r} left the model's weights changed: what follows "
@@ -167,11 +168,11 @@ def _in_turns(
     ratios: list[list[float]] = [[] for _ in implementations]
     for _ in range(rounds):
         for i, peer in enumerate(others, 1):
-            runs[0].append(case.run(ours))
-            runs[i].append(case.run(peer))
+            runs[0].append(ours.edit(case))
+            runs[i].append(peer.edit(case))
             ratios[i].append(_total(runs[i][-1]) / _total(runs[0][-1]))
         if not others:
-            runs[0].append(case.run(ours))
+            runs[0].append(ours.edit(case))
     return runs, ratios
 
 

@@ -99,10 +99,10 @@ def _main() -> None:
     if device.type == "cuda":
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
-        case.run(peer)
+        peer.edit(case)
         peak = round((torch.cuda.max_memory_allocated() - before) / 2**20)
     else:
-        peak = peak_mib(lambda: case.run(peer))
+        peak = peak_mib(lambda: peer.edit(case))
     sys.stdout.write(f"{peak}\n")
 
 

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from rome_fast import ops
 from rome_fast.batch import EditBatch
-from rome_fast.bench.case import factored
-from rome_fast.bench.peers import GIVEN, PeerEdit
+from rome_fast.bench.case import GIVEN
+from rome_fast.bench.own import factored
+from rome_fast.bench.peers import PeerEdit
 from rome_fast.bench.setting import commit
 from rome_fast.clock import Clock
 from rome_fast.first_pass import FirstPass
@@ -30,10 +31,10 @@ from rome_fast.value import Objective
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
+    from rome_fast.bench.case import Case
     from rome_fast.hparams import RomeHparams
-    from rome_fast.types import EditRequest
 
 
 class WholeModel:
@@ -45,21 +46,13 @@ class WholeModel:
     def __init__(self) -> None:
         self.commit = commit() or ""
 
-    def edit(
-        self,
-        model: PreTrainedModel,
-        tok: PreTrainedTokenizerBase,
-        request: EditRequest,
-        hparams: RomeHparams,
-        context_templates: Sequence[str],
-        second_moment: Tensor | None,
-    ) -> PeerEdit:
+    def edit(self, case: Case) -> PeerEdit:
         """The update is solved for and written to a copy of the matrix."""
-        moment = None if second_moment is None else factored(second_moment)
+        model, hparams, moment = case.model, case.hparams, case.second_moment
+        moment_ready = None if moment is None else factored(moment)
         clock = Clock()
-        spec = ModelSpec.of(model)
-        projection = spec.down_projection(hparams.layer)
-        tokens = encode(tok, request, context_templates, hparams.fact_token)
+        projection = ModelSpec.of(model).down_projection(hparams.layer)
+        tokens = encode(case.tok, case.request, case.context_templates, hparams.fact_token)
         batch = EditBatch.of([tokens])
         clock.lap("prepare")
         with torch.inference_mode(False), frozen(model):
@@ -71,7 +64,7 @@ class WholeModel:
         constraint = build_constraint(hparams.variant, keys, delta)
         backend = ops.resolve_backend("auto", projection.weight.device.type)
         spare = dataclasses.replace(projection, module=copy.deepcopy(projection.module))
-        update = apply_update_(spare, constraint, moment, backend)
+        update = apply_update_(spare, constraint, moment_ready, backend)
         clock.lap("update")
         total = sum(clock.seconds.values())
         return PeerEdit(update.dense(), losses, {**clock.seconds, "total": total})

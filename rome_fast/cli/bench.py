@@ -70,8 +70,8 @@ def bench(
     timed: only rows that match are comparable. "whole model" is the library's edit without its
     shortcuts. MiB is the peak beyond the model, in a process of its own.
     """
-    from rome_fast.bench.case import RomeFast
     from rome_fast.bench.measure import measure
+    from rome_fast.bench.own import RomeFast
     from rome_fast.bench.setting import setting
     from rome_fast.bench.table import case_facts, remarks, row_facts, table_of
     from rome_fast.bench.whole_model import WholeModel
@@ -86,7 +86,7 @@ def bench(
         comparisons = measure(case, [WholeModel(), *(peer or [])], rounds=rounds)
         if profile is not None:
             with profiled(profile):
-                case.run(RomeFast())
+                RomeFast().edit(case)
         console.print(
             f"{type(loaded).__name__} layer {case.hparams.layer}, {case.hparams.variant}: "
             f"{request.text!r} -> {request.target!r}",

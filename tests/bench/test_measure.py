@@ -10,10 +10,11 @@ from helpers import CONTEXTS, REQUEST, same_bits, state
 from tiny import tiny_second_moment
 
 import rome_fast
-from rome_fast.bench.case import Case, RomeFast
+from rome_fast.bench.case import GIVEN, IDENTITY, Case
 from rome_fast.bench.measure import measure
+from rome_fast.bench.own import RomeFast
 from rome_fast.bench.peak import peaks_in_children
-from rome_fast.bench.peers import GIVEN, IDENTITY, PeerEdit
+from rome_fast.bench.peers import PeerEdit
 from rome_fast.bench.table import quartiles, remarks
 from rome_fast.bench.whole_model import WholeModel
 from rome_fast.errors import InvalidArgumentError, RomeFastError
@@ -30,14 +31,14 @@ class FakePeer:
         self.spoils, self.skips = spoils, skips
         self.seen_c = []
 
-    def edit(self, model, tok, request, hparams, context_templates, second_moment):
-        self.seen_c.append(second_moment)
-        edit = RomeFast().edit(model, tok, request, hparams, context_templates, second_moment)
+    def edit(self, case):
+        self.seen_c.append(case.second_moment)
+        edit = RomeFast().edit(case)
         generator = torch.Generator().manual_seed(0)
         noise = torch.randn(edit.dense.shape, generator=generator) * edit.dense.norm()
         dense = self.scale * (edit.dense + self.noise * noise / edit.dense.numel() ** 0.5)
         if self.spoils:
-            next(model.parameters()).data[0, 0] += 1.0
+            next(case.model.parameters()).data[0, 0] += 1.0
         losses = edit.losses[self.skips :]
         return PeerEdit(dense, losses, {"total": self.seconds, "value": self.seconds / 2})
 

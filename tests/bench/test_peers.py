@@ -20,6 +20,7 @@ from stand_in import write_checkout
 from tiny import tiny_second_moment
 
 import rome_fast
+from rome_fast.bench.case import Case
 from rome_fast.bench.peers import load_peer
 from rome_fast.errors import InvalidArgumentError, TokenizerMismatchError, UnsupportedModelError
 from rome_fast.models import ModelSpec
@@ -48,7 +49,7 @@ def real(name):
 
 def edit(peer, model, tok, hparams, second_moment=None, contexts=CONTEXTS, **changes):
     request = EditRequest.parse({**REQUEST, **changes})
-    return peer.edit(model, tok, request, hparams, contexts, second_moment)
+    return peer.edit(Case(model, tok, request, hparams, contexts, second_moment))
 
 
 def cosine(a, b):

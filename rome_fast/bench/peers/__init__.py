@@ -1,7 +1,7 @@
 """Other implementations of ROME, run from the user's own checkout on the user's own model.
 
     peer = load_peer("kmeng01=PATH")
-    theirs = peer.edit(model, tok, request, hparams, context_templates, second_moment)
+    theirs = peer.edit(case)
 
 Nothing of a peer is part of this package. Each adapter says in its docstring what it exchanges
 while the peer runs, so that a reader can judge the comparison.
@@ -12,13 +12,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from rome_fast.bench.peers.base import GIVEN, IDENTITY, Peer, PeerEdit
+from rome_fast.bench.peers.base import Peer, PeerEdit
 from rome_fast.bench.peers.easyedit import EasyEdit
 from rome_fast.bench.peers.fastedit import FastEdit
 from rome_fast.bench.peers.kmeng01 import Kmeng01
 from rome_fast.errors import InvalidArgumentError
 
-__all__ = ["GIVEN", "IDENTITY", "Peer", "PeerEdit", "load_peer"]
+__all__ = ["Peer", "PeerEdit", "load_peer"]
 
 _PEERS: dict[str, Callable[[Path], Peer]] = {
     "kmeng01": Kmeng01,

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from rome_fast.hparams import RomeHparams
-    from rome_fast.types import EditRequest
-
-
-# Which C an edit is solved with, as tables say it.
-GIVEN, IDENTITY = "given C", "C = I"
+    from rome_fast.bench.case import Case
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,27 +42,12 @@ class Peer(Protocol):
     commit: str
     c_modes: tuple[str, ...]
 
-    def edit(
-        self,
-        model: PreTrainedModel,
-        tok: PreTrainedTokenizerBase,
-        request: EditRequest,
-        hparams: RomeHparams,
-        context_templates: Sequence[str],
-        second_moment: Tensor | None,
-    ) -> PeerEdit:
+    def edit(self, case: Case) -> PeerEdit:
         """One edit, taken back.
 
         Model, tokenizer and their settings are as before on return, the weights to the bit, also
-        when the peer raises; what it raises is passed on.
-
-        Args:
-            hparams: layer, fact_token, steps, learning rate, clamp, KL factor and weight decay
-                are handed to the peer; ``variant`` and ``seed`` have no meaning there.
-            context_templates: used as they are; ``{}`` should come first, since peers take the
-                value's start from the first one.
-            second_moment: C = E[k k^T], [d_key, d_key]; None is the identity. It is inverted in
-                its own dtype before the clock starts, as peers keep the inverse in a cache.
-                Without effect where ``c_modes`` lacks ``GIVEN``.
+        when the peer raises; what it raises is passed on. A second moment is inverted in its own
+        dtype before the clock starts, as peers keep the inverse in a cache; it has no effect
+        where ``c_modes`` lacks ``GIVEN``.
         """
         ...

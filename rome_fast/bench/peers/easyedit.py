@@ -26,11 +26,11 @@ is not comparable:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rome_fast.bench.peers.base import GIVEN, IDENTITY, PeerEdit
+from rome_fast.bench.case import GIVEN, IDENTITY
+from rome_fast.bench.peers.base import PeerEdit
 from rome_fast.bench.peers.harness import (
     InverseSource,
     hparam_fields,
@@ -41,11 +41,7 @@ from rome_fast.bench.peers.isolate import commit_of, import_modules, require_fil
 from rome_fast.models import ModelSpec
 
 if TYPE_CHECKING:
-    from torch import Tensor
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-    from rome_fast.hparams import RomeHparams
-    from rome_fast.types import EditRequest
+    from rome_fast.bench.case import Case
 
 _ROME = "easyeditor.models.rome"
 
@@ -76,41 +72,34 @@ class EasyEdit:
         )
         self._inverse = InverseSource()
 
-    def edit(
-        self,
-        model: PreTrainedModel,
-        tok: PreTrainedTokenizerBase,
-        request: EditRequest,
-        hparams: RomeHparams,
-        context_templates: Sequence[str],
-        second_moment: Tensor | None,
-    ) -> PeerEdit:
+    def edit(self, case: Case) -> PeerEdit:
         """One edit as ``Peer.edit`` says."""
+        model, request = case.model, case.request
         spec = ModelSpec.of(model)
-        projection = spec.down_projection(hparams.layer)
+        projection = spec.down_projection(case.hparams.layer)
         device = projection.weight.device
         peer_hparams = self._main.ROMEHyperParams(
-            **hparam_fields(spec, projection, hparams, second_moment is not None),
+            **hparam_fields(spec, projection, case),
             context_template_length_params=[],
             alg_name="ROME",
             device=str(device),
             model_name="",
             stats_dir="",
         )
-        peer_tok = tokenizer_for_peer(tok)
+        peer_tok = tokenizer_for_peer(case.tok)
         peer_request = {
             "prompt": request.prompt.rstrip(" "),
             "subject": request.subject,
             "target_new": request.target.lstrip(" "),
         }
-        inverse = None if second_moment is None else self._inverse(second_moment, device)
+        inverse = self._inverse(case.second_moment, device)
         return run_edit(
             self._main,
             model,
             projection,
             lambda: self._main.apply_rome_to_model(model, peer_tok, [peer_request], peer_hparams),
             [
-                (self._main, {"CONTEXT_TEMPLATES_CACHE": list(context_templates)}),
+                (self._main, {"CONTEXT_TEMPLATES_CACHE": list(case.context_templates)}),
                 (self._compute_u, {"get_inv_cov": lambda *args, **kwargs: inverse}),
             ],
         )

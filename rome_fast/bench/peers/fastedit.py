@@ -22,12 +22,12 @@ It is measured in its own terms, and its update is not expected to be that of th
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rome_fast.bench.peers.base import IDENTITY, PeerEdit
+from rome_fast.bench.case import IDENTITY
+from rome_fast.bench.peers.base import PeerEdit
 from rome_fast.bench.peers.harness import (
     hparam_fields,
     run_edit,
@@ -39,11 +39,7 @@ from rome_fast.errors import InvalidArgumentError
 from rome_fast.models import ModelSpec
 
 if TYPE_CHECKING:
-    from torch import Tensor
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-    from rome_fast.hparams import RomeHparams
-    from rome_fast.types import EditRequest
+    from rome_fast.bench.case import Case
 
 _FILES = ("fastedit/rome/rome_main.py", "fastedit/utils/nethook.py")
 
@@ -78,24 +74,18 @@ class FastEdit:
             )
         return cls(root)
 
-    def edit(
-        self,
-        model: PreTrainedModel,
-        tok: PreTrainedTokenizerBase,
-        request: EditRequest,
-        hparams: RomeHparams,
-        context_templates: Sequence[str],
-        second_moment: Tensor | None,
-    ) -> PeerEdit:
+    def edit(self, case: Case) -> PeerEdit:
         """One edit as ``Peer.edit`` says; ``second_moment`` has no effect."""
+        model, request = case.model, case.request
         spec = ModelSpec.of(model)
-        projection = spec.down_projection(hparams.layer)
+        projection = spec.down_projection(case.hparams.layer)
         device, dtype = projection.weight.device, projection.weight.dtype
-        fields = hparam_fields(spec, projection, hparams, use_second_moment=False)
+        fields = hparam_fields(spec, projection, case)
         shipped = self._main.ROMEHyperParams.from_name("llama-7b")
         fields["v_weight_decay"] = shipped.v_weight_decay
+        fields["mom2_adjustment"] = shipped.mom2_adjustment
         peer_hparams = self._main.ROMEHyperParams(**fields)
-        peer_tok = tokenizer_for_peer(tok, padding_side="left")
+        peer_tok = tokenizer_for_peer(case.tok, padding_side="left")
         target = request.target if request.target[0].isspace() else f" {request.target}"
         peer_request = {
             "prompt": request.prompt.rstrip(" "),
@@ -103,7 +93,7 @@ class FastEdit:
             "target": target,
         }
         own_main = {
-            "CONTEXT_TEMPLATES": list(context_templates),
+            "CONTEXT_TEMPLATES": list(case.context_templates),
             "torch": torch_view(device, float16=dtype),
         }
         return run_edit(

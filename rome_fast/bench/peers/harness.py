@@ -21,15 +21,14 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from rome_fast.hparams import RomeHparams
+    from rome_fast.bench.case import Case
 
 _LOSS = re.compile(r"^loss (\S+) =", re.MULTILINE)
 
 
-def hparam_fields(
-    spec: ModelSpec, projection: DownProjection, hparams: RomeHparams, use_second_moment: bool
-) -> dict[str, Any]:
+def hparam_fields(spec: ModelSpec, projection: DownProjection, case: Case) -> dict[str, Any]:
     """The fields that the hyper-parameter classes of all peers have."""
+    hparams = case.hparams
     head, _, tail = projection.name.removeprefix(f"{spec.blocks_name}.").partition(".")
     assert head == str(projection.layer)
     rewrite = f"{spec.blocks_name}.{{}}.{tail}"
@@ -42,7 +41,7 @@ def hparam_fields(
         "v_weight_decay": hparams.v_weight_decay,
         "clamp_norm_factor": hparams.clamp_norm_factor,
         "kl_factor": hparams.kl_factor,
-        "mom2_adjustment": use_second_moment,
+        "mom2_adjustment": case.second_moment is not None,
         "rewrite_module_tmp": rewrite,
         "layer_module_tmp": f"{spec.blocks_name}.{{}}",
         # Peers name the MLP here; its output is that of its last matrix, dropout being off.
@@ -95,7 +94,9 @@ class InverseSource:
     def __init__(self) -> None:
         self._last: tuple[Tensor, Tensor] | None = None
 
-    def __call__(self, second_moment: Tensor, device: torch.device) -> Tensor:
+    def __call__(self, second_moment: Tensor | None, device: torch.device) -> Tensor | None:
+        if second_moment is None:
+            return None
         if self._last is None or not torch.equal(self._last[0], second_moment):
             inverse = torch.inverse(second_moment.to(device)).float()
             self._last = second_moment.clone(), inverse

@@ -20,14 +20,14 @@ Tokens are counted in slices of a batch, which only the batches of fast tokenize
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import BatchEncoding
 
-from rome_fast.bench.peers.base import GIVEN, PeerEdit
+from rome_fast.bench.case import GIVEN
+from rome_fast.bench.peers.base import PeerEdit
 from rome_fast.bench.peers.harness import (
     InverseSource,
     hparam_fields,
@@ -40,11 +40,9 @@ from rome_fast.errors import TokenizerMismatchError, UnsupportedModelError
 from rome_fast.models import ModelSpec
 
 if TYPE_CHECKING:
-    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from rome_fast.hparams import RomeHparams
-    from rome_fast.types import EditRequest
+    from rome_fast.bench.case import Case
 
 
 class Kmeng01:
@@ -69,42 +67,35 @@ class Kmeng01:
         )
         self._inverse = InverseSource()
 
-    def edit(
-        self,
-        model: PreTrainedModel,
-        tok: PreTrainedTokenizerBase,
-        request: EditRequest,
-        hparams: RomeHparams,
-        context_templates: Sequence[str],
-        second_moment: Tensor | None,
-    ) -> PeerEdit:
+    def edit(self, case: Case) -> PeerEdit:
         """One edit as ``Peer.edit`` says.
 
         Raises:
             UnsupportedModelError: the configuration has no ``n_embd``.
             TokenizerMismatchError: the tokenizer is not a fast one.
         """
-        _check(model, tok)
+        _check(case.model, case.tok)
+        model, request = case.model, case.request
         spec = ModelSpec.of(model)
-        projection = spec.down_projection(hparams.layer)
+        projection = spec.down_projection(case.hparams.layer)
         device = projection.weight.device
-        fields = hparam_fields(spec, projection, hparams, second_moment is not None)
+        fields = hparam_fields(spec, projection, case)
         fields["context_template_length_params"] = []
         peer_hparams = self._main.ROMEHyperParams(**fields)
-        peer_tok = _Tokenizer(tokenizer_for_peer(tok), device)
+        peer_tok = _Tokenizer(tokenizer_for_peer(case.tok), device)
         peer_request = {
             "prompt": request.prompt.rstrip(" "),
             "subject": request.subject,
             "target_new": {"str": request.target},
         }
-        inverse = None if second_moment is None else self._inverse(second_moment, device)
+        inverse = self._inverse(case.second_moment, device)
         return run_edit(
             self._main,
             model,
             projection,
             lambda: self._main.apply_rome_to_model(model, peer_tok, [peer_request], peer_hparams),
             [
-                (self._main, {"CONTEXT_TEMPLATES_CACHE": list(context_templates)}),
+                (self._main, {"CONTEXT_TEMPLATES_CACHE": list(case.context_templates)}),
                 (self._compute_u, {"get_inv_cov": lambda *args, **kwargs: inverse}),
                 (self._compute_v, {"torch": torch_view(device)}),
             ],
