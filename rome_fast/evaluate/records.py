@@ -1,0 +1,51 @@
+"""One edit and everything that it is judged by, whatever file it came from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from rome_fast.types import EditRequest
+
+
+@dataclass(frozen=True)
+class Question:
+    """A prompt without its answer, and the answer: what should follow, or be as likely as before.
+
+    Where the answer's space belongs is decided by the tokenizer and the script, as for a target.
+    """
+
+    prompt: str
+    target: str
+
+
+@dataclass(frozen=True)
+class EditRecord:
+    """One edit and what it is judged by; only the request has to be there.
+
+    Attributes:
+        case_id: as in its file, else its position there.
+        request: what to edit.
+        target_true: what the request's prompt was answered with in the world, if known.
+        paraphrases: full prompts that should go on with the new target too.
+        neighborhood: prompts about other subjects, with what they should still be answered with.
+        locality, portability: by the name of the group (EasyEdit), prompts whose answer must not
+            change, and prompts whose answer follows from the edit.
+        generation_prompts: where free generations start.
+        reference_texts: texts about the new target, that generations are compared with.
+    """
+
+    case_id: int | str
+    request: EditRequest
+    target_true: str | None = None
+    paraphrases: tuple[str, ...] = ()
+    neighborhood: tuple[Question, ...] = ()
+    locality: Mapping[str, tuple[Question, ...]] = field(default_factory=dict)
+    portability: Mapping[str, tuple[Question, ...]] = field(default_factory=dict)
+    generation_prompts: tuple[str, ...] = ()
+    reference_texts: tuple[str, ...] = ()
+
+    @property
+    def rewrite(self) -> Question:
+        """The edited prompt itself, and the new target."""
+        return Question(self.request.text, self.request.target)
