@@ -95,9 +95,8 @@ class EasyEdit:
         inverse = self._inverse(case.second_moment, device)
         return run_edit(
             self._main,
-            model,
             projection,
-            lambda: self._main.apply_rome_to_model(model, peer_tok, [peer_request], peer_hparams),
+            (model, peer_tok, [peer_request], peer_hparams),
             [
                 (self._main, {"CONTEXT_TEMPLATES_CACHE": list(case.context_templates)}),
                 (self._compute_u, {"get_inv_cov": lambda *args, **kwargs: inverse}),

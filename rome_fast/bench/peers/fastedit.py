@@ -98,9 +98,8 @@ class FastEdit:
         }
         return run_edit(
             self._main,
-            model,
             projection,
-            lambda: self._main.apply_rome_to_model(model, peer_tok, [peer_request], peer_hparams),
+            (model, peer_tok, [peer_request], peer_hparams),
             [(self._main, own_main), (self._compute_v, {"torch": torch_view(device)})],
         )
 

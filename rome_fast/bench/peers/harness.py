@@ -105,16 +105,16 @@ class InverseSource:
 
 def run_edit(
     main: ModuleType,
-    model: PreTrainedModel,
     projection: DownProjection,
-    apply: Callable[[], object],
+    arguments: tuple[PreTrainedModel, Any, list[dict[str, Any]], Any],
     exchanges: Sequence[tuple[ModuleType, dict[str, Any]]],
 ) -> PeerEdit:
-    """Call ``apply``, which edits ``model`` through the peer's module ``main``, and undo it.
+    """Call ``apply_rome_to_model`` of the peer's module ``main``, and undo what it does.
 
-    ``exchanges`` are the attributes of the peer's modules that are others while it runs. Three
-    functions of ``main`` are wrapped besides, to be timed and, for ``execute_rome``, to keep the u
-    and v that it returns; what it prints goes to memory.
+    ``arguments`` are its model, tokenizer, requests and hyper-parameters; ``exchanges`` are the
+    attributes of the peer's modules that are others while it runs. Three functions of ``main`` are
+    wrapped besides, to be timed and, for ``execute_rome``, to keep the u and v that it returns;
+    what it prints goes to memory.
     """
     device = projection.weight.device
     seconds: dict[str, float] = {}
@@ -132,11 +132,11 @@ def run_edit(
         "execute_rome": execute_and_keep,
     }
     with ExitStack() as stack:
-        stack.enter_context(_taken_back(model, projection.weight))
+        stack.enter_context(_taken_back(arguments[0], projection.weight))
         for module, replaced in (*exchanges, (main, wrapped)):
             stack.enter_context(mock.patch.multiple(module, **replaced))
         printed = stack.enter_context(redirect_stdout(io.StringIO()))
-        _timed(apply, "total", seconds, device)()
+        _timed(main.apply_rome_to_model, "total", seconds, device)(*arguments)
     seconds["update"] = seconds["total"] - seconds["key"] - seconds["value"]
     u, v = (part.detach().float() for part in deltas[f"{projection.name}.weight"])
     dense = torch.outer(u, v) if projection.weight_layout == "in_out" else torch.outer(v, u)
