@@ -59,9 +59,17 @@ class BackendUnavailableError(RomeFastError, RuntimeError):
     """``backend="native"`` was asked for and the compiled library is not there."""
 
 
+class RecordError(InvalidArgumentError):
+    """A record of edits to evaluate is bad; the message says which one, and why."""
+
+
 class EditWarning(UserWarning):
     """An edit that went through, with something the user should know about it."""
 
 
 class SecondMomentWarning(UserWarning):
     """A second moment that can be solved with, at a price that the message names."""
+
+
+class RecordWarning(UserWarning):
+    """Records that were left out because they are bad; the message gives the reasons."""
