@@ -44,7 +44,7 @@ class Journal:
         if ranks.size > 1:
             self._path = self._path.with_name(f"{self._path.name}.rank{ranks.rank}of{ranks.size}")
         header = json.loads(json.dumps({"format": FORMAT, "setting": setting}))
-        if not self._path.exists():
+        if not self._path.exists() or not self._path.stat().st_size:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._append([header])
             return

@@ -108,22 +108,19 @@ def unchanged(after: Sequence[Score], before: Sequence[Score]) -> float:
 
 def summarise(cases: Iterable[CaseResult]) -> dict[str, dict[str, Metric]]:
     """Stage -> name -> mean over the cases that have a value; and S, where there is all of it."""
-    columns: dict[str, dict[str, list[float]]] = {}
-    triples: dict[str, list[list[float]]] = {}
+    rows: dict[str, list[Mapping[str, float]]] = {}
     for case in cases:
         for name, stage in case.stages.items():
-            by_metric = columns.setdefault(name, {})
-            for metric, value in stage.values.items():
-                by_metric.setdefault(metric, []).append(value)
-            row = [stage.values.get(metric, math.nan) for metric in SUCCESS]
-            triples.setdefault(name, []).append(row)
-    metrics = {
-        stage: {metric: mean_metric(values) for metric, values in by_metric.items()}
-        for stage, by_metric in columns.items()
-    }
-    for stage, by_metric in metrics.items():
-        if all(metric in by_metric for metric in SUCCESS):
-            by_metric["S"] = score_metric(triples[stage])
+            rows.setdefault(name, []).append(stage.values)
+    return {name: _summary(values) for name, values in rows.items()}
+
+
+def _summary(rows: Sequence[Mapping[str, float]]) -> dict[str, Metric]:
+    names = dict.fromkeys(name for row in rows for name in row)
+    metrics = {name: mean_metric([row[name] for row in rows if name in row]) for name in names}
+    if all(name in metrics for name in SUCCESS):
+        triples = [[row.get(name, math.nan) for name in SUCCESS] for row in rows]
+        metrics["S"] = score_metric(triples)
     return metrics
 
 
