@@ -13,7 +13,7 @@ import rome_fast
 from rome_fast.errors import InvalidRequestError, NonFiniteError
 from rome_fast.evaluate import scoring
 from rome_fast.evaluate.records import Question
-from rome_fast.evaluate.scoring import Trial, batches, encode_questions, score
+from rome_fast.evaluate.scoring import Row, Trial, batches, encode_questions, longest_rows, score
 from rome_fast.models import ModelSpec
 from rome_fast.types import RankOneUpdate
 
@@ -49,7 +49,7 @@ def agree(scores, model, tok, atol=1e-5):
 @pytest.mark.parametrize("n_tokens", [1, 30, 4096])
 def test_scores_are_those_of_one_forward_a_question(tiny, monkeypatch, n_tokens):
     model, tok = tiny
-    monkeypatch.setattr(scoring, "BATCH_TOKENS", n_tokens)
+    monkeypatch.setitem(scoring.BATCH_TOKENS, "cpu", n_tokens)
     agree(score(model, tok, QUESTIONS), model, tok)
 
 
@@ -85,7 +85,7 @@ def updates(tiny, settings):
 def test_a_trial_is_the_model_with_the_update_written(tiny, updates, monkeypatch, n_tokens):
     model, tok = tiny
     model.double()
-    monkeypatch.setattr(scoring, "BATCH_TOKENS", n_tokens)
+    monkeypatch.setitem(scoring.BATCH_TOKENS, "cpu", n_tokens)
     before = state(model)
     projection = ModelSpec.of(model).down_projection(1)
     edit_of = [1, 0, -1, 0, 0]
@@ -121,6 +121,13 @@ def test_equal_texts_run_once(gpt2, monkeypatch):
     assert rows == [(1, 1)]
     assert a == again and a.target_ids != the.target_ids and a.argmax_ids == the.argmax_ids
     assert math.exp(a.log_probs[0]) + math.exp(the.log_probs[0]) < 1
+
+
+def test_texts_that_others_begin_with_are_not_run_again():
+    texts = [(0, "a"), (0, "ab"), (0, "abc"), (0, "ad"), (1, "a"), (1, "b"), (0, "ab")]
+    rows = [Row(edit, tuple(map(ord, text))) for edit, text in texts]
+    found = longest_rows(rows)
+    assert [rows.index(found[row]) for row in rows] == [2, 2, 2, 3, 4, 5, 2]
 
 
 def test_batches_hold_like_lengths_and_every_row_once():
