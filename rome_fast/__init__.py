@@ -11,6 +11,7 @@ Importing this package never compiles, never starts CUDA and never imports trans
 from rome_fast import demo
 from rome_fast.collect import collect_second_moment
 from rome_fast.edit import edit, edit_many, trial
+from rome_fast.evaluate import EditRecord, Evaluation, evaluate, load_records
 from rome_fast.hparams import RomeHparams
 from rome_fast.moments import SecondMoment
 from rome_fast.types import EditRequest, EditResult, RankOneUpdate
@@ -18,8 +19,10 @@ from rome_fast.types import EditRequest, EditResult, RankOneUpdate
 __version__ = "0.1.0"
 
 __all__ = [
+    "EditRecord",
     "EditRequest",
     "EditResult",
+    "Evaluation",
     "RankOneUpdate",
     "RomeHparams",
     "SecondMoment",
@@ -27,5 +30,7 @@ __all__ = [
     "demo",
     "edit",
     "edit_many",
+    "evaluate",
+    "load_records",
     "trial",
 ]

@@ -6,6 +6,7 @@ Orchestration only; this is the one file that knows the order of the steps.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,11 +23,26 @@ from rome_fast.readback import Reading, findings, read_targets
 from rome_fast.tokens import TokenizedEdit, encode
 from rome_fast.types import EditRequest, EditResult, RankOneUpdate
 from rome_fast.undo import UndoHandle, WeightHistory
-from rome_fast.update import build_constraint
+from rome_fast.update import apply_update_, build_constraint
 from rome_fast.window import Finder, Found
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, eq=False)
+class Proposal:
+    """An edit that was solved on the weights as they are, and is not in them.
+
+    Attributes:
+        weight_norm, losses, seconds, warnings: as in an EditResult.
+    """
+
+    update: RankOneUpdate
+    weight_norm: float
+    losses: tuple[float, ...]
+    seconds: dict[str, float]
+    warnings: tuple[str, ...]
 
 
 class Editor:
@@ -127,6 +143,34 @@ class Editor:
         if strict and failed:
             raise EditFailedError(f"strict=True, and the edit was undone:\n{failed[0]}")
         return results
+
+    def propose(self, requests: Sequence[EditRequest]) -> list[Proposal]:
+        """A window of requests, searched together, but each solved as if it were the only one.
+
+        The weight's bits are the same before and after.
+        """
+        found = self._finder.find([self._encode(request) for request in requests], self.clock)
+        weight_norm = float(self.projection.weight.double().norm())
+        updates = [self._solve(f) for f in found]
+        self.clock.lap("update")
+        seconds = {phase: s / len(requests) for phase, s in self.clock.seconds.items()}
+        proposals = [
+            Proposal(
+                update=update,
+                weight_norm=weight_norm,
+                losses=f.value.losses,
+                seconds=seconds,
+                warnings=(*self.notes, *request.findings(), *f.value.findings()),
+            )
+            for request, f, update in zip(requests, found, updates, strict=True)
+        ]
+        self.clock, self.notes = Clock(), []
+        return proposals
+
+    def _solve(self, found: Found) -> RankOneUpdate:
+        constraint = build_constraint(self.hparams.variant, found.keys, found.value.value_delta)
+        with self.history.untouched():
+            return apply_update_(self.projection, constraint, self.second_moment, self.backend)
 
     def _encode(self, request: EditRequest) -> TokenizedEdit:
         tokens = encode(self.tok, request, self.context_templates, self.hparams.fact_token)

@@ -8,13 +8,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from rome_fast.errors import UnsupportedModelError
 from rome_fast.undo import fingerprint
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from rome_fast.models import DownProjection
@@ -137,7 +138,7 @@ def weights_hash(model: PreTrainedModel, projection: DownProjection) -> str:
     """
     blocks = projection.name.split(f".{projection.layer}.")[0]
     in_block = re.compile(rf"{re.escape(blocks)}\.(\d+)\.")
-    samples, behind_blocks = [], False
+    chosen, behind_blocks = [], False
     for name, parameter in model.named_parameters():
         block = in_block.match(name)
         behind_blocks |= bool(block)
@@ -148,9 +149,18 @@ def weights_hash(model: PreTrainedModel, projection: DownProjection) -> str:
             raise UnsupportedModelError(
                 f"{name} is offloaded (meta device): load the blocks up to {projection.layer} fully"
             )
-        flat = parameter.detach().reshape(-1)
-        samples.append(flat[:: -(-len(flat) // _ELEMENTS) or 1])
-    return fingerprint(*samples)
+        chosen.append(parameter)
+    return _sampled_hash(chosen)
+
+
+def model_hash(model: PreTrainedModel) -> str:
+    """Of all parameters, in the way of ``weights_hash``, but for those that are offloaded."""
+    return _sampled_hash(p for p in model.parameters() if not p.is_meta)
+
+
+def _sampled_hash(parameters: Iterable[Tensor]) -> str:
+    flat = (parameter.detach().reshape(-1) for parameter in parameters)
+    return fingerprint(*(x[:: -(-len(x) // _ELEMENTS) or 1] for x in flat))
 
 
 def tokenizer_hash(tok: PreTrainedTokenizerBase) -> str:

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+# Rows of logits at a time.
+SLICE = 64
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -46,18 +49,51 @@ def read_targets(
         NonFiniteError: the logits are NaN or infinite.
     """
     pairs = list(zip(prompts, targets, strict=True))
-    input_ids, attention_mask = pad_right([[*p, *t[:-1]] for p, t in pairs])
-    rows = torch.arange(len(pairs)).repeat_interleave(torch.tensor([len(t) for t in targets]))
-    columns = [torch.arange(len(t)) + len(p) - 1 for p, t in pairs]
+    rows = [[*prompt, *target[:-1]] for prompt, target in pairs]
+    places = [(i, len(p) - 1 + k) for i, (p, t) in enumerate(pairs) for k in range(len(t))]
+    logits = logits_at(model, rows, places).split([len(target) for target in targets])
+    return [read_logits(model, tok, *pair, x) for pair, x in zip(pairs, logits, strict=True)]
+
+
+@torch.no_grad()
+def logits_at(
+    model: PreTrainedModel, rows: Sequence[Sequence[int]], places: Sequence[tuple[int, int]]
+) -> Tensor:
+    """Logits [len(places), vocabulary] after the tokens (row, position) of rows of token ids.
+
+    One forward of the model as it is; its head runs at these places only.
+    """
+    input_ids, attention_mask = pad_right(rows)
+    row, position = torch.tensor(places).unbind(1)
     device = input_device(model)
-    with reading_only(model.get_output_embeddings(), rows, torch.cat(columns)):
-        out = model(
+    with reading_only(model.get_output_embeddings(), row, position):
+        logits: Tensor = model(
             input_ids=input_ids.to(device),
             attention_mask=attention_mask.to(device),
             use_cache=False,
+        ).logits[0]
+    return logits
+
+
+def log_probs_of(logits: Tensor, places: Tensor, targets: Tensor) -> Tensor:
+    """Log-probabilities [n], float64, of token ``targets[i]`` under ``logits[places[i]]``.
+
+    Args:
+        logits: [m, vocabulary].
+        places, targets: int64 [n].
+
+    Raises:
+        NonFiniteError: a logit is NaN or infinite.
+    """
+    # A slice at a time: in float64 all of them would take twice the room of the logits.
+    totals = torch.cat([part.double().logsumexp(1) for part in logits.split(SLICE)])
+    log_probs = logits[places, targets].double() - totals[places]
+    if not torch.isfinite(log_probs).all():
+        raise NonFiniteError(
+            "the model's logits are NaN or infinite: run it in float32 or bfloat16, or check its "
+            "weights"
         )
-    logits = out.logits[0].split([len(t) for t in targets])
-    return [read_logits(model, tok, *pair, x) for pair, x in zip(pairs, logits, strict=True)]
+    return log_probs
 
 
 def read_logits(
@@ -72,16 +108,12 @@ def read_logits(
     The model runs only where the target has several tokens and is not its answer.
     """
     logits = logits.double().cpu()
-    chosen = logits.gather(1, torch.tensor(target)[:, None])
-    if not torch.isfinite(chosen).all() or logits.isnan().any():
-        raise NonFiniteError(
-            "the model's logits are NaN or infinite: run it in float32 or bfloat16, or check its "
-            "weights"
-        )
+    target_ids = torch.tensor(target)
+    prob = float(log_probs_of(logits, torch.arange(len(target)), target_ids).sum().exp())
+    chosen = logits.gather(1, target_ids[:, None])
     # Of equal logits argmax takes the first, so that one ranks higher.
-    earlier = torch.arange(logits.shape[1]) < torch.tensor(target)[:, None]
+    earlier = torch.arange(logits.shape[1]) < target_ids[:, None]
     rank = int((1 + ((logits > chosen) | (logits == chosen) & earlier).sum(1)).max())
-    prob = float((chosen[:, 0] - logits.logsumexp(1)).sum().exp())
     if rank == 1:
         return Reading(prob, rank, decode(tok, target))
     if len(target) == 1:

@@ -213,14 +213,30 @@ def find_target_ids(tok: PreTrainedTokenizerBase, prompt: str, target: str) -> l
     SentencePiece tokenisers. Where the two merge across the boundary it is tokenised alone.
     A leading space is added unless the target has one or its script is written without.
     """
-    spaced = target if _no_space_between(prompt, target) else " " + target
-    prompt_ids, joint_ids = text_ids(tok, prompt), text_ids(tok, prompt + spaced)
-    ids = joint_ids[len(prompt_ids) :]
-    if joint_ids[: len(prompt_ids)] != prompt_ids or not ids:
-        ids = list(tok(spaced, add_special_tokens=False)["input_ids"])
-    if not ids or not decode(tok, ids).strip():
-        raise InvalidRequestError(f"request target {target!r} tokenises to nothing: {ids}")
-    return ids
+    return all_target_ids(tok, [prompt], [target])[0][1]
+
+
+def all_target_ids(
+    tok: PreTrainedTokenizerBase, prompts: Sequence[str], targets: Sequence[str]
+) -> list[tuple[list[int], list[int]]]:
+    """(ids of the prompt, ``find_target_ids``) of each pair, in two calls of the tokenizer."""
+    spaced = [
+        target if _no_space_between(prompt, target) else " " + target
+        for prompt, target in zip(prompts, targets, strict=True)
+    ]
+    prompt_rows = all_text_ids(tok, prompts)
+    joint_rows = all_text_ids(tok, [p + t for p, t in zip(prompts, spaced, strict=True)])
+    pairs = []
+    for prompt_ids, joint_ids, text, target in zip(
+        prompt_rows, joint_rows, spaced, targets, strict=True
+    ):
+        ids = joint_ids[len(prompt_ids) :]
+        if joint_ids[: len(prompt_ids)] != prompt_ids or not ids:
+            ids = list(tok(text, add_special_tokens=False)["input_ids"])
+        if not ids or not decode(tok, ids).strip():
+            raise InvalidRequestError(f"target {target!r} tokenises to nothing: {ids}")
+        pairs.append((prompt_ids, ids))
+    return pairs
 
 
 def _no_space_between(prompt: str, target: str) -> bool:

@@ -7,6 +7,8 @@ replays the first i-1 updates through the same kernel, which gives the same bits
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -42,6 +44,10 @@ class WeightHistory:
         self._base = self.weight.detach().clone()
         self._updates: list[RankOneUpdate] = []
 
+    def __len__(self) -> int:
+        """How many edits are in the weight."""
+        return len(self._updates)
+
     def record(self, update: RankOneUpdate) -> UndoHandle:
         """Note an update that has just been written; returns the handle that undoes it."""
         self._updates.append(update)
@@ -52,6 +58,21 @@ class WeightHistory:
         """Make the weight what it was after its first ``n_edits`` edits."""
         self.weight.copy_(self._replayed(n_edits))
         del self._updates[n_edits:]
+
+    @contextmanager
+    def untouched(self) -> Iterator[None]:
+        """Whatever is written to the weight inside is gone afterwards, to the bit."""
+        try:
+            yield
+        finally:
+            self.rewind(len(self))
+
+    @contextmanager
+    def written(self, update: RankOneUpdate) -> Iterator[None]:
+        """While open, one more update is in the weight."""
+        with self.untouched():
+            self._write(self.weight, update)
+            yield
 
     def check_current(self, n_edits: int) -> None:
         """Raise RevertError unless the weight's bits are those that edit ``n_edits`` left."""
@@ -70,14 +91,18 @@ class WeightHistory:
     def _replayed(self, n_edits: int) -> Tensor:
         weight = self._base.to(self.weight.device, copy=True)
         for update in self._updates[:n_edits]:
-            ops.rank_one_update_(
-                weight,
-                update.u.to(weight.device),
-                update.v.to(weight.device),
-                weight_layout=update.weight_layout,
-                backend=self.backend,
-            )
+            self._write(weight, update)
         return weight
+
+    @torch.no_grad()
+    def _write(self, weight: Tensor, update: RankOneUpdate) -> None:
+        ops.rank_one_update_(
+            weight,
+            update.u.to(weight.device),
+            update.v.to(weight.device),
+            weight_layout=update.weight_layout,
+            backend=self.backend,
+        )
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import distributed
@@ -58,6 +58,14 @@ class Ranks:
         counts = torch.tensor(flags, dtype=torch.int32, device=_device())
         distributed.all_reduce(counts)
         return [bool(count) for count in counts.tolist()]
+
+    def gather(self, items: list[Any]) -> list[Any]:
+        """The items (any that pickle takes) of all ranks, on every rank."""
+        if self.size == 1:
+            return items
+        parts: list[Any] = [None] * self.size
+        distributed.all_gather_object(parts, items)
+        return [item for part in parts for item in part]
 
     def all_equal(self, number: int) -> bool:
         """Whether every rank has the same number."""

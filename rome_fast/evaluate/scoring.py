@@ -1,23 +1,25 @@
 """Teacher-forced scores of many questions in few forwards.
 
-Questions of all cases are sorted by length and run in batches of like length; the head runs only
-where an answer is read. An edit can be tried without writing it: W x + v (u . x) is what the
-edited matrix gives, so one forward holds the questions of many edits.
+Questions of all cases run in batches of like length; a text that another one begins with is not run
+again, and the head runs only where an answer is read. An edit can be tried without writing it:
+W x + v (u . x) is what the edited matrix gives, so one forward holds the questions of many edits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from tqdm.auto import tqdm
 
-from rome_fast.errors import NonFiniteError
-from rome_fast.intercept import hooked, reading_only
-from rome_fast.models import input_device
-from rome_fast.tokens import find_target_ids, pad_right, text_ids
+from rome_fast.errors import InvalidRequestError
+from rome_fast.intercept import hooked
+from rome_fast.models import embedding_rows, input_device, max_positions
+from rome_fast.readback import log_probs_of, logits_at
+from rome_fast.tokens import all_target_ids
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,8 +29,30 @@ if TYPE_CHECKING:
     from rome_fast.models import DownProjection
     from rome_fast.types import RankOneUpdate
 
-# Tokens of one forward, padding included.
-BATCH_TOKENS = 4096
+# Tokens of one forward, padding included. On a CPU few are faster: their activations stay in the
+# cache.
+BATCH_TOKENS = {"cpu": 512, "cuda": 16384}
+# Logits of one forward.
+BATCH_LOGITS = 2**25
+
+
+class EncodedQuestion(NamedTuple):
+    """A question as token ids; those of the answer are as the prompt is followed by it."""
+
+    prompt_ids: tuple[int, ...]
+    target_ids: tuple[int, ...]
+
+    @property
+    def row(self) -> tuple[int, ...]:
+        """What the model reads: all but the answer's last token."""
+        return (*self.prompt_ids, *self.target_ids[:-1])
+
+
+class Row(NamedTuple):
+    """What the model reads, and the number of the update that it is read under (-1: none)."""
+
+    edit: int
+    ids: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -65,7 +89,8 @@ class Score:
 class Trial:
     """Updates that are tried without being written: ``updates[edit_of[i]]`` for question i.
 
-    -1 in ``edit_of`` leaves the model as it is.
+    -1 in ``edit_of`` leaves the model as it is. Where weights are float32 or wider this is the
+    model with the update written, to rounding; half-precision weights round what is written.
     """
 
     projection: DownProjection
@@ -73,15 +98,6 @@ class Trial:
     edit_of: Sequence[int]
 
 
-def encode_question(
-    tok: PreTrainedTokenizerBase, question: Question
-) -> tuple[list[int], list[int]]:
-    """(ids of the prompt, ids of the answer), the answer's as the prompt is followed by it."""
-    prompt = question.prompt.rstrip(" ")
-    return text_ids(tok, prompt), find_target_ids(tok, prompt, question.target)
-
-
-@torch.no_grad()
 def score(
     model: PreTrainedModel,
     tok: PreTrainedTokenizerBase,
@@ -91,23 +107,85 @@ def score(
     """One Score a question, in order.
 
     Raises:
+        InvalidRequestError: a question has no tokens, or more than the model takes.
         NonFiniteError: the logits at an answer are NaN or infinite.
     """
-    encoded = [encode_question(tok, question) for question in questions]
-    lengths = [len(prompt) + len(target) - 1 for prompt, target in encoded]
+    return score_encoded(model, encode_questions(model, tok, questions), trial)
+
+
+def encode_questions(
+    model: PreTrainedModel, tok: PreTrainedTokenizerBase, questions: Sequence[Question]
+) -> list[EncodedQuestion]:
+    """Token ids of each question; see ``score`` for what it raises."""
+    for question in questions:
+        if not (question.prompt.strip() and question.target.strip()):
+            raise InvalidRequestError(f"a question needs a prompt and an answer: {question}")
+    # A space at the end of the prompt is the one that the answer brings.
+    prompts = [question.prompt.rstrip(" ") for question in questions]
+    pairs = all_target_ids(tok, prompts, [question.target for question in questions])
+    encoded = [EncodedQuestion(tuple(prompt), tuple(target)) for prompt, target in pairs]
+    limit = max_positions(model)
+    for question, ids in zip(questions, encoded, strict=True):
+        if limit is not None and len(ids.row) > limit:
+            raise InvalidRequestError(
+                f"question {question.prompt[:60]!r} and its answer make {len(ids.row)} tokens, but "
+                f"the model takes {limit}"
+            )
+    return encoded
+
+
+def score_encoded(
+    model: PreTrainedModel,
+    questions: Sequence[EncodedQuestion],
+    trial: Trial | None = None,
+    *,
+    progress: bool = False,
+) -> list[Score]:
+    """``score`` of questions that are encoded already."""
+    edit_of = [-1] * len(questions) if trial is None else trial.edit_of
+    wanted = [Row(edit, q.row) for edit, q in zip(edit_of, questions, strict=True)]
+    run_as = longest_rows(wanted)
+    askers: dict[Row, list[int]] = {}
+    for number, row in enumerate(wanted):
+        askers.setdefault(run_as[row], []).append(number)
+    rows = list(askers)
     scores: dict[int, Score] = {}
-    for batch in batches(lengths):
-        with _tried(trial, batch):
-            parts = _score_batch(model, [encoded[i] for i in batch])
-        scores.update(zip(batch, parts, strict=True))
+    n_tokens = BATCH_TOKENS.get(input_device(model).type, 4096)
+    n_rows = max(1, BATCH_LOGITS // embedding_rows(model))
+    with tqdm(total=len(rows), desc="questions", unit="row", disable=not progress) as bar:
+        for batch in batches([len(row.ids) for row in rows], n_tokens, n_rows):
+            asked = [(at, i) for at, row in enumerate(batch) for i in askers[rows[row]]]
+            with tried(trial, [rows[row].edit for row in batch]):
+                made = _score_batch(
+                    model,
+                    [rows[row].ids for row in batch],
+                    [(at, questions[i]) for at, i in asked],
+                )
+            scores.update(zip((i for _, i in asked), made, strict=True))
+            bar.update(len(batch))
     return [scores[i] for i in range(len(questions))]
 
 
-def batches(lengths: Sequence[int], n_tokens: int = BATCH_TOKENS) -> Iterator[list[int]]:
+def longest_rows(rows: Iterable[Row]) -> dict[Row, Row]:
+    """Each row -> one that begins with it, itself if there is none, as few different as can be.
+
+    A decoder does not look ahead: what follows a text changes nothing of what it says within it.
+    """
+    run_as: dict[Row, Row] = {}
+    longest = None
+    # Sorted, a row comes right before those that begin with it.
+    for row in sorted(set(rows), reverse=True):
+        if longest is None or longest.edit != row.edit or longest.ids[: len(row.ids)] != row.ids:
+            longest = row
+        run_as[row] = longest
+    return run_as
+
+
+def batches(lengths: Sequence[int], n_tokens: int, n_rows: int) -> Iterator[list[int]]:
     """Numbers of rows, like lengths together, as many as ``n_tokens`` hold with their padding."""
     batch: list[int] = []
     for i in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if batch and (len(batch) + 1) * lengths[i] > n_tokens:
+        if batch and ((len(batch) + 1) * lengths[i] > n_tokens or len(batch) == n_rows):
             yield batch
             batch = []
         batch.append(i)
@@ -116,53 +194,44 @@ def batches(lengths: Sequence[int], n_tokens: int = BATCH_TOKENS) -> Iterator[li
 
 
 def _score_batch(
-    model: PreTrainedModel, encoded: Sequence[tuple[list[int], list[int]]]
+    model: PreTrainedModel,
+    rows: Sequence[tuple[int, ...]],
+    asked: Sequence[tuple[int, EncodedQuestion]],
 ) -> list[Score]:
-    input_ids, attention_mask = pad_right([[*p, *t[:-1]] for p, t in encoded])
-    counts = [len(target) for _, target in encoded]
-    rows = torch.arange(len(encoded)).repeat_interleave(torch.tensor(counts))
-    columns = torch.cat([torch.arange(len(t)) + len(p) - 1 for p, t in encoded])
-    device = input_device(model)
-    with reading_only(model.get_output_embeddings(), rows, columns):
-        logits: Tensor = model(
-            input_ids=input_ids.to(device),
-            attention_mask=attention_mask.to(device),
-            use_cache=False,
-        ).logits[0]
-    log_probs = logits.double().log_softmax(-1)
-    wanted = torch.tensor([i for _, target in encoded for i in target], device=logits.device)
-    chosen, best = log_probs.gather(1, wanted[:, None])[:, 0], logits.argmax(-1)
-    if not torch.isfinite(chosen).all():
-        raise NonFiniteError(
-            "the model's logits are NaN or infinite: run it in float32 or bfloat16, or check its "
-            "weights"
-        )
-    return [
-        Score(tuple(target), tuple(lp), tuple(am))
-        for (_, target), lp, am in zip(
-            encoded, _split(chosen, counts), _split(best, counts), strict=True
-        )
+    """Scores of (row, question) pairs; the logits of one place serve all questions about it."""
+    places: dict[tuple[int, int], int] = {}
+    at = [
+        places.setdefault((row, len(question.prompt_ids) - 1 + k), len(places))
+        for row, question in asked
+        for k in range(len(question.target_ids))
     ]
+    logits = logits_at(model, rows, list(places))
+    targets = torch.tensor([i for _, question in asked for i in question.target_ids])
+    log_probs = log_probs_of(logits, torch.tensor(at), targets)
+    best = logits.argmax(-1)[at]
+    counts = [len(question.target_ids) for _, question in asked]
+    parts = zip(asked, _split(log_probs, counts), _split(best, counts), strict=True)
+    return [Score(question.target_ids, lp, am) for (_, question), lp, am in parts]
 
 
-def _split(x: Tensor, counts: Sequence[int]) -> list[list[Any]]:
-    return [part.tolist() for part in x.cpu().split(list(counts))]
+def _split(x: Tensor, counts: Sequence[int]) -> list[tuple[Any, ...]]:
+    return [tuple(part.tolist()) for part in x.cpu().split(list(counts))]
 
 
 @contextmanager
-def _tried(trial: Trial | None, batch: Sequence[int]) -> Iterator[None]:
-    """While open, each row of the batch runs on the edited matrix of its own."""
+def tried(trial: Trial | None, edit_of_row: Sequence[int]) -> Iterator[None]:
+    """While open, each row of a batch runs on the edited matrix of its own (-1: as it is)."""
     if trial is None:
         yield
         return
-    edits = torch.tensor([trial.edit_of[i] for i in batch])
+    edits = torch.tensor(edit_of_row)
     device = trial.projection.weight.device
     u = torch.stack([update.u for update in trial.updates]).to(device)[edits]
     v = torch.stack([update.v for update in trial.updates]).to(device)[edits]
     v = v * (edits >= 0).to(v)[:, None]
 
     def add(module: Any, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        keys = args[0].reshape(len(batch), -1, args[0].shape[-1])
+        keys = args[0].reshape(len(edit_of_row), -1, args[0].shape[-1])
         along = torch.einsum("ntk,nk->nt", keys, u.to(keys))
         return output + (along[..., None] * v.to(output)[:, None]).view_as(output)
 

@@ -1,0 +1,106 @@
+"""Finished cases on disk, so that an evaluation that was cut off goes on where it stopped.
+
+A JSONL file: the settings first, then one case a line. A line is on the disk before the next case
+is begun; one that was torn by the end of the process is dropped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rome_fast.errors import InvalidArgumentError
+from rome_fast.evaluate.result import CaseResult
+
+if TYPE_CHECKING:
+    from rome_fast.collect.ranks import Ranks
+
+FORMAT = "rome_fast.evaluation-journal.1"
+
+
+class Journal:
+    """One rank's file; of several ranks each adds its number to the name.
+
+    Args:
+        path: of the file, or None to keep no journal.
+        setting: must agree with that in the file.
+
+    Attributes:
+        cases: those that the file held, by their index.
+
+    Raises:
+        InvalidArgumentError: the file is of another evaluation (what differs is named), or damaged.
+    """
+
+    def __init__(self, path: str | Path | None, setting: Mapping[str, Any], ranks: Ranks) -> None:
+        self.cases: dict[int, CaseResult] = {}
+        self._path = None if path is None else Path(path)
+        if self._path is None:
+            return
+        if ranks.size > 1:
+            self._path = self._path.with_name(f"{self._path.name}.rank{ranks.rank}of{ranks.size}")
+        header = json.loads(json.dumps({"format": FORMAT, "setting": setting}))
+        if not self._path.exists() or not self._path.stat().st_size:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._append([header])
+            return
+        lines, end = self._whole_lines()
+        self._check(lines[0] if lines else None, header)
+        self.cases = {case.index: case for case in map(CaseResult.from_json, lines[1:])}
+        os.truncate(self._path, end)
+
+    def add(self, cases: Iterable[CaseResult]) -> None:
+        """Put finished cases on the disk."""
+        if self._path is not None:
+            self._append(asdict(case) for case in cases)
+
+    def _append(self, lines: Iterable[Any]) -> None:
+        assert self._path is not None
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        with self._path.open("ab") as file:
+            file.write(text.encode())
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _whole_lines(self) -> tuple[list[Any], int]:
+        """What the file holds up to a torn end, and the byte where that begins."""
+        assert self._path is not None
+        parsed, end = [], 0
+        lines = self._path.read_bytes().split(b"\n")
+        # What comes after the last line end is torn, or nothing.
+        for number, line in enumerate(lines[:-1], 1):
+            try:
+                parsed.append(json.loads(line))
+            except ValueError as error:
+                if number < len(lines) - 1:
+                    raise self._error(f"line {number} is damaged ({error})") from error
+                break
+            end += len(line) + 1
+        return parsed, end
+
+    def _check(self, found: Any, header: Mapping[str, Any]) -> None:
+        if not isinstance(found, Mapping) or found.get("format") != FORMAT:
+            raise self._error(f"it is not a journal of format {FORMAT!r}")
+        told = list(_differences(found["setting"], header["setting"], ""))
+        if told:
+            raise self._error(f"it is of another evaluation: {'; '.join(told)}")
+
+    def _error(self, reason: str) -> InvalidArgumentError:
+        return InvalidArgumentError(
+            f"resume={str(self._path)!r} cannot be resumed: {reason}. Name another file, or delete "
+            "this one to start again"
+        )
+
+
+def _differences(there: Any, here: Any, name: str) -> Iterator[str]:
+    """Which settings differ, inner ones by their own names."""
+    if isinstance(there, Mapping) and isinstance(here, Mapping):
+        for key in {**there, **here}:
+            inner = f"{name}.{key}" if name else str(key)
+            yield from _differences(there.get(key), here.get(key), inner)
+    elif there != here:
+        yield f"{name} was {there!s:.60}, now it is {here!s:.60}"

@@ -1,0 +1,198 @@
+"""Asks the questions of the records at every stage, and makes values of the answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from rome_fast.clock import Clock
+from rome_fast.errors import InvalidRequestError
+from rome_fast.evaluate.drift import Drift
+from rome_fast.evaluate.generation import generate, ngram_entropy, reference_score
+from rome_fast.evaluate.metrics import Scores, case_values, questions_of
+from rome_fast.evaluate.result import CaseResult, Stage
+from rome_fast.evaluate.scoring import EncodedQuestion, Trial, encode_questions, score_encoded
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from rome_fast.evaluate.records import EditRecord, Question
+    from rome_fast.models import DownProjection
+    from rome_fast.types import RankOneUpdate
+
+Sheet = Mapping[str, Sequence[EncodedQuestion]]
+
+
+class Judge:
+    """The questions of the records, and what the unedited model answers.
+
+    Args:
+        generate_tokens: length of the greedy continuations; 0 for none.
+        texts: held texts, on which drift is measured; may be empty.
+
+    Attributes:
+        unaskable: by the record's number, why its questions cannot be asked.
+        before: by the record's number, the unedited model's Stage (after ``begin``).
+        clock: books the seconds as "score", "generate" and "drift".
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tok: PreTrainedTokenizerBase,
+        projection: DownProjection,
+        records: Sequence[EditRecord],
+        generate_tokens: int,
+        texts: Sequence[str],
+    ) -> None:
+        self.model, self.tok, self.records = model, tok, records
+        self.clock = Clock()
+        self.unaskable: dict[int, str] = {}
+        self.before: dict[int, Stage] = {}
+        self._projection = projection
+        self.texts = texts
+        self._generate_tokens = generate_tokens
+        self._sheets: dict[int, Sheet] = {}
+        self._scores_before: dict[int, Scores] = {}
+        self._drift: Drift | None = None
+
+    def begin(self, numbers: Sequence[int], *, progress: bool) -> None:
+        """Ask the unedited model the questions of these records, all at once."""
+        self._encode(numbers)
+        askable = list(self._sheets)
+        scores = self._ask(askable, None, progress=progress)
+        self._scores_before = dict(zip(askable, scores, strict=True))
+        said = self._continue(askable, None)
+        for number, texts in zip(askable, said, strict=True):
+            self.before[number] = self._stage(number, self._scores_before[number], texts, None)
+        if self.texts:
+            self._drift = Drift.baseline(self.model, self.tok, self.texts)
+        self.clock.lap("drift")
+
+    def stages(
+        self, numbers: Sequence[int], updates: Sequence[RankOneUpdate] | None = None
+    ) -> list[Stage]:
+        """One Stage a record, of the model as it is now, or with the update of each tried."""
+        scores = self._ask(numbers, updates)
+        said = self._continue(numbers, updates)
+        return [
+            self._stage(number, answers, texts, self._scores_before[number])
+            for number, answers, texts in zip(numbers, scores, said, strict=True)
+        ]
+
+    def unedited(self, number: int) -> Stage:
+        """The Stage "after" of a record that was not edited."""
+        scores, said = self._scores_before[number], self.before[number].generations
+        return self._stage(number, scores, said, scores)
+
+    def retained(self, numbers: Sequence[int]) -> float:
+        """Share of the records whose new target greedy decoding says after the edited prompt."""
+        scores = score_encoded(self.model, [self._sheets[n]["rewrite_new"][0] for n in numbers])
+        self.clock.lap("score")
+        return sum(score.exact for score in scores) / len(scores)
+
+    def drift(self) -> dict[str, float]:
+        """Perplexity and KL of the held texts, of the model as it is now; empty without texts."""
+        measured = {} if self._drift is None else dict(self._drift.measure(self.model))
+        self.clock.lap("drift")
+        return measured
+
+    def case(self, number: int, stages: Mapping[str, Stage], **facts: Any) -> CaseResult:
+        """The result of a record, with its stage "before" put first."""
+        record = self.records[number]
+        before = {"before": self.before[number]} if number in self.before else {}
+        return CaseResult(
+            index=number,
+            case_id=record.case_id,
+            request=record.request,
+            generation_prompts=self._prompts(number),
+            stages={**before, **stages},
+            **facts,
+        )
+
+    def _encode(self, numbers: Sequence[int]) -> None:
+        asked = {number: questions_of(self.records[number]) for number in numbers}
+        try:
+            self._sheets = dict(zip(asked, self._sheets_of(asked.values()), strict=True))
+        except InvalidRequestError:
+            for number, questions in asked.items():
+                try:
+                    [self._sheets[number]] = self._sheets_of([questions])
+                except InvalidRequestError as error:
+                    self.unaskable[number] = str(error)
+
+    def _sheets_of(self, asked: Iterable[Mapping[str, Sequence[Question]]]) -> list[Sheet]:
+        asked = list(asked)
+        flat = [q for sheet in asked for group in sheet.values() for q in group]
+        encoded = encode_questions(self.model, self.tok, flat)
+        return [dict(sheet) for sheet in _regrouped(encoded, asked)]
+
+    def _ask(
+        self,
+        numbers: Sequence[int],
+        updates: Sequence[RankOneUpdate] | None,
+        *,
+        progress: bool = False,
+    ) -> list[Scores]:
+        sheets = [self._sheets[number] for number in numbers]
+        questions = [[q for group in sheet.values() for q in group] for sheet in sheets]
+        scores = score_encoded(
+            self.model,
+            [question for asked in questions for question in asked],
+            self._trial(updates, [len(asked) for asked in questions]),
+            progress=progress,
+        )
+        self.clock.lap("score")
+        return [dict(sheet) for sheet in _regrouped(scores, sheets)]
+
+    def _continue(
+        self, numbers: Sequence[int], updates: Sequence[RankOneUpdate] | None
+    ) -> list[tuple[str, ...]]:
+        if not (self._generate_tokens and numbers):
+            return [()] * len(numbers)
+        prompts = [self._prompts(number) for number in numbers]
+        counts = [len(texts) for texts in prompts]
+        said = iter(
+            generate(
+                self.model,
+                self.tok,
+                [text for texts in prompts for text in texts],
+                self._generate_tokens,
+                self._trial(updates, counts),
+            )
+        )
+        self.clock.lap("generate")
+        return [tuple(islice(said, count)) for count in counts]
+
+    def _trial(
+        self, updates: Sequence[RankOneUpdate] | None, counts: Sequence[int]
+    ) -> Trial | None:
+        if updates is None:
+            return None
+        edit_of = [edit for edit, count in enumerate(counts) for _ in range(count)]
+        return Trial(self._projection, updates, edit_of)
+
+    def _prompts(self, number: int) -> tuple[str, ...]:
+        record = self.records[number]
+        return (record.request.text, *record.generation_prompts)
+
+    def _stage(
+        self, number: int, scores: Scores, said: tuple[str, ...], before: Scores | None
+    ) -> Stage:
+        values = case_values(scores, before)
+        if said:
+            texts = [a + b for a, b in zip(self._prompts(number), said, strict=True)]
+            # Those that the record asks for; the edited prompt alone where it asks for none.
+            texts = texts[1:] or texts
+            values["ngram_entropy"] = ngram_entropy(texts)
+            if references := self.records[number].reference_texts:
+                values["reference_score"] = reference_score(texts, references)
+        return Stage(values, said)
+
+
+def _regrouped(flat: Iterable[Any], like: Iterable[Mapping[str, Sequence[Any]]]) -> Any:
+    """The items of ``flat`` under the names, and as many to each, as in the mappings ``like``."""
+    items = iter(flat)
+    for groups in like:
+        yield {name: list(islice(items, len(group))) for name, group in groups.items()}

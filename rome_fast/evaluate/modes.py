@@ -1,0 +1,142 @@
+"""The two ways to judge edits: each alone on the unedited weights, or one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from rome_fast.errors import (
+    EditRejectedError,
+    InvalidRequestError,
+    NonFiniteError,
+    RomeFastError,
+    TokenizerMismatchError,
+)
+from rome_fast.evaluate.result import CaseResult, Checkpoint, Stage
+
+if TYPE_CHECKING:
+    from rome_fast.editor import Editor
+    from rome_fast.evaluate.judge import Judge
+
+# What one request can fail by; anything else would fail them all and ends the evaluation.
+REFUSALS = (InvalidRequestError, TokenizerMismatchError, NonFiniteError, EditRejectedError)
+
+# How often a sequence is looked at as a whole on its way.
+N_CHECKPOINTS = 10
+
+
+def judge_alone(editor: Editor, judge: Judge, numbers: Sequence[int]) -> list[CaseResult]:
+    """Each record edited alone; the weight's bits are as before.
+
+    A window's values are searched together. Where that fails they are searched one by one, so
+    that a bad request costs the others nothing.
+    """
+    askable = [number for number in numbers if number not in judge.unaskable]
+    cases = [
+        judge.case(number, {}, error=judge.unaskable[number])
+        for number in numbers
+        if number in judge.unaskable
+    ]
+    try:
+        return cases + (_judge_window(editor, judge, askable) if askable else [])
+    except REFUSALS as error:
+        if len(askable) == 1:
+            return [*cases, _refused(judge, askable[0], error)]
+    return cases + [case for number in askable for case in judge_alone(editor, judge, [number])]
+
+
+def _judge_window(editor: Editor, judge: Judge, numbers: Sequence[int]) -> list[CaseResult]:
+    proposals = editor.propose([judge.records[number].request for number in numbers])
+    judge.clock.lap("edit")
+    updates = [proposal.update for proposal in proposals]
+    # Half-precision weights round what is written, which a trial does not know of.
+    if editor.projection.weight.itemsize > 2:
+        after = judge.stages(numbers, updates)
+    else:
+        after = []
+        for number, update in zip(numbers, updates, strict=True):
+            with editor.history.written(update):
+                after += judge.stages([number])
+    if judge.texts:
+        for i, update in enumerate(updates):
+            with editor.history.written(update):
+                after[i] = _with_drift(after[i], judge.drift())
+    return [
+        judge.case(
+            number,
+            {"after": stage},
+            update_norm=proposal.update.norm,
+            weight_norm=proposal.weight_norm,
+            losses=proposal.losses,
+            seconds=sum(proposal.seconds.values()),
+            warnings=proposal.warnings,
+        )
+        for number, proposal, stage in zip(numbers, proposals, after, strict=True)
+    ]
+
+
+def _refused(judge: Judge, number: int, error: RomeFastError) -> CaseResult:
+    after = _with_drift(judge.unedited(number), judge.drift())
+    return judge.case(number, {"after": after}, error=_reason(error))
+
+
+def _with_drift(stage: Stage, drift: dict[str, float]) -> Stage:
+    return Stage({**stage.values, **drift}, stage.generations)
+
+
+def _reason(error: RomeFastError) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def judge_in_sequence(
+    editor: Editor, judge: Judge, numbers: Sequence[int], advance: Callable[[], object]
+) -> tuple[list[CaseResult], list[Checkpoint]]:
+    """Each record edited on the weights that those before it left; the edits are left in.
+
+    Args:
+        advance: called after each record.
+    """
+    due = {round(len(numbers) * i / N_CHECKPOINTS) for i in range(1, N_CHECKPOINTS + 1)}
+    cases: list[CaseResult] = []
+    made: list[int] = []
+    checkpoints = []
+    for count, number in enumerate(numbers, 1):
+        cases.append(_edit_next(editor, judge, number))
+        if cases[-1].error is None:
+            made.append(number)
+        if count in due and made:
+            checkpoints.append(Checkpoint(len(made), judge.retained(made), **judge.drift()))
+        advance()
+    askable = [number for number in numbers if number not in judge.unaskable]
+    after = dict(zip(askable, judge.stages(askable), strict=True))
+    ended = [
+        replace(case, stages={**case.stages, "after": after[case.index]})
+        if case.index in after
+        else case
+        for case in cases
+    ]
+    return ended, checkpoints
+
+
+def _edit_next(editor: Editor, judge: Judge, number: int) -> CaseResult:
+    if number in judge.unaskable:
+        return judge.case(number, {}, error=judge.unaskable[number])
+    n_edits = len(editor.history)
+    try:
+        [result] = editor.edit([judge.records[number].request], strict=False)
+        judge.clock.lap("edit")
+        [stage] = judge.stages([number])
+    except REFUSALS as error:
+        editor.history.rewind(n_edits)
+        [stage] = judge.stages([number])
+        return judge.case(number, {"edit_time": stage}, error=_reason(error))
+    return judge.case(
+        number,
+        {"edit_time": stage},
+        update_norm=result.update_norm,
+        weight_norm=result.weight_norm,
+        losses=result.losses,
+        seconds=sum(result.seconds.values()),
+        warnings=result.warnings,
+    )

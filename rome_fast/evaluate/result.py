@@ -1,0 +1,192 @@
+"""What an evaluation found: the nouns that metrics, reports and files share. All frozen and plain.
+
+docs/metrics.md defines every name in ``values`` and ``metrics``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rome_fast.errors import InvalidArgumentError
+from rome_fast.moment_files import write_whole
+from rome_fast.types import EditRequest
+
+FORMAT = "rome_fast.evaluation.1"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A mean over cases with its 95 % interval.
+
+    Attributes:
+        low, high: normal interval, mean -+ 1.96 standard errors over the cases (of the score S,
+            jackknife errors); equal to the mean where there is one case.
+        n: cases that have this value.
+    """
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One case under one state of the model.
+
+    Attributes:
+        values: by the metric's name.
+        generations: greedy continuations of the case's ``generation_prompts``, without them;
+            empty where none were asked for.
+    """
+
+    values: Mapping[str, float]
+    generations: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class CaseResult:
+    """One edit and how it fared.
+
+    Attributes:
+        index: position among the records.
+        generation_prompts: the edited prompt, then those of the record.
+        stages: by name, "before" and "after", in sequential mode also "edit_time"; none where the
+            questions themselves could not be asked (``error`` says why).
+        update_norm, weight_norm: Frobenius norms of the update and of the weight before it; None
+            where no edit was made.
+        losses: of v* at each step, in order.
+        seconds: wall-clock time of the edit.
+        warnings: what a user should know about the edit.
+        error: why there was no edit; the model is then judged as it is without it.
+    """
+
+    index: int
+    case_id: int | str
+    request: EditRequest
+    generation_prompts: tuple[str, ...]
+    stages: Mapping[str, Stage]
+    update_norm: float | None = None
+    weight_norm: float | None = None
+    losses: tuple[float, ...] = ()
+    seconds: float = 0.0
+    warnings: tuple[str, ...] = ()
+    error: str | None = None
+
+    @property
+    def relative_norm(self) -> float | None:
+        """Norm of the update over the norm of the weight before it."""
+        if self.update_norm is None or self.weight_norm is None:
+            return None
+        return self.update_norm / self.weight_norm
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> CaseResult:
+        """The case that ``dataclasses.asdict`` has made these of."""
+        stages = {
+            name: Stage(stage["values"], tuple(stage["generations"]))
+            for name, stage in fields["stages"].items()
+        }
+        tuples = {k: tuple(fields[k]) for k in ("generation_prompts", "losses", "warnings")}
+        request = EditRequest(**fields["request"])
+        return cls(**{**fields, **tuples, "request": request, "stages": stages})
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A sequence of edits on its way.
+
+    Attributes:
+        n_edits: edits in the model.
+        retained: share of them whose target greedy decoding still says after the edited prompt.
+        perplexity, kl: of the held texts, against the model before the run; None without texts.
+    """
+
+    n_edits: int
+    retained: float
+    perplexity: float | None = None
+    kl: float | None = None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What ``evaluate`` returns.
+
+    Attributes:
+        setting: every argument and version that the numbers depend on, JSON-able.
+        metrics: stage -> name -> Metric. Single mode has the stages "before" and "after",
+            sequential mode "before", "edit_time" (each case right after its edit) and "after"
+            (all cases at the end).
+        cases: in the order of the records.
+        drift: stage ("before", "after") -> {"perplexity", "kl"} on the held texts; in single mode
+            "after" is the mean over the cases. Empty without texts.
+        retention: sequential mode, at some numbers of edits, the last of them all.
+        seconds: wall-clock time by phase.
+    """
+
+    setting: Mapping[str, Any]
+    metrics: Mapping[str, Mapping[str, Metric]]
+    cases: tuple[CaseResult, ...]
+    drift: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    retention: tuple[Checkpoint, ...] = ()
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def failed(self) -> tuple[CaseResult, ...]:
+        """The cases without an edit."""
+        return tuple(case for case in self.cases if case.error is not None)
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it as dicts, lists, numbers and texts."""
+        return {"format": FORMAT, **asdict(self)}
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Evaluation:
+        """The reverse of ``to_json``.
+
+        Raises:
+            InvalidArgumentError: of another format.
+        """
+        if not isinstance(fields, Mapping) or fields.get("format") != FORMAT:
+            found = fields.get("format") if isinstance(fields, Mapping) else type(fields).__name__
+            raise InvalidArgumentError(f"an evaluation must have format {FORMAT!r}, got {found!r}")
+        metrics = {
+            stage: {name: Metric(**metric) for name, metric in by_name.items()}
+            for stage, by_name in fields["metrics"].items()
+        }
+        return cls(
+            setting=fields["setting"],
+            metrics=metrics,
+            cases=tuple(map(CaseResult.from_json, fields["cases"])),
+            drift=fields["drift"],
+            retention=tuple(Checkpoint(**point) for point in fields["retention"]),
+            seconds=fields["seconds"],
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write it as one JSON file, atomically."""
+        text = json.dumps(self.to_json(), ensure_ascii=False, indent=1)
+        write_whole(Path(path), lambda partial: _write(partial, text))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Evaluation:
+        """Read what ``save`` wrote.
+
+        Raises:
+            InvalidArgumentError: there is no such file, or it holds something else.
+        """
+        try:
+            fields = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InvalidArgumentError(
+                f"evaluation {str(path)!r} cannot be read: {error}"
+            ) from error
+        return cls.from_json(fields)
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
