@@ -1,0 +1,97 @@
+"""The documentation's examples run, its commands exist, and its tables are those of the results.
+
+Blocks fenced ```python are run, in order, one namespace a page, in a folder that holds what a
+reader is told to have. Where a line ends in ``# -> text``, that is what the block prints. Blocks
+fenced ```py are shown and not run: they need what is not here.
+"""
+
+from __future__ import annotations
+
+import re
+import runpy
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+import typer.main
+
+import rome_fast
+from rome_fast.cli.app import app
+
+ROOT = Path(__file__).parents[1]
+PAGES = [*sorted(ROOT.glob("README*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+BLOCK = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+PRINTS = re.compile(r"# -> (.*)$", re.MULTILINE)
+COMMAND = re.compile(r"(?:^ +|`|-m )rome[-_]fast ((?:[a-z].*?\\\n)*[a-z][^`\n]*)", re.MULTILINE)
+
+
+def name(page):
+    return str(page.relative_to(ROOT))
+
+
+def text_of(page):
+    return page.read_text(encoding="utf-8")
+
+
+def blocks(page, language):
+    """(first line, text) of every block in a language."""
+    text = text_of(page)
+    found = [m for m in BLOCK.finditer(text) if m[1] == language]
+    return [(text.count("\n", 0, m.start(2)), m[2]) for m in found]
+
+
+@pytest.fixture
+def readers_folder(tmp_path, monkeypatch):
+    """The working folder: files that the pages name, for the embedded model."""
+    monkeypatch.chdir(tmp_path)
+    facts = rome_fast.demo.load_facts()
+    texts = [prompt for fact in facts for prompt in fact.paraphrase_prompts]
+    (tmp_path / "texts.txt").write_text("\n".join(texts), encoding="utf-8")
+    moment = rome_fast.SecondMoment.from_moment(torch.eye(1024), count=16 * 1024)
+    moment.info["sample_size"] = 100000
+    moment.save("transformer.h.2.mlp.c_proj_float32_mom2_100000.npz")
+    return tmp_path
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "python")], ids=name)
+def test_examples_run_and_print_what_they_say(page, readers_folder, capsys):
+    namespace = {"__name__": "__main__"}
+    for line, block in blocks(page, "python"):
+        # Traceback lines are then those of the page.
+        exec(compile("\n" * line + block, str(page), "exec"), namespace)
+        said, wanted = capsys.readouterr().out, PRINTS.findall(block)
+        if wanted:
+            assert said.splitlines() == wanted, f"{name(page)}:{line + 1}"
+
+
+def test_few_examples_are_not_run():
+    assert sum(len(blocks(page, "py")) for page in PAGES) <= 4
+
+
+def commands_of(page):
+    """Every `rome-fast ...` of a page as words."""
+    for match in COMMAND.finditer(text_of(page)):
+        yield shlex.split(match[1].replace("\\\n", " ").split(" #")[0])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_commands_and_their_options_exist(page):
+    for words in commands_of(page):
+        command = typer.main.get_command(app)
+        for word in words:
+            command = getattr(command, "commands", {}).get(word, command)
+        known = {option for parameter in command.params for option in parameter.opts}
+        used = {word for word in words if word.startswith("--")} - {"--help"}
+        assert used <= known, f"{name(page)}: rome-fast {' '.join(words)}"
+
+
+def test_the_command_line_page_is_that_of_the_commands():
+    page = runpy.run_path(str(ROOT / "tools" / "command_line_page.py"))
+    assert page["page"]() == text_of(page["PAGE"]), "run python tools/command_line_page.py"
+
+
+def test_every_public_name_is_in_the_reference():
+    said = "".join(text_of(page) for page in (ROOT / "docs" / "api").glob("*.md"))
+    missing = [n for n in rome_fast.__all__ if f"::: rome_fast.{n}" not in said]
+    assert not missing
