@@ -95,3 +95,10 @@ def test_every_public_name_is_in_the_reference():
     said = "".join(text_of(page) for page in (ROOT / "docs" / "api").glob("*.md"))
     missing = [n for n in rome_fast.__all__ if f"::: rome_fast.{n}" not in said]
     assert not missing
+
+
+def test_settings_that_are_shown_can_be_read(tmp_path):
+    for page in PAGES:
+        for _, block in blocks(page, "yaml"):
+            (tmp_path / "shown.yaml").write_text(block, encoding="utf-8")
+            rome_fast.RomeHparams.from_file(tmp_path / "shown.yaml")
