@@ -29,14 +29,28 @@ HEAD = """# Command line
 """
 
 
+# What get_docs_for_click writes and the page needs not: usage lines, which repeat the heading,
+# --help, lists of commands with texts cut short, and brackets around described defaults.
+LEFT_OUT = (
+    (r"\*\*Usage\*\*:\n\n```console\n.*?```\n\n", ""),
+    (r"\* `--help`: [^\n]*\n", ""),
+    (r"\*\*Commands\*\*:\n\n(\*[^\n]*\n)+\n", ""),
+    (r"\*\*Options\*\*:\n\n(?!\*)", ""),
+    (r"\[default: \((.*)\)\]", r"[default: \1]"),
+)
+
+
 def page() -> str:
-    """The page's text: a heading a command, with its usage and options."""
+    """The page's text: a heading a command, with what it does and its options."""
     command = typer.main.get_command(app)
     text = get_docs_for_click(obj=command, ctx=typer.Context(command), name="rome-fast")
     _, _, commands = text.partition("\n## ")
-    # A usage line would only repeat the heading.
-    commands = re.sub(r"\*\*Usage\*\*:\n\n```console\n.*?```\n\n", "", f"## {commands}", flags=re.S)
-    return HEAD + commands.rstrip() + "\n"
+    for pattern, instead in LEFT_OUT:
+        commands = re.sub(pattern, instead, commands, flags=re.DOTALL if "```" in pattern else 0)
+    # Between backticks is code; elsewhere <n> would be taken for a tag.
+    parts = commands.rstrip().split("`")
+    parts[::2] = [part.replace("<", "&lt;") for part in parts[::2]]
+    return f"{HEAD}## {'`'.join(parts)}\n"
 
 
 if __name__ == "__main__":
