@@ -107,9 +107,14 @@ def test_the_command_line_page_is_that_of_the_commands():
 
 
 def test_every_public_name_is_in_the_reference():
-    said = "".join(text_of(page) for page in (ROOT / "docs" / "api").glob("*.md"))
-    missing = [n for n in rome_fast.__all__ if f"::: rome_fast.{n}" not in said]
-    assert not missing
+    said = {
+        line for page in (ROOT / "docs" / "api").glob("*.md") for line in text_of(page).splitlines()
+    }
+    for public in rome_fast.__all__:
+        # Some functions have the name of the module or package that they are in.
+        paths = {f"::: rome_fast.{public}", f"::: rome_fast.{public}.{public}"}
+        defined = getattr(getattr(rome_fast, public), "__module__", "")
+        assert said & (paths | {f"::: {defined}.{public}"}), public
 
 
 def test_settings_that_are_shown_can_be_read(tmp_path):
