@@ -42,9 +42,9 @@ bench: $(BUILT)
 	$(BENCH) benchmarks/bench_second_moment.py --benchmark-only --save-result second-moment-cpu
 	$(BENCH) benchmarks/bench_collect.py --benchmark-only --save-result collect-cpu
 
-# Docstrings are read without importing them.
+# Docstrings are read without importing them; signatures are laid out by the ruff in the PATH.
 docs: $(DOCS)
-	.venv-docs/bin/mkdocs build --quiet --strict
+	PATH="$(CURDIR)/.venv-docs/bin:$$PATH" NO_MKDOCS_2_WARNING=1 mkdocs build --quiet --strict
 	@echo "the documentation: $(CURDIR)/build/site/index.html"
 
 $(DEPS): constraints.txt
