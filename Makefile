@@ -1,5 +1,6 @@
 # make demo | test | lint | build | bench: each sets up .venv first, from constraints.txt.
 # make test-oldest: the tests with the oldest transformers that is tested, in .venv-oldest.
+# make docs: the documentation as a site, with what it needs in .venv-docs (no torch).
 # Stamps make a second run start in seconds; nothing is fetched twice.
 
 PYTHON ?= $(firstword $(foreach v,3.11 3.12 3.13 3.14 3.10,$(shell command -v python$(v))) python3)
@@ -8,9 +9,11 @@ PIP_OLDEST := $(subst .venv/,.venv-oldest/,$(PIP_INSTALL))
 DEPS := .venv/deps.stamp
 BUILT := .venv/build.stamp
 OLDEST := .venv-oldest/deps.stamp
+PIP_DOCS := $(subst .venv/,.venv-docs/,$(PIP_INSTALL))
+DOCS := .venv-docs/deps.stamp
 NATIVE := $(shell find csrc -type f)
 
-.PHONY: demo test test-oldest lint build bench
+.PHONY: demo test test-oldest lint build bench docs
 demo: $(BUILT)
 	.venv/bin/rome-fast demo
 
@@ -39,6 +42,11 @@ bench: $(BUILT)
 	$(BENCH) benchmarks/bench_second_moment.py --benchmark-only --save-result second-moment-cpu
 	$(BENCH) benchmarks/bench_collect.py --benchmark-only --save-result collect-cpu
 
+# Docstrings are read without importing them; signatures are laid out by the ruff in the PATH.
+docs: $(DOCS)
+	PATH="$(CURDIR)/.venv-docs/bin:$$PATH" NO_MKDOCS_2_WARNING=1 mkdocs build --quiet --strict
+	@echo "the documentation: $(CURDIR)/build/site/index.html"
+
 $(DEPS): constraints.txt
 	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 10), "Python >= 3.10 is needed"'
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv
@@ -55,6 +63,11 @@ $(OLDEST): Makefile constraints.txt pyproject.toml
 		> .venv-oldest/constraints.txt
 	$(PIP_OLDEST) -r .venv-oldest/constraints.txt $(OLDER)
 	ROME_FAST_BUILD=none $(PIP_OLDEST) --no-build-isolation --no-deps --editable .
+	@touch $@
+
+$(DOCS): constraints-docs.txt
+	test -x .venv-docs/bin/python || $(PYTHON) -m venv .venv-docs
+	$(PIP_DOCS) -r constraints-docs.txt
 	@touch $@
 
 # Without build isolation the native library is compiled against the torch in .venv;
