@@ -59,6 +59,10 @@ class BackendUnavailableError(RomeFastError, RuntimeError):
     """``backend="native"`` was asked for and the compiled library is not there."""
 
 
+class MissingExtraError(RomeFastError, ImportError):
+    """An optional library is not installed; the message names the extra that brings it."""
+
+
 class EditWarning(UserWarning):
     """An edit that went through, with something the user should know about it."""
 
