@@ -12,6 +12,7 @@ from rome_fast import demo
 from rome_fast.collect import collect_second_moment
 from rome_fast.edit import edit, edit_many, trial
 from rome_fast.hparams import RomeHparams
+from rome_fast.locate import locate, suggest_layer
 from rome_fast.moments import SecondMoment
 from rome_fast.types import EditRequest, EditResult, RankOneUpdate
 
@@ -27,5 +28,7 @@ __all__ = [
     "demo",
     "edit",
     "edit_many",
+    "locate",
+    "suggest_layer",
     "trial",
 ]

@@ -22,6 +22,7 @@ from rome_fast.cli.common import (
     no_loading_bars,
     one_line_errors,
 )
+from rome_fast.cli.locate import locate, plan
 from rome_fast.cli.profile import ProfileOption, check_profile_path, profiled
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(stats.app, name="stats")
 app.command()(bench)
+app.command()(locate)
+app.command()(plan)
 
 
 @app.callback()
