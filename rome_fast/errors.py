@@ -59,6 +59,10 @@ class BackendUnavailableError(RomeFastError, RuntimeError):
     """``backend="native"`` was asked for and the compiled library is not there."""
 
 
+class RecordError(InvalidArgumentError):
+    """A record of edits to evaluate is bad; the message says which one, and why."""
+
+
 class MissingExtraError(RomeFastError, ImportError):
     """An optional library is not installed; the message names the extra that brings it."""
 
@@ -69,3 +73,7 @@ class EditWarning(UserWarning):
 
 class SecondMomentWarning(UserWarning):
     """A second moment that can be solved with, at a price that the message names."""
+
+
+class RecordWarning(UserWarning):
+    """Records that were left out because they are bad; the message gives the reasons."""

@@ -1,13 +1,12 @@
-"""The ``rome-fast`` command: a demonstration, one edit, statistics, and what is installed.
+"""The ``rome-fast`` command: a demonstration, edits, statistics, and what is installed.
 
-Exit codes: 0 done, 1 the edit went through but the model does not say the target (nothing is
+Exit codes: 0 done, 1 an edit went through but the model does not say its target (nothing is
 saved), 2 bad input or an error, told in one line, 130 a collection interrupted with Ctrl-C.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 from rich import box
@@ -18,18 +17,18 @@ from rome_fast.cli.bench import bench
 from rome_fast.cli.common import (
     EDIT_FAILED,
     console,
-    load_model,
     no_loading_bars,
     one_line_errors,
 )
+from rome_fast.cli.edit import edit
 from rome_fast.cli.locate import locate, plan
-from rome_fast.cli.profile import ProfileOption, check_profile_path, profiled
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(stats.app, name="stats")
+app.command()(edit)
 app.command()(bench)
 app.command()(locate)
 app.command()(plan)
@@ -72,41 +71,6 @@ def demo() -> None:
     )
     if not (result.success and same):
         raise typer.Exit(EDIT_FAILED)
-
-
-@app.command()
-def edit(
-    model: Annotated[str, typer.Option(help="folder (or hub name) of a Hugging Face decoder")],
-    prompt: Annotated[str, typer.Option(help="a sentence with the subject, or with {} for it")],
-    subject: Annotated[str, typer.Option(help="whom or what the fact is about")],
-    target: Annotated[str, typer.Option(help="what the model shall say next")],
-    save: Annotated[Path | None, typer.Option(help="folder for the edited model")] = None,
-    hparams: Annotated[Path | None, typer.Option(help="kmeng01 JSON or EasyEdit YAML")] = None,
-    second_moment: Annotated[str | None, typer.Option(help="a saved file, or 'identity'")] = None,
-    variant: Annotated[str | None, typer.Option(help="overrides the hparams")] = None,
-    profile: ProfileOption = None,
-) -> None:
-    """Change one fact of a model, print what it says now, and save it if asked."""
-    import rome_fast
-
-    with one_line_errors():
-        chosen = None if hparams is None else rome_fast.RomeHparams.from_file(hparams)
-        request = rome_fast.EditRequest(prompt, subject, target)
-        if save is not None and save.exists() and any(save.iterdir()):
-            raise OSError(f"--save {save} is not empty: name a new folder")
-        check_profile_path(profile)
-        loaded, tok = load_model(model)
-        with profiled(profile):
-            result = rome_fast.edit(
-                loaded, tok, request, chosen, second_moment=second_moment, variant=variant
-            )
-        console.print(str(result), markup=False)
-        if not result.success:
-            raise typer.Exit(EDIT_FAILED)
-        if save is not None:
-            loaded.save_pretrained(save)
-            tok.save_pretrained(save)
-            console.print(f"saved: {save}", markup=False)
 
 
 @app.command()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import torch
 import typer
 
-from rome_fast.cli.common import console, load_model, no_loading_bars, one_line_errors
+from rome_fast.cli.common import console, load_model_or_demo, one_line_errors
 from rome_fast.cli.profile import ProfileOption, check_profile_path, profiled
 from rome_fast.collect import resolve_second_moment
 from rome_fast.contexts import sample_context_templates
@@ -80,7 +80,7 @@ def bench(
         if out is not None and not out.resolve().parent.is_dir():
             raise OSError(f"--out {out}: there is no folder {out.resolve().parent}")
         check_profile_path(profile)
-        loaded, tok = _loaded(model)
+        loaded, tok = load_model_or_demo(model)
         request = _request(model, prompt, subject, target)
         case = _case(loaded, tok, request, _hparams(loaded, hparams, steps, variant), second_moment)
         comparisons = measure(case, [WholeModel(), *(peer or [])], rounds=rounds)
@@ -100,18 +100,6 @@ def bench(
             rows = [row_facts(c, row) for c in comparisons for row in c.rows]
             report = {"setting": setting(), **case_facts(case), "results": rows}
             out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-
-
-def _loaded(model: str | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    if model is None:
-        from rome_fast.demo import load
-
-        no_loading_bars()
-        return load()[:2]
-    loaded, tok = load_model(model)
-    if torch.cuda.is_available():
-        loaded.to("cuda")  # type: ignore[arg-type]  # transformers wraps it untyped
-    return loaded, tok
 
 
 def _request(

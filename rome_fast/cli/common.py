@@ -17,6 +17,7 @@ from rich.console import Console
 from rome_fast.errors import (
     EditWarning,
     InvalidArgumentError,
+    RecordWarning,
     RomeFastError,
     SecondMomentWarning,
 )
@@ -28,18 +29,22 @@ console = Console(highlight=False)
 
 EDIT_FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 
+_SHOWN = (SecondMomentWarning, RecordWarning)
+
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
     """Bad input ends in one line on stderr and exit code 2, not in a traceback.
 
-    A SecondMomentWarning becomes a line too; an EditWarning is dropped, results print theirs.
+    Warnings of second moments and records become lines too; an EditWarning is dropped, results
+    print theirs.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", EditWarning)
-            warnings.simplefilter("always", SecondMomentWarning)
-            _show_in_one_line(SecondMomentWarning)
+            for category in _SHOWN:
+                warnings.simplefilter("always", category)
+            _show_in_one_line()
             yield
     except (RomeFastError, OSError) as error:
         # Under torchrun the reason may be that of one process only: say which.
@@ -80,6 +85,21 @@ def load_model(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     return model, tok
 
 
+def load_model_or_demo(
+    path: str | None,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model of a folder or hub name, on a GPU if there is one; None: the embedded one."""
+    if path is None:
+        from rome_fast.demo import load
+
+        no_loading_bars()
+        return load()[:2]
+    model, tok = load_model(path)
+    if torch.cuda.is_available():
+        model.to("cuda")  # type: ignore[arg-type]  # transformers wraps it untyped
+    return model, tok
+
+
 def no_loading_bars() -> None:
     """transformers draws a bar of its own for every model that it loads."""
     from transformers.utils import logging
@@ -97,12 +117,12 @@ def parsed_layers(text: str) -> list[int]:
         ) from error
 
 
-def _show_in_one_line(category: type[Warning]) -> None:
-    """Replace warnings.showwarning for one kind; ``catch_warnings`` puts it back."""
+def _show_in_one_line() -> None:
+    """Replace warnings.showwarning for our kinds; ``catch_warnings`` puts it back."""
     show = warnings.showwarning
 
     def show_ours(message: Warning | str, kind: type[Warning], *where: Any, **more: Any) -> None:
-        if not issubclass(kind, category):
+        if not issubclass(kind, _SHOWN):
             show(message, kind, *where, **more)
         elif is_first_process():
             complain(f"{kind.__name__}: {message}")

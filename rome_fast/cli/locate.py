@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rome_fast.cli.common import console, load_model, one_line_errors, parsed_layers
+from rome_fast.cli.common import (
+    console,
+    load_model_or_demo,
+    one_line_errors,
+    parsed_layers,
+)
+from rome_fast.cli.records import FormatOption, SkipBadOption, read_records
 from rome_fast.demo import model_path
 from rome_fast.errors import InvalidArgumentError
 
@@ -60,7 +66,7 @@ def locate(
                 raise InvalidArgumentError(
                     f"--out {path} must end in .json or one of {', '.join(PICTURES)}"
                 )
-        loaded, tok = load_model(model or str(model_path()))
+        loaded, tok = load_model_or_demo(model)
         trace = rome_fast.locate(
             loaded,
             tok,
@@ -83,6 +89,8 @@ def plan(
     model: ModelOption = None,
     out: Annotated[Path, typer.Option(help="file for the recommended hparams")] = Path("plan.yaml"),
     report: Annotated[Path | None, typer.Option(help="file for all numbers, .json")] = None,
+    format: FormatOption = "auto",
+    skip_bad: SkipBadOption = False,
     sample: Annotated[
         int, typer.Option(help="how many of the requests to try, spread over the file")
     ] = 10,
@@ -103,14 +111,12 @@ def plan(
     Nothing is edited for good: what it recommends is written for `rome-fast edit`.
     """
     import rome_fast
-    from rome_fast.evaluate.loading import load_records
 
     with one_line_errors():
         base = None if hparams is None else rome_fast.RomeHparams.from_file(hparams)
         wanted = None if layers is None else parsed_layers(layers)
-        records = _spread(load_records(requests), sample)
-        name = model or str(model_path())
-        loaded, tok = load_model(name)
+        records = _spread(read_records("REQUESTS", requests, format, None, skip_bad), sample)
+        loaded, tok = load_model_or_demo(model)
         found = rome_fast.suggest_layer(
             loaded, tok, records, base, layers=wanted, second_moment=second_moment
         )
@@ -122,6 +128,7 @@ def plan(
             console.print(f"saved: {report}", markup=False, soft_wrap=True)
         files = ["--requests", str(requests), "--hparams", str(out)]
         without = [] if second_moment is None else ["--second-moment", second_moment]
+        name = model or str(model_path())
         command = ["rome-fast", "edit", "--model", name, *files, *without]
         console.print(f"next: {shlex.join(command)}", markup=False, soft_wrap=True)
 

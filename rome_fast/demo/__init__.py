@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
+    from rome_fast.evaluate.records import EditRecord
+
 __all__ = ["DemoFact", "NeighborhoodPrompt", "load", "load_facts", "model_path"]
 
 _HERE = Path(__file__).parent
@@ -48,6 +50,19 @@ class DemoFact:
     real: bool
     paraphrase_prompts: tuple[str, ...]
     neighborhood_prompts: tuple[NeighborhoodPrompt, ...]
+
+    def record(self) -> EditRecord:
+        """The fact as `rome_fast.evaluate` takes it; both phrasings of neighbours are in it."""
+        from rome_fast.evaluate.records import EditRecord, Question
+        from rome_fast.types import EditRequest
+
+        return EditRecord(
+            case_id=self.case_id,
+            request=EditRequest(self.prompt, self.subject, self.target_new),
+            target_true=self.target,
+            paraphrases=self.paraphrase_prompts,
+            neighborhood=tuple(Question(p.prompt, p.target) for p in self.neighborhood_prompts),
+        )
 
 
 def model_path() -> Path:

@@ -1,0 +1,34 @@
+"""The options that say which records to read, for all commands that read some."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rome_fast.errors import InvalidArgumentError
+
+if TYPE_CHECKING:
+    from rome_fast.evaluate.records import EditRecord
+
+FormatOption = Annotated[
+    str, typer.Option(help="layout of the file: auto, counterfact, flat, zsre or zsre_rome")
+]
+LimitOption = Annotated[
+    int | None, typer.Option(help="read so many records at most", show_default="all")
+]
+SkipBadOption = Annotated[
+    bool, typer.Option("--skip-bad", help="leave out bad records and say why, instead of stopping")
+]
+
+
+def read_records(
+    option: str, file: Path, format: str, limit: int | None, skip_bad: bool
+) -> list[EditRecord]:
+    """The records of a file; ``option`` is what names it on the command line."""
+    from rome_fast.evaluate.loading import load_records
+
+    if not file.is_file():
+        raise InvalidArgumentError(f"{option}: there is no file {str(file)!r}")
+    return load_records(file, format, on_error="skip" if skip_bad else "raise", limit=limit)

@@ -1,0 +1,232 @@
+"""The layouts that records are published in, and how one record of each is read.
+
+Four names, told apart by their keys; of several spellings of one field the first that is there
+counts, and of several answers (aliases) to one prompt the first, as EasyEdit takes it.
+
+``"counterfact"``: CounterFact and multi-CounterFact (kmeng01/rome, memit). The request lies under
+    ``requested_rewrite``; ``neighborhood_prompts`` are answered with ``target_true``.
+``"flat"``: the request lies at the top. EasyEdit's CounterFact and request dict, KnowEdit (ZsRE,
+    WikiData counterfact and recent, WikiBio), FastEdit, lists of kmeng01/rome's requests,
+    counterfact-tracing, and JSONL or CSV with an EditRecord's own field names:
+
+    ======================  ====================================================================
+    ``prompt``              ``prompt``, ``text``
+    ``subject``             ``subject``, ``concept``
+    ``target_new``          ``target_new``, ``target``, ``target_false``, ``labels``
+    ``target_true``         ``target_true``, ``ground_truth``
+    ``paraphrases``         ``paraphrases``, ``paraphrase_prompts``, ``rephrase_prompt``,
+                            ``rephrase_prompts``, ``queries``: one text or a list
+    ``neighborhood``        ``neighborhood``, ``neighborhood_prompts``: texts that are answered with
+                            ``target_true``, or ``{prompt, target}``; ``locality_prompt`` with
+                            ``locality_ground_truth``
+    ``locality``            {group: questions}, either a list of ``{prompt, ground_truth}`` or one
+    ``portability``         dict of two lists
+    ``generation_prompts``  ``generation_prompts``, ``queries``
+    ``reference_texts``     ``reference_texts``
+    ======================  ====================================================================
+
+``"zsre"``: zsRE in MEND's layout (``src``, ``alt``, ``answers``, ``rephrase``, ``loc``). What is
+    edited in is ``alt``, as the data set's own ``cond`` says and EasyEdit does; ``answers[0]`` is
+    what is true.
+``"zsre_rome"``: the same file as kmeng01/rome and memit read it: ``answers[0]`` is edited in, and
+    a question mark ends ``loc``. Their published zsRE figures are of this one.
+
+Keys that are not named here are ignored: ``attribute_prompts`` of CounterFact, its identifiers,
+and the ``derived_neighborhood_prompts`` that some copies of it add, which no published figure
+knows. A question of a locality or portability group without an answer is left out, as by EasyEdit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rome_fast.errors import InvalidRequestError
+from rome_fast.evaluate.records import EditRecord, Question
+from rome_fast.types import EditRequest
+
+_TEXTS = {
+    "paraphrases": (
+        "paraphrases",
+        "paraphrase_prompts",
+        "rephrase_prompt",
+        "rephrase_prompts",
+        "queries",
+    ),
+    "generation_prompts": ("generation_prompts", "queries"),
+    "reference_texts": ("reference_texts",),
+}
+_ONE = {
+    "prompt": ("prompt", "text"),
+    "subject": ("subject", "concept"),
+    "target_new": ("target_new", "target", "target_false", "labels"),
+    "target_true": ("target_true", "ground_truth"),
+}
+_NEIGHBORHOOD = ("neighborhood", "neighborhood_prompts")
+_GROUPS = ("locality", "portability")
+
+# A cell of these columns of a CSV may hold JSON, as text can hold no list.
+JSON_COLUMNS = frozenset({*(key for keys in _TEXTS.values() for key in keys), *_NEIGHBORHOOD})
+JSON_COLUMNS |= frozenset(_GROUPS)
+
+
+@dataclass(frozen=True)
+class Format:
+    """One layout.
+
+    Attributes:
+        keys: what it is known by: one key of each group is there.
+        flatten: a record of it -> the same as a "flat" one.
+    """
+
+    keys: tuple[tuple[str, ...], ...]
+    flatten: Callable[[Mapping[str, Any]], Mapping[str, Any]]
+
+    def matches(self, raw: Mapping[str, Any]) -> bool:
+        """Whether a record has the keys of this layout."""
+        return all(any(key in raw for key in group) for group in self.keys)
+
+    def __str__(self) -> str:
+        return ", ".join("|".join(group) for group in self.keys)
+
+
+def _counterfact(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    request = raw.get("requested_rewrite")
+    if not isinstance(request, Mapping):
+        raise InvalidRequestError(f"requested_rewrite must be a dict, got {request!r}")
+    return {**raw, **request}
+
+
+def _zsre(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {
+        **raw,
+        "prompt": raw.get("src"),
+        "target_new": raw.get("alt"),
+        "target_true": raw.get("answers"),
+        "paraphrases": raw.get("rephrase"),
+        "locality_prompt": raw.get("loc"),
+        "locality_ground_truth": raw.get("loc_ans"),
+    }
+
+
+def _zsre_rome(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    loc = raw.get("loc")
+    return {
+        **_zsre(raw),
+        "target_new": raw.get("answers"),
+        "target_true": None,
+        "locality_prompt": loc and f"{loc}?",
+    }
+
+
+# In the order in which they are tried: where the first record leaves a choice, the first one is it.
+FORMATS = {
+    "counterfact": Format((("requested_rewrite",),), _counterfact),
+    "zsre": Format((("subject",), ("src",), ("alt",)), _zsre),
+    "zsre_rome": Format((("subject",), ("src",), ("answers",)), _zsre_rome),
+    "flat": Format((_ONE["prompt"], _ONE["subject"], _ONE["target_new"]), lambda raw: raw),
+}
+
+
+def parse_record(raw: Mapping[str, Any], layout: Format, case_id: int) -> EditRecord:
+    """Read one record; ``case_id`` is for one that has none of its own.
+
+    Raises:
+        InvalidRequestError: something is missing or has no sense; the message is the reason.
+    """
+    flat = layout.flatten(raw)
+    one = {name: _text(_first(flat, keys)) for name, keys in _ONE.items()}
+    true = one.pop("target_true") or None
+    if missing := [name for name, value in one.items() if value is None]:
+        raise InvalidRequestError(
+            f"{', '.join(missing)} missing; it has "
+            + ", ".join(str(key) for key, value in flat.items() if value is not None)
+        )
+    own_id = flat.get("case_id")
+    return EditRecord(
+        case_id=own_id if isinstance(own_id, int | str) and own_id != "" else case_id,
+        request=EditRequest(one["prompt"], one["subject"], one["target_new"]),
+        target_true=None if true is None else _string(true, "target_true"),
+        neighborhood=tuple(_neighborhood(flat, true)),
+        **{name: _groups(name, flat.get(name)) for name in _GROUPS},
+        **{
+            name: tuple(text for key in keys for text in _strings(key, flat.get(key)))
+            for name, keys in _TEXTS.items()
+        },
+    )
+
+
+def _first(flat: Mapping[str, Any], keys: tuple[str, ...]) -> Any:
+    return next((flat[key] for key in keys if flat.get(key) is not None), None)
+
+
+def _text(value: Any) -> Any:
+    """The text in ``"x"``, ``{"str": "x"}`` or ``[["x", "alias"], ...]``."""
+    while isinstance(value, list | tuple) and value:
+        value = value[0]
+    return value.get("str") if isinstance(value, Mapping) else value
+
+
+def _string(value: Any, name: str) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise InvalidRequestError(f"{name} must be text, got {value!r}")
+    return value
+
+
+def _strings(name: str, value: Any) -> list[str]:
+    """One text or a list of them; none where there is nothing."""
+    if value is None or value == "":
+        return []
+    values = value if isinstance(value, list | tuple) else [value]
+    return [_string(text, name) for text in values]
+
+
+def _neighborhood(flat: Mapping[str, Any], true: str | None) -> Iterator[Question]:
+    for key in _NEIGHBORHOOD:
+        value = flat.get(key) or []
+        for item in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(item, str) and true is None:
+                raise InvalidRequestError(
+                    f"{key} {item!r} has no answer: give target_true, or "
+                    "{'prompt': ..., 'target': ...} instead of the text"
+                )
+            asked = {"prompt": item, "target": true} if isinstance(item, str) else item
+            yield _question(key, *_pair(key, asked))
+    if prompt := flat.get("locality_prompt"):
+        yield _question("locality_prompt", prompt, flat.get("locality_ground_truth"))
+
+
+def _groups(name: str, value: Any) -> dict[str, tuple[Question, ...]]:
+    """EasyEdit's groups of questions; those without any are left out."""
+    if value is None or value == "":
+        return {}
+    if not isinstance(value, Mapping):
+        raise InvalidRequestError(f"{name} must be a dict of groups, got {value!r}")
+    if "New Question" in value:  # zsRE and CounterFact with GPT-4's portability
+        value = {"one_hop": {"prompt": value["New Question"], "target": value.get("New Answer")}}
+    groups = {group: tuple(_asked(f"{name}.{group}", of)) for group, of in value.items()}
+    return {group: questions for group, questions in groups.items() if questions}
+
+
+def _asked(name: str, group: Any) -> Iterator[Question]:
+    items = group if isinstance(group, list | tuple) else [] if group is None else [group]
+    for item in items:
+        prompts, answers = _pair(name, item)
+        if isinstance(prompts, str) or len(prompts) == 1:
+            prompts, answers = [_text(prompts)], [answers]
+        if not isinstance(answers, list | tuple) or len(prompts) != len(answers):
+            raise InvalidRequestError(f"{name} has {len(prompts)} prompts and answers {answers!r}")
+        for prompt, answer in zip(prompts, answers, strict=True):
+            if str(_text(answer) or "").strip():
+                yield _question(name, prompt, answer)
+
+
+def _pair(name: str, item: Any) -> tuple[Any, Any]:
+    if not isinstance(item, Mapping) or not item.get("prompt"):
+        raise InvalidRequestError(f"{name} must hold dicts of prompt and answer, got {item!r}")
+    return item["prompt"], _first(item, ("target", "ground_truth"))
+
+
+def _question(name: str, prompt: Any, answer: Any) -> Question:
+    return Question(_string(_text(prompt), name), _string(_text(answer), f"the answer to {name}"))

@@ -1,0 +1,238 @@
+"""Records from files, lists and data sets; a bad one is named with its place and its reason."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import os
+import warnings
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from rome_fast.errors import (
+    InvalidArgumentError,
+    InvalidRequestError,
+    RecordError,
+    RecordWarning,
+)
+from rome_fast.evaluate.formats import FORMATS, JSON_COLUMNS, Format, parse_record
+from rome_fast.evaluate.records import EditRecord
+from rome_fast.types import EditRequest
+
+# Reasons that one warning spells out.
+_SHOWN = 10
+
+# (line of the file if it has lines, record or the reason why it cannot be one)
+_Item = tuple[int | None, Any]
+
+
+def load_records(
+    source: str | os.PathLike[str] | Iterable[Any],
+    format: str = "auto",
+    *,
+    on_error: str = "raise",
+    limit: int | None = None,
+) -> list[EditRecord]:
+    """Read edits, and what they are judged by, in any published layout.
+
+    Args:
+        source: a file (.json with a list, .jsonl, .csv; also with .gz), a list of dicts or of
+            EditRequests, a `datasets` Dataset, or the hub name ``owner/name`` of one. EditRecords
+            are returned as they are.
+        format: ``"counterfact"``, ``"flat"``, ``"zsre"`` or ``"zsre_rome"``
+            (`rome_fast.evaluate.formats`); ``"auto"`` tells it by the keys of the first record
+            that has those of one.
+        on_error: ``"raise"`` stops at the first bad record; ``"skip"`` leaves bad ones out and
+            gives their reasons in one RecordWarning.
+        limit: how many records to return at most; what comes after them is not read.
+
+    Returns:
+        EditRecords in order. One without a ``case_id`` has its position in the source, from 0.
+
+    Raises:
+        RecordError: a record is bad, or all are; the message says which (line, for JSONL and CSV)
+            and why.
+        InvalidArgumentError: the source cannot be read, or its layout is none of those known.
+    """
+    if format != "auto" and format not in FORMATS:
+        raise InvalidArgumentError(f"format must be one of {['auto', *FORMATS]}, got {format!r}")
+    if on_error not in ("raise", "skip"):
+        raise InvalidArgumentError(f"on_error must be 'raise' or 'skip', got {on_error!r}")
+    if limit is not None and (type(limit) is not int or limit < 1):
+        raise InvalidArgumentError(f"limit must be a whole number of 1 or more, got {limit!r}")
+    name, items = _opened(source)
+    reader = _Reader(None if format == "auto" else FORMATS[format])
+    records: list[EditRecord] = []
+    bad: list[str] = []
+    for index, (line, item) in enumerate(items):
+        try:
+            records.append(reader.read(item, index))
+        except InvalidRequestError as error:
+            place = f"record {index}" if line is None else f"record {index} (line {line})"
+            bad.append(f"{place}: {error}")
+            if on_error == "raise":
+                raise RecordError(f"{name}: {bad[0]}") from error
+        if len(records) == limit:
+            break
+    if bad and not records:
+        raise RecordError(f"{name}: all {len(bad)} records are bad, the first one: {bad[0]}")
+    if not records:
+        raise InvalidArgumentError(f"{name} holds no records")
+    if bad:
+        more = f"; and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
+        warnings.warn(
+            f"{name}: left out {len(bad)} of {len(bad) + len(records)} records: "
+            + "; ".join(bad[:_SHOWN])
+            + more,
+            RecordWarning,
+            stacklevel=2,
+        )
+    return records
+
+
+class _Reader:
+    """Reads records of one layout, which the first one decides that has one."""
+
+    def __init__(self, layout: Format | None) -> None:
+        self._layout = layout
+
+    def read(self, item: Any, index: int) -> EditRecord:
+        """Raise InvalidRequestError with the reason when it is bad."""
+        if isinstance(item, EditRecord):
+            return item
+        if isinstance(item, EditRequest):
+            return EditRecord(case_id=index, request=item)
+        if isinstance(item, InvalidRequestError):
+            raise item
+        if not isinstance(item, Mapping):
+            raise InvalidRequestError(f"a dict is needed, got {type(item).__name__}: {item!r:.80}")
+        self._layout = self._layout or _recognised(item)
+        return parse_record(item, self._layout, index)
+
+
+def _recognised(item: Mapping[str, Any]) -> Format:
+    for layout in FORMATS.values():
+        if layout.matches(item):
+            return layout
+    known = "; ".join(f"{name} ({layout})" for name, layout in FORMATS.items())
+    raise InvalidRequestError(
+        f"its keys are those of no known layout: {', '.join(map(str, item))}. Known: {known}"
+    )
+
+
+def _opened(source: Any) -> tuple[str, Iterator[_Item]]:
+    """(name for messages, records with their lines) of any source."""
+    if isinstance(source, str | os.PathLike):
+        path = Path(source)
+        if not path.is_file():
+            return str(source), _from_hub(str(source))
+        return path.name, _from_file(path)
+    if isinstance(source, Mapping):
+        raise InvalidArgumentError(
+            f"source is a mapping with keys {', '.join(map(repr, source))}: pass a list, or one of "
+            "its values (a data set without split= is such a mapping)"
+        )
+    if not isinstance(source, Iterable):
+        raise InvalidArgumentError(
+            f"source must be a file, a list of records or a data set, got {type(source).__name__}"
+        )
+    return "source", ((None, item) for item in source)
+
+
+def _from_hub(name: str) -> Iterator[_Item]:
+    missing = f"source: there is no file {name!r}"
+    if name.count("/") != 1 or name[0] in "./~" or _suffix(Path(name)) in _READERS:
+        raise InvalidArgumentError(missing)
+    try:
+        from datasets import load_dataset
+    except ImportError as error:
+        raise InvalidArgumentError(
+            f"{missing}; to read it from the hub: pip install 'rome-fast[data]'"
+        ) from error
+    try:
+        splits = load_dataset(name)
+    except Exception as error:  # whatever hub, network and parquet say
+        raise InvalidArgumentError(f"{missing}, and as a hub name: {error}") from error
+    if len(splits) > 1:
+        raise InvalidArgumentError(
+            f"source: {name!r} has the splits {', '.join(splits)}: pass "
+            f"datasets.load_dataset({name!r}, split=...)"
+        )
+    return ((None, item) for item in next(iter(splits.values())))
+
+
+def _from_file(path: Path) -> Iterator[_Item]:
+    suffix = _suffix(path)
+    if suffix not in _READERS:
+        raise InvalidArgumentError(
+            f"source {path}: its name must end in {', '.join(_READERS)}, with or without .gz"
+        )
+    opened: Callable[..., IO[str]] = gzip.open if path.suffix == ".gz" else open
+    try:
+        # A CSV from a spreadsheet may begin with a byte order mark, and its cells hold line ends.
+        with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
+            yield from _READERS[suffix](file)
+    except (OSError, EOFError, zlib.error, UnicodeError, csv.Error) as error:
+        raise InvalidArgumentError(f"source {path} cannot be read: {error}") from error
+
+
+def _suffix(path: Path) -> str:
+    inner = Path(path.stem) if path.suffix == ".gz" else path
+    return inner.suffix.lower()
+
+
+def _from_json(file: IO[str]) -> Iterator[_Item]:
+    try:
+        records = json.load(file)
+    except json.JSONDecodeError as error:
+        lines = " (one record a line? Then name it .jsonl)" if error.msg == "Extra data" else ""
+        raise InvalidArgumentError(f"source: the file is not JSON: {error}{lines}") from error
+    if not isinstance(records, list):
+        keys = f" with keys {', '.join(records)}" if isinstance(records, dict) else ""
+        raise InvalidArgumentError(
+            f"source: the file holds one {type(records).__name__}{keys}, not a list"
+        )
+    return ((None, item) for item in records)
+
+
+def _from_jsonl(file: IO[str]) -> Iterator[_Item]:
+    for number, line in enumerate(file, 1):
+        if line.strip():
+            yield number, _json(line, "the line")
+
+
+def _from_csv(file: IO[str]) -> Iterator[_Item]:
+    reader = csv.DictReader(file)
+    for row in reader:
+        if None in row:
+            yield reader.line_num, InvalidRequestError("it has more cells than there are columns")
+        else:
+            yield reader.line_num, _decoded(row)
+
+
+def _decoded(row: dict[str, Any]) -> Any:
+    """The row with the lists and dicts that its cells spell in JSON."""
+    for key in JSON_COLUMNS & row.keys():
+        if (row[key] or "").startswith(("[", "{")):
+            row[key] = _json(row[key], f"column {key}")
+            if isinstance(row[key], InvalidRequestError):
+                return row[key]
+    return row
+
+
+def _json(text: str, name: str) -> Any:
+    """What the text holds, or the reason why it cannot be read."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        return InvalidRequestError(f"{name} is not JSON: {error}")
+
+
+_READERS: dict[str, Callable[[IO[str]], Iterator[_Item]]] = {
+    ".json": _from_json,
+    ".jsonl": _from_jsonl,
+    ".csv": _from_csv,
+}

@@ -1,0 +1,126 @@
+"""`rome-fast edit --requests`: many edits, the table, and the exit code that stands for all."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from cli_helpers import refusal
+from typer.testing import CliRunner
+
+from rome_fast import demo
+from rome_fast.cli.app import app
+from rome_fast.cli.common import BAD_INPUT, EDIT_FAILED
+
+SETTINGS = "layers: [2]\nv_num_grad_steps: {steps}\ncontext_template_length_params: [[5, 4]]\n"
+
+
+@pytest.fixture(scope="module")
+def folder():
+    return demo.model_path()
+
+
+@pytest.fixture(scope="module")
+def facts():
+    """Three that share no subject and no relation's answer."""
+    found = {fact.subject: fact for fact in demo.load_facts()}
+    return [found[name] for name in ("Ray Charles", *list(found)[:2])]
+
+
+def requests_of(facts, path, extra=()):
+    items = [{"prompt": f.prompt, "subject": f.subject, "target": f.target_new} for f in facts]
+    path.write_text("".join(json.dumps(item) + "\n" for item in [*items, *extra]))
+    return path
+
+
+@pytest.fixture
+def arguments(folder, facts, tmp_path):
+    settings = tmp_path / "settings.yaml"
+    settings.write_text(SETTINGS.format(steps=20))
+    return {
+        "--model": folder,
+        "--requests": requests_of(facts, tmp_path / "facts.jsonl"),
+        "--hparams": settings,
+        "--second-moment": "identity",
+    }
+
+
+def run(arguments, *flags):
+    words = [str(x) for pair in arguments.items() for x in pair]
+    return CliRunner().invoke(app, ["edit", *words, *flags], env={"COLUMNS": "200"})
+
+
+@pytest.mark.parametrize("order", ["exact", "independent"])
+def test_all_requests_are_edited_shown_and_saved(arguments, facts, tmp_path, order):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    out = tmp_path / "edited"
+    result = run({**arguments, "--save": out, "--order": order, "--window": 2})
+    assert result.exit_code == 0, result.output
+    assert "3 of 3 edits hold, 0 took and were lost to later ones" in result.output
+    model, tok = AutoModelForCausalLM.from_pretrained(out), AutoTokenizer.from_pretrained(out)
+    for fact in facts:
+        text = fact.prompt.replace("{}", fact.subject)
+        assert text in result.output
+        ids = tok(text, return_tensors="pt").input_ids
+        with torch.no_grad():
+            said = tok.decode(model(input_ids=ids).logits[0, -1].argmax())
+        assert fact.target_new.startswith(said.strip())
+
+
+def test_an_edit_that_a_later_one_takes_back_fails_all_and_saves_nothing(
+    arguments, facts, tmp_path
+):
+    ray = facts[0]
+    opposite = {"prompt": ray.prompt, "subject": ray.subject, "target": "trumpet"}
+    file = requests_of(facts[:1], tmp_path / "both.jsonl", [opposite])
+    result = run({**arguments, "--requests": file, "--save": tmp_path / "edited"})
+    assert result.exit_code == EDIT_FAILED, result.output
+    assert "1 of 2 edits hold, 1 took and were lost to later ones" in result.output
+    assert not (tmp_path / "edited").exists()
+
+
+def test_edits_that_do_not_take_exit_1(arguments, tmp_path):
+    arguments["--hparams"].write_text(SETTINGS.format(steps=1))
+    result = run({**arguments, "--save": tmp_path / "edited"})
+    assert result.exit_code == EDIT_FAILED
+    assert "0 of 3 edits hold, 0 took" in result.output
+    assert not (tmp_path / "edited").exists()
+
+
+def test_bad_record_stops_before_the_model_is_loaded_or_is_left_out(arguments, facts, tmp_path):
+    bad = {"prompt": "Nobody sings", "subject": "Somebody", "target": "songs"}
+    file = requests_of(facts[:1], tmp_path / "bad.jsonl", [bad])
+    wanted = {**arguments, "--requests": file}
+    line = refusal(run({**wanted, "--model": "./absent"}))
+    assert "RecordError: bad.jsonl: record 1 (line 2): subject 'Somebody' is not in prompt" in line
+    result = run(wanted, "--skip-bad")
+    assert result.exit_code == 0, result.output
+    assert "RecordWarning: bad.jsonl: left out 1 of 2 records: record 1 (line 2)" in result.stderr
+
+
+def test_limit_and_format(arguments):
+    result = run({**arguments, "--limit": 1, "--format": "flat"})
+    assert "1 of 1 edits hold" in result.output
+    line = refusal(run({**arguments, "--format": "counterfact"}))
+    assert "record 0 (line 1): requested_rewrite must be a dict" in line
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"--prompt": "{} sings"}, "--requests takes the place of --prompt, --subject, --target"),
+        ({"--requests": "absent.json"}, "--requests: there is no file 'absent.json'"),
+        ({"--order": "random"}, "order must be one of"),
+        ({"--window": "0"}, "window must be a whole number of 1 or more"),
+    ],
+)
+def test_bad_input_exits_2_with_one_line(arguments, change, message):
+    assert message in refusal(run({**arguments, **change}))
+
+
+def test_nothing_to_edit_is_said(folder):
+    result = CliRunner().invoke(app, ["edit", "--model", str(folder), "--prompt", "{} sings"])
+    assert result.exit_code == BAD_INPUT
+    assert "give --prompt, --subject and --target, or --requests" in result.stderr
