@@ -126,11 +126,12 @@ def plan(
         if report is not None:
             found.save(report)
             console.print(f"saved: {report}", markup=False, soft_wrap=True)
-        files = ["--requests", str(requests), "--hparams", str(out)]
-        without = [] if second_moment is None else ["--second-moment", second_moment]
-        name = model or str(model_path())
-        command = ["rome-fast", "edit", "--model", name, *files, *without]
-        console.print(f"next: {shlex.join(command)}", markup=False, soft_wrap=True)
+        command = ["edit", "--model", model or str(model_path()), "--requests", str(requests)]
+        command += ["--format", format] if format != "auto" else []
+        command += ["--skip-bad"] if skip_bad else []
+        command += ["--hparams", str(out)]
+        command += ["--second-moment", second_moment] if second_moment else []
+        console.print(f"next: rome-fast {shlex.join(command)}", markup=False, soft_wrap=True)
 
 
 def _spread(records: list[EditRecord], size: int) -> list[EditRecord]:
