@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Sequence
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -33,15 +34,22 @@ def find_part(spec: ModelSpec, layer: int, kind: str) -> nn.Module:
     parts = {name: child for name, child in block.named_children() if _has_matrix(child)}
     attention = [child for name, child in parts.items() if _ATTENTION.search(name)]
     others = [child for name, child in parts.items() if not _ATTENTION.search(name)]
-    # OPT's MLP has no module of its own: the matrix that ends it is the last of the block.
-    found = attention if kind == "attn" else [spec.mlp(layer) or other for other in others[-1:]]
-    if not found:
+    found = attention[0] if kind == "attn" and attention else None
+    if kind == "mlp":
+        found = spec.mlp(layer) or _only_one(others)
+    if found is None:
         raise UnsupportedModelError(
             f"kind {kind!r} cannot be traced: layer {layer} of {type(spec.model).__name__} has no "
-            f"such module (its own are {', '.join(parts) or 'without matrices'}): leave {kind!r} "
-            "out of kinds"
+            f"one such module (its own are {', '.join(parts) or 'without matrices'}): leave "
+            f"{kind!r} out of kinds"
         )
-    return found[0]
+    return found
+
+
+def _only_one(modules: Sequence[nn.Module]) -> nn.Module | None:
+    """Experts together, or the last of OPT's two matrices, which has no MLP around them."""
+    bare = all(isinstance(module, nn.Linear) for module in modules)
+    return modules[-1] if modules and (bare or len(modules) == 1) else None
 
 
 def residual_of(module: nn.Module, args: tuple[Tensor, ...]) -> Tensor | None:

@@ -19,6 +19,7 @@ from rome_fast.errors import (
     NonFiniteError,
 )
 from rome_fast.evaluate.records import EditRecord, Question
+from rome_fast.locate import suggest
 from rome_fast.models import ModelSpec
 from rome_fast.types import EditRequest
 
@@ -120,7 +121,7 @@ def test_effects_are_those_of_locate_averaged(gpt2, hparams):
 
 
 def test_tracing_proposes_the_layers_to_try(gpt2, hparams, monkeypatch):
-    monkeypatch.setattr("rome_fast.locate.suggest.N_PROPOSED", 2, raising=True)
+    monkeypatch.setattr(suggest, "N_PROPOSED", 2)
     plan = suggested(*gpt2, REQUESTS[:1], hparams)
     best = sorted(range(4), key=lambda layer: -plan.effects[layer])[:2]
     assert [trial.layer for trial in plan.trials] == sorted({*best, hparams.layer})
@@ -198,15 +199,7 @@ def test_the_embedded_model_is_edited_best_where_its_facts_lie():
     model, tok, facts = demo.load()
     before = state(model)
     chosen = [fact for fact in facts if fact.relation == "instrument"][:4]
-    records = [
-        EditRecord(
-            fact.case_id,
-            EditRequest(fact.prompt, fact.subject, fact.target_new),
-            paraphrases=fact.paraphrase_prompts,
-            neighborhood=tuple(Question(p.prompt, p.target) for p in fact.neighborhood_prompts),
-        )
-        for fact in chosen
-    ]
+    records = [fact.record() for fact in chosen]
     plan = rome_fast.suggest_layer(model, tok, records, layers=[2, 5], progress=False)
     assert same_bits(model, before)
     assert plan.layer == 2
