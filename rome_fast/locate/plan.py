@@ -7,6 +7,7 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,10 +55,12 @@ class LayerTrial:
 def best_of(trials: Sequence[LayerTrial]) -> LayerTrial:
     """The highest score; of those within ``TIE`` of it the smallest update, then the lowest layer.
 
-    An update that changes less of the weight does less to what was never asked.
+    An update that changes less of the weight does less to what was never asked. Where all scores
+    are zero, the highest success stands in for them.
     """
-    top = max(trial.score for trial in trials)
-    tied = [trial for trial in trials if trial.score >= top - TIE]
+    measure = attrgetter("score" if any(trial.score for trial in trials) else "success")
+    top = max(map(measure, trials))
+    tied = [trial for trial in trials if measure(trial) >= top - TIE]
     return min(tied, key=lambda t: (t.relative_norm is None, t.relative_norm or 0.0, t.layer))
 
 

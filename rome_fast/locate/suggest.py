@@ -13,7 +13,6 @@ from rome_fast.contexts import check_context_templates, sample_context_templates
 from rome_fast.errors import (
     HparamsError,
     InvalidArgumentError,
-    InvalidRequestError,
     UnsupportedModelError,
 )
 from rome_fast.evaluate.loading import load_records
@@ -77,13 +76,11 @@ def suggest_layer(
         smallest part of the weight, then the lowest.
 
     Raises:
-        RecordError, InvalidRequestError: a request is bad.
+        InvalidArgumentError: no requests, or a bad argument; RecordError: a request is bad.
         HparamsError, UnsupportedModelError: a layer does not exist or cannot be edited.
-        InvalidArgumentError, SecondMomentError, NonFiniteError: as for ``locate`` and ``edit``.
+        SecondMomentError, NonFiniteError: as for ``edit`` and ``locate``.
     """
     records = load_records(requests)
-    if not records:
-        raise InvalidRequestError("requests is empty")
     spec = ModelSpec.of(model)
     check_tokenizer(model, tok)
     settings = TraceSettings.of(spec.n_layers, noise, samples, window, seed)
@@ -163,7 +160,7 @@ def _proposed(spec: ModelSpec, effects: Sequence[float], start: int) -> list[Dow
 
 
 def _checked(layers: Sequence[int]) -> list[int]:
-    if isinstance(layers, str) or not layers or any(type(layer) is not int for layer in layers):
+    if not layers or any(type(layer) is not int for layer in layers):
         raise InvalidArgumentError(f"layers must be a list of one number or more, got {layers!r}")
     return sorted(set(layers))
 

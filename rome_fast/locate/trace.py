@@ -100,8 +100,8 @@ class Trace:
 
         tables = []
         for kind, scores in self.scores.items():
-            table = Table(box=box.SIMPLE_HEAD, title=self.title(kind), title_justify="left")
-            table.add_column("token", no_wrap=True)
+            table = Table(box=box.SIMPLE_HEAD)
+            table.add_column(self.title(kind), no_wrap=True)
             table.add_column(f"layers 0-{scores.shape[1] - 1}", no_wrap=True)
             table.add_column("highest", no_wrap=True)
             for label, row in zip(self.labels(), scores, strict=True):

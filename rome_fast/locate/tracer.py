@@ -77,7 +77,7 @@ class Tracer:
         with ExitStack() as stack:
             stack.enter_context(self._noised(1))
             for block in spec.blocks:
-                stack.enter_context(hooked(block, lambda _, __, out: self._corrupted.append(out)))
+                stack.enter_context(hooked(block, self._keep_corrupted))
             self.low = float(self._probability(self._logits(self.n_samples)).mean())
 
     @property
@@ -147,10 +147,15 @@ class Tracer:
 
         return hook
 
+    def _keep_corrupted(self, block: nn.Module, args: Any, output: Any) -> None:
+        self._corrupted.append(with_hidden(output, hidden_of(output).clone()))
+
     def _keeping_clean(self, key: tuple[str, int]) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Tensor, ...], output: Any) -> None:
             residual = residual_of(module, args)
-            state = hidden_of(output) if residual is None else hidden_of(output) - residual
+            # A copy: Falcon adds its attention to the MLP's output in place.
+            state = hidden_of(output).clone()
+            state = state if residual is None else state - residual
             self._clean[key] = state.reshape(len(self._ids), -1)
 
         return hook

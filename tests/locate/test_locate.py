@@ -24,7 +24,7 @@ def test_a_trace_says_what_the_model_says(tiny):
     trace = located(model, tok, samples=3)
     text = PROMPT.format(SUBJECT)
     ids = tok(text)["input_ids"]
-    chances = model(torch.tensor([ids])).logits[0, -1].softmax(-1)
+    chances = model(torch.tensor([ids])).logits[0, -1].softmax(-1).detach()
     assert trace.prompt == text
     assert trace.answer == tok.decode([chances.argmax()])
     assert trace.high == pytest.approx(float(chances.max()), rel=1e-5)
@@ -129,12 +129,15 @@ def test_bad_prompts_are_named(gpt2):
         rome_fast.locate(*gpt2, "tea " * 200 + "{}", SUBJECT)
 
 
-def test_facts_of_the_embedded_model_sit_in_its_layer_2():
+def test_facts_of_the_embedded_model_pass_through_its_layer_2():
     model, tok, _ = demo.load()
     trace = rome_fast.locate(model, tok, "{} plays the", "Ray Charles", window=1, progress=False)
     last = trace.subject_range[1] - 1
     assert trace.answer == " piano"
-    assert trace.peak("mlp") == (last, 2)
-    assert trace.low < 0.5 * trace.high
-    recalled = (trace.scores["hidden"][last, 2] - trace.low) / (trace.high - trace.low)
-    assert recalled > 0.5
+    assert trace.low < 0.25 * trace.high
+    hidden, mlp = (trace.scores[kind][last] - trace.low for kind in ("hidden", "mlp"))
+    # All of it is there after layer 2 and gone from there at the end; above the lowest block only
+    # the MLP of layer 2 brings it back.
+    assert hidden[2] > 0.9 * (trace.high - trace.low) > 0.1 > hidden[5]
+    assert int(mlp[1:].argmax()) + 1 == 2
+    assert mlp[2] > 4 * mlp[[1, 3, 4, 5]].max()

@@ -39,6 +39,7 @@ def test_score_is_the_harmonic_mean_of_what_was_measured():
         ([trial(0, norm=0.02), trial(1, success=0.995), trial(2, norm=0.03)], 1),  # within a point
         ([trial(0, norm=0.02), trial(1, success=0.9)], 0),  # not within a point
         ([trial(0), trial(1)], 0),  # all alike: the lowest
+        ([trial(0, locality=0.0), trial(1, 0.5, locality=0.0, norm=0.001)], 0),  # no score at all
         ([trial(0, 0, None, None, None), trial(1, 0, norm=0.5)], 1),  # one that edits at all
     ],
 )
@@ -48,10 +49,10 @@ def test_best(trials, layer):
 
 
 def test_reasons_in_words():
-    trials = [trial(1, 0.8, 0.5, norm=0.02, unconverged=3, loss=0.7), trial(2, 0.5)]
+    trials = [trial(1, 0.8, 0.5, norm=0.02, unconverged=3, loss=0.7), trial(2, 0.4)]
     told = reasons(trials, [0.0, 0.3, 0.1, -0.1])
     assert told[0] == "layer 1: success 80%, paraphrases 50%, locality 100% of 20 trial edits"
-    assert told[1] == "next best is layer 2 with success 50%, paraphrases 100%, locality 100%"
+    assert told[1] == "next best is layer 2 with success 40%, paraphrases 100%, locality 100%"
     assert told[2] == "tracing agrees: restored MLPs around layer 1 bring back most (+0.300)"
     assert "even layer 1 edits only 80%" in told[3]
     assert "did not converge in 3 of the 20 edits of layer 1 (mean loss 0.70)" in told[4]
