@@ -103,7 +103,10 @@ def plan(
     ] = None,
     second_moment: Annotated[
         str | None,
-        typer.Option(metavar="identity", help="do without", show_default="sampled from the model"),
+        typer.Option(
+            help="folder of `stats collect`, with a file for each layer to try, or 'identity'",
+            show_default="sampled from the model",
+        ),
     ] = None,
 ) -> None:
     """Locate, try small, widen: trace some facts, try their edits layer by layer, recommend one.
@@ -116,9 +119,10 @@ def plan(
         base = None if hparams is None else rome_fast.RomeHparams.from_file(hparams)
         wanted = None if layers is None else parsed_layers(layers)
         records = _spread(read_records("REQUESTS", requests, format, None, skip_bad), sample)
+        moments = _moments(second_moment)
         loaded, tok = load_model_or_demo(model)
         found = rome_fast.suggest_layer(
-            loaded, tok, records, base, layers=wanted, second_moment=second_moment
+            loaded, tok, records, base, layers=wanted, second_moment=moments
         )
         console.print(found)
         found.hparams.save(out)
@@ -130,7 +134,9 @@ def plan(
         command += ["--format", format] if format != "auto" else []
         command += ["--skip-bad"] if skip_bad else []
         command += ["--hparams", str(out)]
-        command += ["--second-moment", second_moment] if second_moment else []
+        if moments is not None:
+            chosen = moments if isinstance(moments, str) else moments[found.layer]
+            command += ["--second-moment", str(chosen)]
         console.print(f"next: rome-fast {shlex.join(command)}", markup=False, soft_wrap=True)
 
 
@@ -140,3 +146,16 @@ def _spread(records: list[EditRecord], size: int) -> list[EditRecord]:
         raise InvalidArgumentError(f"--sample must be at least 1, got {size}")
     n = min(size, len(records))
     return [records[i * len(records) // n] for i in range(n)]
+
+
+def _moments(given: str | None) -> dict[int, Path] | str | None:
+    """The files of a folder by their layer."""
+    if given is None or given == "identity":
+        return given
+    files = {int(path.stem[6:]): path for path in Path(given).glob("layer_[0-9]*.safetensors")}
+    if not files:
+        raise InvalidArgumentError(
+            f"--second-moment {given} must be 'identity', or a folder with files "
+            "layer_<n>.safetensors, as `rome-fast stats collect --layers N,N --out FOLDER` makes it"
+        )
+    return files

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
     from rome_fast.evaluate.records import EditRecord
     from rome_fast.moments import SecondMoment
 
+# What edit() takes, by layer.
+Moments = Mapping[int, "SecondMoment | str | Path"]
+
 # How many layers tracing proposes.
 N_PROPOSED = 5
 
@@ -41,7 +45,7 @@ def suggest_layer(
     hparams: RomeHparams | None = None,
     *,
     layers: Sequence[int] | None = None,
-    second_moment: Mapping[int, SecondMoment] | str | None = None,
+    second_moment: Moments | str | None = None,
     context_templates: Sequence[str] | None = None,
     noise: float = 3.0,
     samples: int = 10,
@@ -63,9 +67,9 @@ def suggest_layer(
         hparams: of all trials, but for the layer; None takes the preset, or derives defaults for
             each layer.
         layers: to try; None tries the layer of the hparams and the five of the largest effect.
-        second_moment: {layer: SecondMoment} as ``collect_second_moment`` returns it, or
-            ``"identity"``. None samples text from the model once for all layers and caches the
-            results, which ``edit`` then takes.
+        second_moment: {layer: SecondMoment} as ``collect_second_moment`` returns it, or paths of
+            saved ones, or ``"identity"``. None samples text from the model once for all layers
+            and caches the results, which ``edit`` then takes.
         context_templates: as in ``edit``, for all trials.
         noise, samples, window, seed: of the tracing, as in ``locate``.
         progress: show bars.
@@ -86,6 +90,11 @@ def suggest_layer(
     settings = TraceSettings.of(spec.n_layers, noise, samples, window, seed)
     if not isinstance(hparams, RomeHparams | None):
         raise HparamsError(f"hparams must be a RomeHparams, got {type(hparams).__name__}")
+    if not (second_moment in (None, "identity") or isinstance(second_moment, Mapping)):
+        raise InvalidArgumentError(
+            "second_moment must be {layer: SecondMoment}, 'identity' or None, got "
+            f"{type(second_moment).__name__}"
+        )
     with torch.inference_mode(False), frozen(model):
         base = defaults_for(model)[0] if hparams is None else hparams
         named = [] if layers is None else [spec.down_projection(i) for i in _checked(layers)]
@@ -166,31 +175,26 @@ def _checked(layers: Sequence[int]) -> list[int]:
 
 
 def _moments(
-    given: Mapping[int, SecondMoment] | str | None,
+    given: Moments | str | None,
     spec: ModelSpec,
     tok: PreTrainedTokenizerBase,
     projections: Sequence[DownProjection],
     hparams: RomeHparams,
-) -> Mapping[int, SecondMoment | str]:
+) -> Moments:
     """What the trials of each layer take as their second moment."""
     layers = [projection.layer for projection in projections]
-    if given == "identity" or (given is None and not hparams.mom2_adjustment):
+    if isinstance(given, str) or (given is None and not hparams.mom2_adjustment):
         return dict.fromkeys(layers, "identity")
     if given is None:
         dtype = getattr(torch, hparams.mom2_dtype)
         return sampled_second_moments(spec.model, tok, projections, dtype)
-    if not isinstance(given, Mapping):
-        raise InvalidArgumentError(
-            "second_moment must be {layer: SecondMoment}, 'identity' or None, got "
-            f"{type(given).__name__}"
-        )
     missing = [layer for layer in layers if layer not in given]
     if missing:
         raise InvalidArgumentError(
             f"second_moment lacks layers {missing} of those to try, {layers}: collect them too, or "
             "name others in layers="
         )
-    return given
+    return {layer: given[layer] for layer in layers}
 
 
 def _hparams_at(model: PreTrainedModel, given: RomeHparams | None, layer: int) -> RomeHparams:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import cycle, islice
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rome_fast.editor import Editor
@@ -52,11 +53,15 @@ class Trials:
         self._before = self._score(self._neighbors, None)
 
     def run(
-        self, hparams: RomeHparams, second_moment: SecondMoment | str, done: Callable[[], object]
+        self,
+        hparams: RomeHparams,
+        second_moment: SecondMoment | str | Path,
+        done: Callable[[], object],
     ) -> LayerTrial:
         """Edit each request alone in the layer of ``hparams``; the weights' bits are kept.
 
         Args:
+            second_moment: as ``edit`` takes it.
             done: called after each edit.
         """
         editor = Editor(self.spec, self.tok, hparams, None, "auto")

@@ -9,7 +9,7 @@ import pytest
 from cli_helpers import refusal
 from typer.testing import CliRunner
 
-from rome_fast import RomeHparams, demo
+from rome_fast import RomeHparams, collect_second_moment, demo
 from rome_fast.cli.app import app
 
 TRACED = ["locate", "--prompt", "{} plays the", "--subject", "Ray Charles", "--samples", "3"]
@@ -17,6 +17,17 @@ TRACED = ["locate", "--prompt", "{} plays the", "--subject", "Ray Charles", "--s
 
 def run(*arguments):
     return CliRunner().invoke(app, [*map(str, arguments)], env={"COLUMNS": "120"})
+
+
+@pytest.fixture(scope="module")
+def moments(tmp_path_factory):
+    """A folder as `stats collect` writes it."""
+    model, tok, facts = demo.load()
+    texts = [f"{text} {fact.target}." for fact in facts for text in fact.paraphrase_prompts]
+    folder = tmp_path_factory.mktemp("moments")
+    for layer, moment in collect_second_moment(model, tok, texts, [2, 4], tokens=8192).items():
+        moment.save(folder / f"layer_{layer}.safetensors")
+    return folder
 
 
 @pytest.fixture
@@ -55,10 +66,10 @@ def test_bad_input_of_locate_is_one_line(arguments, message):
     assert message in refusal(run(*TRACED, *arguments))
 
 
-def test_plan_recommends_and_what_it_says_next_works(requests, tmp_path):
+def test_plan_recommends_and_what_it_says_next_works(requests, moments, tmp_path):
     out, report = tmp_path / "plan.yaml", tmp_path / "plan.json"
     written = ["--out", out, "--report", report, "--layers", "2,4", "--sample", 3]
-    result = run("plan", requests, *written, "--second-moment", "identity")
+    result = run("plan", requests, *written, "--second-moment", moments)
     assert result.exit_code == 0, result.output
     read = json.loads(report.read_text(encoding="utf-8"))
     assert [trial["layer"] for trial in read["trials"]] == [2, 4]
@@ -67,6 +78,7 @@ def test_plan_recommends_and_what_it_says_next_works(requests, tmp_path):
     line = next(line for line in result.stdout.splitlines() if line.startswith("next: "))
     command = shlex.split(line.removeprefix("next: "))
     assert command[:2] == ["rome-fast", "edit"]
+    assert command[-2:] == ["--second-moment", str(moments / "layer_2.safetensors")]
     widened = run(*command[1:])
     assert "6 of 6 edits hold" in widened.output
     assert widened.exit_code == 0
@@ -86,7 +98,7 @@ def test_plan_spreads_its_sample_over_the_file(requests):
         (["REQUESTS", "--sample", 0], "--sample must be at least 1, got 0"),
         (["REQUESTS", "--layers", "a"], "--layers must be numbers"),
         (["REQUESTS", "--layers", "6", "--second-moment", "identity"], "layers 0 to 5"),
-        (["REQUESTS", "--second-moment", "file"], "second_moment must be"),
+        (["REQUESTS", "--second-moment", "file"], "--second-moment file must be 'identity', or a"),
     ],
 )
 def test_bad_input_of_plan_is_one_line(requests, arguments, message, tmp_path):
