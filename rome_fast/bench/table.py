@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from rome_fast.bench.measure import Comparison, Row
 
 _LEFT = ("", "commit")
-_RIGHT = ("seconds", "x rome_fast", "MiB", "cosine", "matched")
+_COMMIT = 8
+_RIGHT = ("seconds", "x rome_fast", "MiB", "cosine", "same")
 
 
 def table_of(comparison: Comparison) -> Table:
@@ -31,9 +32,9 @@ def table_of(comparison: Comparison) -> Table:
     for row in comparison.rows:
         table.add_row(
             row.name,
-            row.commit or "-",
-            _spread(row.seconds),
-            _spread(row.times_ours) if row.times_ours else "1",
+            row.commit[:_COMMIT] or "-",
+            _spread(row.seconds, ".3g"),
+            _spread(row.times_ours, ".2f") if row.times_ours else "1",
             "-" if row.peak_mib is None else f"{row.peak_mib:,}",
             f"{row.cosine:.5f}",
             "yes" if row.matched else "NO",
@@ -114,9 +115,9 @@ def quartiles(values: Sequence[float]) -> list[float]:
     return [low, high]
 
 
-def _spread(values: Sequence[float]) -> str:
-    low, high = quartiles(values)
-    return f"{statistics.median(values):.3g} ({low:.3g}-{high:.3g})"
+def _spread(values: Sequence[float], form: str) -> str:
+    low, high = (format(q, form) for q in quartiles(values))
+    return f"{statistics.median(values):{form}} ({low}-{high})"
 
 
 def _gflops(comparison: Comparison) -> float:

@@ -33,7 +33,7 @@ class Peer(Protocol):
 
     Attributes:
         name: as in ``load_peer``.
-        commit: git commit of the checkout (``-dirty`` if it was changed), or name and version.
+        commit: git commit of the checkout (``-dirty`` if it was changed), or the version.
         c_modes: ``GIVEN`` where it takes a second moment, ``IDENTITY`` where C = I is what it does
             by default; both for some.
     """

@@ -107,4 +107,4 @@ class FastEdit:
 
 def _version(root: Path) -> str:
     found = distributions(name="pyfastedit", path=[str(root)])
-    return next((f"fastedit {each.version}" for each in found), "fastedit, unknown version")
+    return next((f"v{each.version}" for each in found), "unknown version")

@@ -1,0 +1,124 @@
+"""Prints the documents' tables of measurements from the committed results; a test compares the two.
+
+python benchmarks/document_tables.py
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+Row = dict[str, Any]
+Columns = Mapping[str, Callable[[Row], str]]
+
+SPEED: Columns = {
+    "seconds": lambda r: f"{r['seconds_median']:.2f}",
+    "times rome_fast": lambda r: times(r["times_rome_fast"], r["times_rome_fast_quartiles"]),
+    "peak MiB": lambda r: f"{r['peak_mib']:,}",
+    "cosine of ΔW": lambda r: f"{r['cosine']:.5f}",
+}
+ORDER: Columns = {
+    "edits/s": lambda r: f"{r['edits_per_second']:.1f}",
+    "rewrite": lambda r: f"{r['success_at_end']:.1f}",
+    "paraphrase": lambda r: f"{r['paraphrase']:.1f}",
+    "neighbours": lambda r: f"{r['neighbours']:.1f}",
+    "norm": lambda r: f"{r['relative_norm']:.2f}",
+    "cosine to exact": lambda r: f"{r['cosine_to_exact']:.3f}",
+}
+SYRK: Columns = {
+    "d": lambda r: f"{r['own']['d']:,}",
+    "own, ms": lambda r: f"{r['own']['median_ms']:.0f}",
+    "`addmm_` / own": lambda r: beside(r["addmm"]),
+    "MKL's syrk / own": lambda r: beside(r["mkl_syrk"]),
+}
+FACTOR: Columns = {
+    "update, ms": lambda r: f"{r['column_major']['median_ms']:.1f}",
+    "row-major, ms": lambda r: f"{r['row_major']['median_ms']:.1f}",
+    "`torch.linalg.cholesky`, ms": lambda r: f"{r['cholesky']['median_ms']:.0f}",
+    "ratio": lambda r: beside(r["cholesky"]),
+}
+KINDS = {
+    "fp32": "fp32, fp32",
+    "fp32-compensated": "fp32, compensated fp32",
+    "bf16-to-fp32": "bf16, fp32",
+    "fp32-to-fp64": "fp32, fp64",
+}
+
+
+def times(median: float, quartiles: Sequence[float]) -> str:
+    return f"{median:.2f} ({quartiles[0]:.2f}-{quartiles[1]:.2f})" if quartiles else "1"
+
+
+def beside(row: Row) -> str:
+    return times(row["times_beside"], row["times_beside_quartiles"])
+
+
+def table(first: str, columns: Columns, rows: Sequence[tuple[str, Row]]) -> list[str]:
+    """A markdown table as lines."""
+    lines = [f"| {first} | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    for name, row in rows:
+        lines.append(f"| {name} | {' | '.join(text(row) for text in columns.values())} |")
+    return lines
+
+
+def read(name: str) -> Any:
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def speed_tables() -> dict[str, list[str]]:
+    """One a model and layer: the implementations with a given C, then with the identity."""
+    rows = [row for row in read("edit-cpu")["results"] if "cosine" in row]
+    tables = {}
+    for name in dict.fromkeys(row["name"] for row in rows):
+        mine = [row for row in rows if row["name"] == name]
+        tables[name] = table("one edit", SPEED, [(implementation(row), row) for row in mine])
+    return tables
+
+
+def implementation(row: Row) -> str:
+    c = ", C = I" if row["c_mode"] == "C = I" else ""
+    return row["implementation"] + c + ("" if row["matched"] else " (another method)")
+
+
+def order_table() -> list[str]:
+    return table("64 edits", ORDER, list(read("edit-order")["sequences"].items()))
+
+
+def second_moment_tables() -> tuple[list[str], list[str]]:
+    """Adding keys beside two rivals; updating a factor beside factoring anew."""
+    sums: dict[tuple[int, str], Row] = {}
+    factors: dict[tuple[int, str], Row] = {}
+    for row in read("second-moment-cpu")["results"]:
+        name = row["impl"].removeprefix("peer_").removeprefix("native_").replace("native", "own")
+        if "kind" in row:
+            sums.setdefault((row["d"], row["kind"]), {})[name] = row
+        else:
+            dtype = row["dtype"].removeprefix("torch.")
+            factors.setdefault((row["d"], dtype), {})[name] = row
+    return (
+        table("keys, sum", SYRK, [(KINDS[kind], row) for (_, kind), row in sums.items()]),
+        table("d, dtype", FACTOR, [(f"{d:,}, {t}", row) for (d, t), row in factors.items()]),
+    )
+
+
+def documents() -> dict[str, list[str]]:
+    """The lines that each document has to hold."""
+    speed, (sums, factors) = speed_tables(), second_moment_tables()
+    shown = speed["gpt2-124m, layer 6 of 12"] + speed["embedded model, layer 2 of 6"]
+    return {
+        "README.md": shown + order_table(),
+        "docs/decisions.md": sums,
+        "docs/numerics.md": factors,
+    }
+
+
+def main() -> None:
+    for name, lines in documents().items():
+        print(f"\n{name}\n", *lines, sep="\n")
+
+
+if __name__ == "__main__":
+    main()
