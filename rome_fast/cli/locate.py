@@ -44,7 +44,7 @@ def locate(
         int | None,
         typer.Option(
             help="layers restored together for mlp and attn",
-            show_default="10, or half of fewer than 20",
+            show_default="10, or a quarter of fewer than 24",
         ),
     ] = None,
     seed: Annotated[int, typer.Option(help="of the noise")] = 0,

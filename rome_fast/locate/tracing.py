@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# The reference's window, in layers.
-WINDOW = 10
+# The reference's window, in layers, and the depth of the shallowest model in its paper.
+WINDOW, DEEP = 10, 24
 
 
 @dataclass(frozen=True)
@@ -81,9 +81,9 @@ class TraceSettings:
     def of(
         cls, n_layers: int, noise: float, samples: int, window: int | None, seed: int
     ) -> TraceSettings:
-        """Checked; without a window the reference's 10, and half the layers of a shallow model."""
+        """Checked; without a window the reference's, or a quarter of a shallow model's layers."""
         if window is None:
-            window = max(1, min(WINDOW, n_layers // 2))
+            window = WINDOW if n_layers >= DEEP else max(1, n_layers // 4)
         if not isinstance(noise, int | float) or not 0 < noise < math.inf:
             raise InvalidArgumentError(f"noise must be a finite number > 0, got {noise!r}")
         for name, value in (("samples", samples), ("window", window)):
@@ -136,7 +136,7 @@ def locate(
             deviation is that of the subjects of all prompts traced).
         samples: corrupted rows that each score is the mean of.
         window: how many layers, around each, ``"mlp"`` and ``"attn"`` restore together; None
-            takes the reference's 10, or half the layers in a model of fewer than 20.
+            takes the reference's 10, or a quarter of the layers in a model of fewer than 24.
         seed: of the noise, which has a generator of its own.
         progress: show a bar.
 

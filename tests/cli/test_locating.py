@@ -43,6 +43,7 @@ def requests(tmp_path):
 
 
 def test_locate_prints_a_table_and_writes_numbers_and_pictures(tmp_path):
+    pytest.importorskip("matplotlib")
     outs = tmp_path / "trace.json", tmp_path / "trace.svg"
     result = run(*TRACED, "--kinds", "mlp", "--window", 1, "--out", outs[0], "--out", outs[1])
     assert result.exit_code == 0, result.output

@@ -94,14 +94,15 @@ def test_a_prompt_may_hold_the_subject(gpt2):
     ("n_layers", "window", "expected"),
     [
         (48, None, [range(0, 5), range(15, 25), range(42, 48)]),  # of layers 0, 20 and 47
-        (6, None, [range(0, 2), range(2, 5), range(4, 6)]),  # of layers 0, 3 and 5
-        (6, 1, [range(0, 1), range(3, 4), range(5, 6)]),
+        (23, None, [range(0, 3), range(9, 14), range(20, 23)]),
+        (6, None, [range(0, 1), range(3, 4), range(5, 6)]),  # of layers 0, 3 and 5
+        (6, 3, [range(0, 2), range(2, 5), range(4, 6)]),
         (6, 4, [range(0, 2), range(1, 5), range(3, 6)]),
     ],
 )
 def test_windows(n_layers, window, expected):
     settings = TraceSettings.of(n_layers, 3.0, 10, window, 0)
-    layers = 0, 20 if n_layers == 48 else 3, n_layers - 1
+    layers = 0, min(20, n_layers // 2), n_layers - 1
     assert [settings.layers_around(layer, n_layers) for layer in layers] == expected
 
 
