@@ -2,7 +2,6 @@
 
     python benchmarks/tracing.py --out benchmarks/results/tracing.json
     python benchmarks/tracing.py --plot benchmarks/results/tracing.json docs/tracing.svg
-    python benchmarks/tracing.py --tables benchmarks/results/tracing.json
 
 Tokens are averaged by their part in the prompt, as in the paper's figure 1.
 """
@@ -13,6 +12,7 @@ import argparse
 import json
 import statistics
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,11 @@ import torch
 import rome_fast
 from rome_fast.bench.setting import setting
 from rome_fast.demo import DemoFact
+from rome_fast.evaluate.records import EditRecord, Question
 from rome_fast.locate import Trace
 from rome_fast.locate.plot import save_heat_maps
 from rome_fast.locate.trace import TITLES
+from rome_fast.locate.tracing import TracedPrompt
 
 PARTS = (
     "first of subject*",
@@ -110,12 +112,35 @@ def measure(n_per_relation: int, n_trials: int) -> dict[str, Any]:
             "scores": averages(known),
             "last_of_subject": {kind: last_token_of_subject(known, kind) for kind in TITLES},
         }
-    step = max(1, len(chosen) // n_trials)
-    records = [fact.record() for fact in chosen[::step]]
-    plan = rome_fast.suggest_layer(model, tok, records, layers=range(6), window=1)
-    report["plan"] = plan.to_dict()
-    del report["plan"]["settings"]["context_templates"]
+    records = [fact.record() for fact in chosen[:: max(1, len(chosen) // n_trials)]]
+    alike = sharing_last_token(model, tok, facts)[:n_trials]
+    for name, tried, layers in ("plan", records, range(6)), ("shared token", alike, (0, 2)):
+        plan = rome_fast.suggest_layer(model, tok, tried, layers=layers, window=1)
+        report[name] = plan.to_dict()
+        del report[name]["settings"]["context_templates"]
     return report
+
+
+def sharing_last_token(model: Any, tok: Any, facts: list[DemoFact]) -> list[EditRecord]:
+    """Facts whose neighbours are other subjects with the same last token.
+
+    The token is where the edit is written, so in low layers these are the nearest neighbours.
+    """
+    groups: dict[tuple[str, int], list[DemoFact]] = {}
+    for fact in facts:
+        traced = TracedPrompt.of(model, tok, fact.record().request)
+        last = traced.ids[traced.subject[1] - 1]
+        groups.setdefault((fact.prompt, last), []).append(fact)
+    records = []
+    for first, *others in groups.values():
+        asked = [
+            Question(other.prompt.replace("{}", other.subject), other.target)
+            for other in others
+            if other.subject != first.subject
+        ]
+        if asked:
+            records.append(replace(first.record(), neighborhood=tuple(asked[:4])))
+    return records
 
 
 def plot(results: Path, out: Path) -> None:
@@ -131,40 +156,15 @@ def plot(results: Path, out: Path) -> None:
     save_heat_maps(out, panels, PARTS, found["low"], title)
 
 
-def tables(results: Path) -> list[str]:
-    """The tables of docs/tracing.md, as lines."""
-    report = json.loads(results.read_text(encoding="utf-8"))
-    found, layers = report["windows"]["1"], range(6)
-    lines = ["| layer | " + " | ".join(map(str, layers)) + " |", "|---" * 7 + "|"]
-    for kind, title in TITLES.items():
-        part = found["last_of_subject"][kind]
-        cells = [
-            f"{e:+.2f} ± {h:.2f}"
-            for e, h in zip(part["effect"], part["half_interval"], strict=True)
-        ]
-        lines.append(f"| {title} | " + " | ".join(cells) + " |")
-    heads = ("layer", "success", "paraphrases", "neighbours kept", "score", "update", "loss")
-    lines += ["", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    for trial in report["plan"]["trials"]:
-        shares = (trial[k] for k in ("success", "paraphrase", "locality", "score"))
-        cells = [f"{share:.0%}" for share in shares]
-        cells += [f"{trial['relative_norm']:.2%}", f"{trial['loss']:.2f}"]
-        lines.append(f"| {trial['layer']} | " + " | ".join(cells) + " |")
-    return lines
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--per-relation", type=int, default=4)
-    parser.add_argument("--trials", type=int, default=20)
+    parser.add_argument("--trials", type=int, default=30)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--plot", nargs=2, type=Path, metavar=("RESULTS", "PICTURE"))
-    parser.add_argument("--tables", type=Path, metavar="RESULTS")
     args = parser.parse_args()
     if args.plot:
         plot(*args.plot)
-    elif args.tables:
-        print("\n".join(tables(args.tables)))
     else:
         report = measure(args.per_relation, args.trials)
         args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
