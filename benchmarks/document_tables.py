@@ -40,6 +40,15 @@ FACTOR: Columns = {
     "`torch.linalg.cholesky`, ms": lambda r: f"{r['cholesky']['median_ms']:.0f}",
     "ratio": lambda r: beside(r["cholesky"]),
 }
+TRIALS: Columns = {
+    "success": lambda r: f"{r['success']:.0%}",
+    "paraphrases": lambda r: f"{r['paraphrase']:.0%}",
+    "neighbours kept": lambda r: f"{r['locality']:.0%}",
+    "score": lambda r: f"{r['score']:.0%}",
+    "update / weight": lambda r: f"{r['relative_norm']:.1%}",
+    "loss": lambda r: f"{r['loss']:.2f}",
+}
+TRACED = {"hidden": "hidden states", "mlp": "MLPs", "attn": "attentions"}
 KINDS = {
     "fp32": "fp32, fp32",
     "fp32-compensated": "fp32, compensated fp32",
@@ -104,6 +113,22 @@ def second_moment_tables() -> tuple[list[str], list[str]]:
     )
 
 
+def tracing_tables() -> list[str]:
+    """What returns at the subject's last token, by layer; trial edits, also near to others."""
+    report = read("tracing")
+    traced = {}
+    for kind, title in TRACED.items():
+        part = report["windows"]["1"]["last_of_subject"][kind]
+        pairs = zip(part["effect"], part["half_interval"], strict=True)
+        traced[title] = [f"{effect:+.2f} ± {half:.2f}" for effect, half in pairs]
+    columns = {str(i): lambda r, i=i: r[i] for i in range(6)}
+    lines = table("restored in layer", columns, list(traced.items()))
+    for name in ("plan", "shared token"):
+        rows = [(str(trial["layer"]), trial) for trial in report[name]["trials"]]
+        lines += table("edited layer", TRIALS, rows)
+    return lines
+
+
 def documents() -> dict[str, list[str]]:
     """The lines that each document has to hold."""
     speed, (sums, factors) = speed_tables(), second_moment_tables()
@@ -114,6 +139,7 @@ def documents() -> dict[str, list[str]]:
         "docs/many_edits.md": order_table(),
         "docs/decisions.md": sums,
         "docs/numerics.md": factors,
+        "docs/tracing.md": tracing_tables(),
     }
 
 

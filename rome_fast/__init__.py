@@ -13,6 +13,7 @@ from rome_fast.collect import collect_second_moment
 from rome_fast.edit import edit, edit_many, trial
 from rome_fast.evaluate import EditRecord, Evaluation, evaluate, load_records
 from rome_fast.hparams import RomeHparams
+from rome_fast.locate import locate, suggest_layer
 from rome_fast.moments import SecondMoment
 from rome_fast.types import EditRequest, EditResult, RankOneUpdate
 
@@ -32,5 +33,7 @@ __all__ = [
     "edit_many",
     "evaluate",
     "load_records",
+    "locate",
+    "suggest_layer",
     "trial",
 ]

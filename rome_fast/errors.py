@@ -63,6 +63,10 @@ class RecordError(InvalidArgumentError):
     """A record of edits to evaluate is bad; the message says which one, and why."""
 
 
+class MissingExtraError(RomeFastError, ImportError):
+    """An optional library is not installed; the message names the extra that brings it."""
+
+
 class EditWarning(UserWarning):
     """An edit that went through, with something the user should know about it."""
 

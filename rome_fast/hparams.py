@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import warnings
 from collections.abc import Mapping
@@ -129,6 +130,14 @@ class RomeHparams:
             chosen.setdefault("variant", "prompt_key" if prompt else "mean_key")
         return cls(**chosen)
 
+    def save(self, path: str | Path) -> None:
+        """Write a YAML file that ``from_file`` reads."""
+        import yaml
+
+        fields = json.loads(json.dumps(dataclasses.asdict(self)))  # tuples as lists
+        text = yaml.safe_dump(fields, sort_keys=False, default_flow_style=None)
+        Path(path).write_text(text, encoding="utf-8")
+
     @classmethod
     def for_model(cls, model: PreTrainedModel) -> RomeHparams:
         """The preset of this architecture and size, else defaults derived from the model.
@@ -142,10 +151,14 @@ class RomeHparams:
         return hparams
 
 
-def defaults_for(model: PreTrainedModel) -> tuple[RomeHparams, str | None]:
-    """The preset, or derived defaults and a note that names them."""
+def defaults_for(
+    model: PreTrainedModel, layer: int | None = None
+) -> tuple[RomeHparams, str | None]:
+    """The preset, or derived defaults and a note that names them; of ``layer`` if it is given."""
     preset = _preset(model)
-    return (preset, None) if preset is not None else _derived(model)
+    if preset is None:
+        return _derived(model, layer)
+    return (preset if layer is None else preset.replace(layers=(layer,))), None
 
 
 def _is_int(x: object) -> bool:
@@ -213,9 +226,10 @@ def _preset(model: PreTrainedModel) -> RomeHparams | None:
     return None
 
 
-def _derived(model: PreTrainedModel) -> tuple[RomeHparams, str]:
+def _derived(model: PreTrainedModel, layer: int | None) -> tuple[RomeHparams, str]:
     spec = ModelSpec.of(model)
-    layer = round(0.2 * (spec.n_layers - 1))
+    if layer is None:
+        layer = round(0.2 * (spec.n_layers - 1))
     projection = spec.down_projection(layer)
     with frozen(model):
         norm = typical_value_norm(model, projection)

@@ -21,6 +21,7 @@ from rome_fast.cli.common import (
     one_line_errors,
 )
 from rome_fast.cli.edit import edit
+from rome_fast.cli.locate import locate, plan
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -29,6 +30,8 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 app.add_typer(stats.app, name="stats")
 app.command()(edit)
 app.command()(bench)
+app.command()(locate)
+app.command()(plan)
 
 
 @app.callback()

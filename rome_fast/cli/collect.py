@@ -17,6 +17,7 @@ from rome_fast.cli.common import (
     is_first_process,
     load_model,
     one_line_errors,
+    parsed_layers,
 )
 from rome_fast.cli.output import Output, check_sample_size, set_sample_size
 from rome_fast.collect import collect_second_moment
@@ -112,7 +113,7 @@ def collect(
     torchrun --nproc-per-node 2 -m rome_fast stats collect ...
     """
     with one_line_errors():
-        wanted = None if layers is None else _parsed_layers(layers)
+        wanted = None if layers is None else parsed_layers(layers)
         budget, (sum_dtype, compensated) = _parsed_tokens(tokens), _parsed_dtype(dtype)
         check_sample_size(out, sample_size)
         with torchrun_group() as distributed, _interruptible() as outputs:
@@ -161,15 +162,6 @@ def _interruptible() -> Iterator[list[Output]]:
                 else "interrupted before there was anything to keep"
             )
         raise typer.Exit(INTERRUPTED) from error
-
-
-def _parsed_layers(text: str) -> list[int]:
-    try:
-        return sorted({int(number) for number in text.split(",")})
-    except ValueError as error:
-        raise InvalidArgumentError(
-            f"--layers must be numbers with commas between, like 5,6; got {text!r}"
-        ) from error
 
 
 def _parsed_tokens(text: str) -> int | Literal["auto"]:

@@ -14,7 +14,13 @@ import torch
 import typer
 from rich.console import Console
 
-from rome_fast.errors import EditWarning, RecordWarning, RomeFastError, SecondMomentWarning
+from rome_fast.errors import (
+    EditWarning,
+    InvalidArgumentError,
+    RecordWarning,
+    RomeFastError,
+    SecondMomentWarning,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -99,6 +105,16 @@ def no_loading_bars() -> None:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+
+
+def parsed_layers(text: str) -> list[int]:
+    """The numbers of ``--layers``, each once and in order."""
+    try:
+        return sorted({int(number) for number in text.split(",")})
+    except ValueError as error:
+        raise InvalidArgumentError(
+            f"--layers must be numbers with commas between, like 5,6; got {text!r}"
+        ) from error
 
 
 def _show_in_one_line() -> None:

@@ -1,0 +1,129 @@
+"""Trace: what locate found, as data, as a picture and in the terminal."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Group
+    from torch import Tensor
+
+# What is put back, in the words of pictures and tables.
+TITLES = {"hidden": "hidden states", "mlp": "MLPs", "attn": "attentions"}
+_BARS = " ▁▂▃▄▅▆▇█"
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """Where one prompt's answer comes from: ROME's causal tracing (section 2.1, figure 1).
+
+    ``print(trace)`` shows a bar for each token and layer, as high as the part of the answer's
+    probability that the state brings back.
+
+    Attributes:
+        prompt: the whole text.
+        tokens: those of the prompt, each as text.
+        subject_range: first token of the subject, and the one after its last.
+        answer: the token that the model says next.
+        high: its probability.
+        low: its mean probability with noise on the subject and nothing restored.
+        scores: by kind, float64 [n_tokens, n_layers]: the same with the state of this token and
+            layer restored; for "mlp" and "attn" of the layers in a window around it.
+        settings: noise (in standard deviations of the embeddings), noise_std (its own), samples,
+            window, seed and the model's class.
+    """
+
+    prompt: str
+    subject: str
+    tokens: tuple[str, ...]
+    subject_range: tuple[int, int]
+    answer: str
+    high: float
+    low: float
+    scores: Mapping[str, Tensor]
+    settings: Mapping[str, Any]
+
+    def peak(self, kind: str) -> tuple[int, int]:
+        """(token, layer) with the highest score; the first of equal ones."""
+        scores = self.scores[kind]
+        token, layer = divmod(int(scores.argmax()), scores.shape[1])
+        return token, layer
+
+    def title(self, kind: str) -> str:
+        """What is restored for the scores of this kind."""
+        if kind == "hidden":
+            return TITLES[kind]
+        return f"{TITLES[kind]}, window of {self.settings['window']}"
+
+    def labels(self) -> list[str]:
+        """The tokens, those of the subject with a star."""
+        start, end = self.subject_range
+        return [f"{t}*" if start <= i < end else t for i, t in enumerate(self.tokens)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, JSON-able."""
+        return {
+            **vars(self),
+            "tokens": list(self.tokens),
+            "subject_range": list(self.subject_range),
+            "scores": {kind: scores.tolist() for kind, scores in self.scores.items()},
+            "settings": dict(self.settings),
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Write ``to_dict()`` as JSON."""
+        text = json.dumps(self.to_dict(), ensure_ascii=False, indent=1)
+        Path(path).write_text(text + "\n", encoding="utf-8")
+
+    def plot(self, path: str | Path) -> None:
+        """Draw a heat map for each kind into a picture, in the format of the path's suffix.
+
+        Raises:
+            MissingExtraError: matplotlib is not installed.
+        """
+        from rome_fast.locate.plot import save_heat_maps
+
+        panels = {self.title(kind): scores for kind, scores in self.scores.items()}
+        title = f"p({self.answer.strip()}): {self.low:.3f} with noise, {self.high:.3f} without"
+        save_heat_maps(path, panels, self.labels(), self.low, title)
+
+    def __rich__(self) -> Group:
+        from rich import box
+        from rich.console import Group
+        from rich.table import Table
+        from rich.text import Text
+
+        tables = []
+        for kind, scores in self.scores.items():
+            table = Table(box=box.SIMPLE_HEAD)
+            table.add_column(self.title(kind), no_wrap=True)
+            table.add_column(f"layers 0-{scores.shape[1] - 1}", no_wrap=True)
+            table.add_column("highest", no_wrap=True)
+            for label, row in zip(self.labels(), scores, strict=True):
+                best = f"{row.max():.3f} at {int(row.argmax())}"
+                table.add_row(Text(label), Text(self._bars(row)), best)
+            tables.append(table)
+        head = (
+            f"{self.prompt!r} -> {self.answer!r}: p = {self.high:.3f}; "
+            f"with noise on the subject (*) {self.low:.3f}"
+        )
+        return Group(Text(head), *tables)
+
+    def __str__(self) -> str:
+        from rich.console import Console
+
+        console = Console(file=io.StringIO(), width=120, color_system=None)
+        console.print(self)
+        text: str = console.file.getvalue()  # type: ignore[attr-defined]
+        return text.rstrip()
+
+    def _bars(self, scores: Tensor) -> str:
+        """A bar for each score: none for ``low``, a full one for ``high`` and above."""
+        reach = max(self.high - self.low, 1e-9)
+        shares = ((scores - self.low) / reach).clamp(0, 1)
+        return "".join(_BARS[round(share * (len(_BARS) - 1))] for share in shares.tolist())

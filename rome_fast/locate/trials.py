@@ -1,0 +1,148 @@
+"""Trial edits in one layer: each request alone, asked what it is judged by, and undone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import cycle, islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rome_fast.editor import Editor
+from rome_fast.errors import EditRejectedError, NonFiniteError
+from rome_fast.evaluate.records import EditRecord, Question
+from rome_fast.evaluate.scoring import Score, Trial, score
+from rome_fast.locate.plan import LayerTrial
+from rome_fast.value import LOSS_FOUND
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from rome_fast.hparams import RomeHparams
+    from rome_fast.models import ModelSpec
+    from rome_fast.moments import SecondMoment
+    from rome_fast.types import EditResult
+
+# Prompts of other requests that stand in for neighbours.
+N_OTHERS = 4
+
+
+class Trials:
+    """The requests, and the questions that each of their edits is asked.
+
+    Attributes:
+        own_neighbors: whether each record brings prompts about other subjects.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        tok: PreTrainedTokenizerBase,
+        records: Sequence[EditRecord],
+        context_templates: Sequence[str],
+    ) -> None:
+        self.spec, self.tok, self.records = spec, tok, records
+        self.own_neighbors = all(map(_neighbors, records))
+        self._context_templates = context_templates
+        self._paraphrases = [
+            [Question(text, record.request.target) for text in record.paraphrases]
+            for record in records
+        ]
+        self._neighbors = [
+            _neighbors(record) or list(_others(i, records)) for i, record in enumerate(records)
+        ]
+        self._before = self._score(self._neighbors, None)
+
+    def run(
+        self,
+        hparams: RomeHparams,
+        second_moment: SecondMoment | str | Path,
+        done: Callable[[], object],
+    ) -> LayerTrial:
+        """Edit each request alone in the layer of ``hparams``; the weights' bits are kept.
+
+        Args:
+            second_moment: as ``edit`` takes it.
+            done: called after each edit.
+        """
+        editor = Editor(self.spec, self.tok, hparams, None, "auto")
+        editor.prepare(self._context_templates, second_moment)
+        results: dict[int, EditResult] = {}
+        failures = []
+        for i, record in enumerate(self.records):
+            try:
+                [results[i]] = editor.edit([record.request], strict=False)
+            except (EditRejectedError, NonFiniteError) as error:
+                failures.append(f"{record.request.text!r}: {error}")
+            finally:
+                editor.history.rewind(0)
+            done()
+        return self._judged(editor, results, failures)
+
+    def _judged(
+        self, editor: Editor, results: dict[int, EditResult], failures: Sequence[str]
+    ) -> LayerTrial:
+        n_made = len(results)
+        paraphrases = locality = None
+        if results:
+            paraphrases, locality = self._asked(editor, results)
+        losses = [result.losses[-1] for result in results.values()]
+        norms = [result.relative_norm for result in results.values()]
+        return LayerTrial(
+            layer=editor.projection.layer,
+            success=sum(r.success for r in results.values()) / len(self.records),
+            paraphrase=paraphrases,
+            locality=locality,
+            relative_norm=sum(norms) / n_made if n_made else None,
+            loss=sum(losses) / n_made if n_made else None,
+            unconverged=sum(loss >= LOSS_FOUND for loss in losses),
+            failures=tuple(failures),
+        )
+
+    def _asked(
+        self, editor: Editor, results: dict[int, EditResult]
+    ) -> tuple[float | None, float | None]:
+        """(paraphrase, locality) of the updates, which are tried without being written again."""
+        number = {i: n for n, i in enumerate(results)}
+        edit_of = [number.get(i, -1) for i in range(len(self.records))]
+        updates = [result.update for result in results.values()]
+
+        def trial(questions: Sequence[Sequence[Question]]) -> Trial:
+            rows = [edit_of[i] for i, asked in enumerate(questions) for _ in asked]
+            return Trial(editor.projection, updates, rows)
+
+        said = self._score(self._paraphrases, trial(self._paraphrases))
+        after = self._score(self._neighbors, trial(self._neighbors))
+        stays = [
+            [b.argmax_ids == a.argmax_ids for b, a in zip(*pair, strict=True)]
+            for pair in zip(self._before, after, strict=True)
+        ]
+        return _mean_of_means([[s.exact for s in scores] for scores in said]), _mean_of_means(stays)
+
+    def _score(
+        self, questions: Sequence[Sequence[Question]], trial: Trial | None
+    ) -> list[list[Score]]:
+        """Scores of each request's questions, in order."""
+        flat = [question for asked in questions for question in asked]
+        scores = iter(score(self.spec.model, self.tok, flat, trial))
+        return [list(islice(scores, len(asked))) for asked in questions]
+
+
+def _neighbors(record: EditRecord) -> list[Question]:
+    groups = (question for group in record.locality.values() for question in group)
+    return [*record.neighborhood, *groups]
+
+
+def _others(index: int, records: Sequence[EditRecord]) -> Iterator[Question]:
+    """Prompts of the next few requests about other subjects, each with its own new target.
+
+    The target only says how many tokens to look at: what counts is that they stay.
+    """
+    subject = records[index].request.subject
+    following = islice(cycle(records), index + 1, index + len(records))
+    others = (record for record in following if record.request.subject != subject)
+    return (record.rewrite for record in islice(others, N_OTHERS))
+
+
+def _mean_of_means(parts: Sequence[Sequence[bool]]) -> float | None:
+    means = [sum(part) / len(part) for part in parts if part]
+    return sum(means) / len(means) if means else None

@@ -1,0 +1,77 @@
+"""A Trace as JSON, as text with bars, and as a picture."""
+
+from __future__ import annotations
+
+import json
+import sys
+from xml.etree import ElementTree
+
+import pytest
+import torch
+
+from rome_fast.errors import MissingExtraError
+from rome_fast.locate import Trace
+
+
+@pytest.fixture
+def trace():
+    scores = torch.tensor([[0.1, 0.1, 0.1], [0.1, 0.5, 0.9], [0.0, 0.2, 1.0]], dtype=torch.float64)
+    return Trace(
+        prompt="in [red] $x$ costs",
+        subject="$x$",
+        tokens=("in [red]", " $x$", " costs"),
+        subject_range=(1, 2),
+        answer=" $y$",
+        high=0.9,
+        low=0.1,
+        scores={"hidden": scores, "mlp": scores.T.contiguous()},
+        settings={"window": 2, "seed": 0},
+    )
+
+
+def test_json_holds_everything(trace, tmp_path):
+    trace.save(tmp_path / "trace.json")
+    read = json.loads((tmp_path / "trace.json").read_text(encoding="utf-8"))
+    assert read == trace.to_dict()
+    assert set(read) == {
+        "prompt", "subject", "tokens", "subject_range", "answer", "high", "low", "scores",
+        "settings",
+    }  # fmt: skip
+    assert read["scores"]["hidden"][1] == [0.1, 0.5, 0.9]
+    assert read["subject_range"] == [1, 2]
+
+
+def test_text_has_a_bar_for_each_state(trace):
+    text = str(trace)
+    assert "'in [red] $x$ costs' -> ' $y$': p = 0.900" in text
+    assert "noise on the subject (*) 0.100" in text
+    rows = [line for line in text.splitlines() if " at " in line]
+    assert [row.split()[-3:] for row in rows[1:3]] == [["0.900", "at", "2"], ["1.000", "at", "2"]]
+    assert " $x$*" in rows[1] and " ▄█" in rows[1]  # none, half and all of 0.8
+    assert " ▁█" in rows[2]  # below low, an eighth, above high
+    assert "MLPs, window of 2" in text
+
+
+def test_peak_is_the_first_of_the_highest(trace):
+    assert trace.peak("hidden") == (2, 2)
+    assert trace.peak("mlp") == (2, 2)
+
+
+@pytest.mark.parametrize("suffix", [".svg", ".png"])
+def test_picture(trace, tmp_path, suffix):
+    pytest.importorskip("matplotlib")
+    path = tmp_path / f"trace{suffix}"
+    trace.plot(path)
+    first = path.read_bytes()
+    if suffix == ".svg":
+        assert ElementTree.fromstring(first).tag.endswith("svg")
+    else:
+        assert first.startswith(b"\x89PNG")
+
+
+def test_without_matplotlib_the_remedy_is_named(trace, tmp_path, monkeypatch):
+    for name in ("matplotlib", "matplotlib.figure"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'rome-fast\[plot\]'"):
+        trace.plot(tmp_path / "trace.png")
+    assert not list(tmp_path.iterdir())
