@@ -63,7 +63,7 @@ def edit(
     if isinstance(request, list | tuple):
         raise InvalidRequestError("request is a list: edit_many() takes several")
     parsed = [EditRequest.parse(request)]
-    with _opened(model, tok, hparams, variant, backend, context_templates, second_moment) as editor:
+    with opened(model, tok, hparams, variant, backend, context_templates, second_moment) as editor:
         return _edit_in_windows(editor, parsed, 1, strict, progress=False)[0]
 
 
@@ -111,12 +111,12 @@ def edit_many(
         raise InvalidArgumentError(f"window must be a whole number of 1 or more, got {window!r}")
     parsed = _parsed(requests)
     size = window if order == "independent" else 1
-    with _opened(model, tok, hparams, variant, backend, context_templates, second_moment) as editor:
+    with opened(model, tok, hparams, variant, backend, context_templates, second_moment) as editor:
         return _edit_in_windows(editor, parsed, size, strict, progress)
 
 
 @contextmanager
-def _opened(
+def opened(
     model: PreTrainedModel,
     tok: PreTrainedTokenizerBase,
     hparams: RomeHparams | None,
