@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,26 +47,46 @@ def sampled_second_moment(
     Raises:
         SecondMomentError: the cached file is damaged; the message names it.
     """
-    path = _cache_path(model, tok, projection, dtype)
-    if path.exists():
-        try:
-            moment = SecondMoment.load(path)
-        except SecondMomentError as error:
-            raise SecondMomentError(f"{error}; delete this file of the cache") from error
-        moment.source += ", cached"
-        return moment
-    moment = collect_second_moment(
+    return sampled_second_moments(model, tok, [projection], dtype)[projection.layer]
+
+
+def sampled_second_moments(
+    model: PreTrainedModel,
+    tok: PreTrainedTokenizerBase,
+    projections: Sequence[DownProjection],
+    dtype: torch.dtype = torch.float32,
+) -> dict[int, SecondMoment]:
+    """The same for several layers, from one pass over one text for those that are not cached.
+
+    The pass ends when all of them have converged, so a layer may have more keys than alone.
+    """
+    paths = {p.layer: _cache_path(model, tok, p, dtype) for p in projections}
+    cached = {layer: _load(path) for layer, path in paths.items() if path.exists()}
+    missing = [layer for layer in paths if layer not in cached]
+    if not missing:
+        return cached
+    fresh = collect_second_moment(
         model,
         tok,
         sampled_documents(model, tok),
-        projection.layer,
+        missing,
         dtype=dtype,
         source="text sampled from the model",
-    )[projection.layer]
+    )
+    for layer, moment in fresh.items():
+        try:
+            moment.save(paths[layer])
+        except OSError as error:
+            moment.source += f", not cached ({error}; set ROME_FAST_CACHE)"
+    return {**cached, **fresh}
+
+
+def _load(path: Path) -> SecondMoment:
     try:
-        moment.save(path)
-    except OSError as error:
-        moment.source += f", not cached ({error}; set ROME_FAST_CACHE)"
+        moment = SecondMoment.load(path)
+    except SecondMomentError as error:
+        raise SecondMomentError(f"{error}; delete this file of the cache") from error
+    moment.source += ", cached"
     return moment
 
 
