@@ -96,21 +96,7 @@ class RomeHparams:
         Raises:
             HparamsError: no such file, not a mapping, an unknown key, or a value out of range.
         """
-        import yaml
-
-        try:
-            path = Path(path)
-            # JSON is YAML, so one reader serves both.
-            fields = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, TypeError) as error:
-            raise HparamsError(f"hparams: there is no file {str(path)!r} ({error})") from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            where = getattr(error, "problem_mark", None)
-            line = f" (line {where.line + 1})" if where else ""
-            raise HparamsError(f"hparams: {str(path)!r} is neither JSON nor YAML{line}") from error
-        if not isinstance(fields, Mapping):
-            raise HparamsError(f"hparams: {str(path)!r} must hold a mapping, got {fields!r:.80}")
-        return cls._from_mapping(fields, str(path))
+        return cls._from_mapping(read_file(path), str(path))
 
     @classmethod
     def _from_mapping(cls, fields: Mapping[str, Any], where: str) -> RomeHparams:
@@ -149,6 +135,25 @@ class RomeHparams:
         if note is not None:
             warnings.warn(note, EditWarning, stacklevel=2)
         return hparams
+
+
+def read_file(path: str | Path) -> dict[str, Any]:
+    """What a JSON or YAML file of settings says, unchecked; HparamsError where it says nothing."""
+    import yaml
+
+    try:
+        path = Path(path)
+        # JSON is YAML, so one reader serves both.
+        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, TypeError) as error:
+        raise HparamsError(f"hparams: there is no file {str(path)!r} ({error})") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        where = getattr(error, "problem_mark", None)
+        line = f" (line {where.line + 1})" if where else ""
+        raise HparamsError(f"hparams: {str(path)!r} is neither JSON nor YAML{line}") from error
+    if not isinstance(fields, dict):
+        raise HparamsError(f"hparams: {str(path)!r} must hold a mapping, got {fields!r:.80}")
+    return fields
 
 
 def defaults_for(

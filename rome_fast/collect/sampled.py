@@ -9,6 +9,10 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
+<<<<<<< HEAD
+=======
+from itertools import islice
+>>>>>>> fac
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,8 +40,11 @@ def sampled_second_moment(
     tok: PreTrainedTokenizerBase,
     projection: DownProjection,
     dtype: torch.dtype = torch.float32,
+    n_texts: int | None = None,
 ) -> SecondMoment:
     """Second moment of text that the model writes, as much as it takes to converge; cached.
+
+    ``n_texts`` bounds how many texts of 64 tokens are taken, converged or not.
 
     The cache (``$ROME_FAST_CACHE``, else ``rome_fast`` in the platform's cache folder) is keyed
     by everything that determines a key: configuration, weights up to the edited matrix, layer,
@@ -47,7 +54,23 @@ def sampled_second_moment(
     Raises:
         SecondMomentError: the cached file is damaged; the message names it.
     """
+<<<<<<< HEAD
     return sampled_second_moments(model, tok, [projection], dtype)[projection.layer]
+=======
+    if n_texts is None:
+        return sampled_second_moments(model, tok, [projection], dtype)[projection.layer]
+    converged = _cache_path(model, tok, projection, dtype)
+    if converged.exists() and (moment := _load(converged)).count <= n_texts * _LENGTH:
+        return moment
+    bounded = _cache_path(model, tok, projection, dtype, n_texts)
+    if bounded.exists():
+        return _load(bounded)
+    texts = islice(sampled_documents(model, tok), n_texts)
+    moment = _collect(model, tok, texts, [projection.layer], dtype)[projection.layer]
+    # What converges within the bound is what would have been collected without it.
+    _save(moment, converged if moment.info["convergence"]["converged"] else bounded)
+    return moment
+>>>>>>> fac
 
 
 def sampled_second_moments(
@@ -65,6 +88,7 @@ def sampled_second_moments(
     missing = [layer for layer in paths if layer not in cached]
     if not missing:
         return cached
+<<<<<<< HEAD
     fresh = collect_second_moment(
         model,
         tok,
@@ -83,6 +107,34 @@ def sampled_second_moments(
 
 def _load(path: Path) -> SecondMoment:
     try:
+=======
+    fresh = _collect(model, tok, sampled_documents(model, tok), missing, dtype)
+    for layer, moment in fresh.items():
+        _save(moment, paths[layer])
+    return {**cached, **fresh}
+
+
+def _collect(
+    model: PreTrainedModel,
+    tok: PreTrainedTokenizerBase,
+    texts: Iterator[list[int]],
+    layers: Sequence[int],
+    dtype: torch.dtype,
+) -> dict[int, SecondMoment]:
+    source = "text sampled from the model"
+    return collect_second_moment(model, tok, texts, layers, dtype=dtype, source=source)
+
+
+def _save(moment: SecondMoment, path: Path) -> None:
+    try:
+        moment.save(path)
+    except OSError as error:
+        moment.source += f", not cached ({error}; set ROME_FAST_CACHE)"
+
+
+def _load(path: Path) -> SecondMoment:
+    try:
+>>>>>>> fac
         moment = SecondMoment.load(path)
     except SecondMomentError as error:
         raise SecondMomentError(f"{error}; delete this file of the cache") from error
@@ -113,8 +165,9 @@ def _cache_path(
     tok: PreTrainedTokenizerBase,
     projection: DownProjection,
     dtype: torch.dtype,
+    *bounds: int,
 ) -> Path:
-    key = [provenance(model, tok, projection), str(dtype), TOLERANCE, _LENGTH]
+    key = [provenance(model, tok, projection), str(dtype), TOLERANCE, _LENGTH, *bounds]
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     return cache_dir() / "second_moments" / f"{digest[:32]}.safetensors"
 

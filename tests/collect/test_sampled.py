@@ -73,3 +73,18 @@ def test_sampled_documents_begin_as_texts_do_and_repeat(tiny):
     assert {len(row) for row in rows} == {64}
     assert list(islice(sampled_documents(model, tok), 70)) == rows
     assert rows[:5] != rows[64:69]
+
+
+def test_number_of_texts_is_a_bound_that_convergence_may_stay_below(gpt2, cache):
+    model, tok = gpt2
+    projection = ModelSpec.of(model).down_projection(0)
+    few = sampled_second_moment(model, tok, projection, n_texts=3)
+    assert few.count == 3 * 64 and not few.info["convergence"]["converged"]
+    assert sampled_second_moment(model, tok, projection, n_texts=3).source.endswith(", cached")
+    many = sampled_second_moment(model, tok, projection, n_texts=10_000)
+    assert few.count < many.count < 10_000 * 64 and "cached" not in many.source
+    free = sampled_second_moment(model, tok, projection)
+    assert free.source.endswith(", cached") and torch.equal(free.moment(), many.moment())
+    again = sampled_second_moment(model, tok, projection, n_texts=3)
+    assert again.count == few.count, "a converged one in the cache is beyond the bound"
+    assert len(list(cache.iterdir())) == 2

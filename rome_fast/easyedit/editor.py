@@ -1,0 +1,297 @@
+"""BaseEditor: EasyEdit's way to edit and judge, on top of ``rome_fast.edit``."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from tqdm.auto import tqdm
+
+from rome_fast.clock import Clock
+from rome_fast.easyedit.hparams import ROMEHyperParams
+from rome_fast.easyedit.loading import load
+from rome_fast.easyedit.metrics import check_metric, compare_locality, measure
+from rome_fast.easyedit.requests import build_requests, check_requests
+from rome_fast.easyedit.statistics import find_second_moment
+from rome_fast.easyedit.view import sharing_all_but
+from rome_fast.edit import opened
+from rome_fast.errors import EditWarning, HparamsError, InvalidArgumentError
+from rome_fast.models import DownProjection, ModelSpec
+from rome_fast.types import EditRequest, EditResult
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from typing_extensions import Self
+
+    from rome_fast.editor import Editor
+    from rome_fast.moments import SecondMoment
+
+Metrics = list[dict[str, Any]]
+
+
+class BaseEditor:
+    """Edits the model that its settings name, and measures each edit before and after.
+
+    Attributes:
+        model, tok: what is edited.
+        hparams: ROMEHyperParams; what is changed in it holds from the next call on.
+        model_name, alg_name, device: as in EasyEdit.
+        results: the EditResults of the last call, in order: probabilities, warnings, which second
+            moment was used, and ``revert()`` (the last first).
+    """
+
+    def __init__(self, hparams: ROMEHyperParams, *, second_moment: object = None) -> None:
+        """Load the model.
+
+        Args:
+            second_moment: as ``rome_fast.edit`` takes it; None goes by the settings.
+
+        Raises:
+            HparamsError: the settings have a bad value, or name a model that cannot be loaded.
+        """
+        if not isinstance(hparams, ROMEHyperParams):
+            raise HparamsError(
+                f"hparams must be ROMEHyperParams, got {type(hparams).__name__}: "
+                "ROMEHyperParams.from_hparams(path) reads files"
+            )
+        hparams.rome()
+        self.hparams = hparams
+        self.alg_name = hparams.alg_name
+        self.model, self.tok = load(hparams)
+        self.model_name = str(self.model.config._name_or_path)
+        self.device = self.model.device
+        self.results: list[EditResult] = []
+        self._given = second_moment
+        self._moments: dict[tuple[object, ...], SecondMoment | str | None] = {}
+
+    @classmethod
+    def from_hparams(cls, hparams: ROMEHyperParams, *, second_moment: object = None) -> Self:
+        """The same as the constructor."""
+        return cls(hparams, second_moment=second_moment)
+
+    def edit(
+        self,
+        prompts: str | Sequence[str],
+        target_new: str | Sequence[str],
+        ground_truth: str | Sequence[str | None] | None = None,
+        target_neg: str | Sequence[str] | None = None,
+        rephrase_prompts: str | Sequence[str | None] | None = None,
+        locality_inputs: Mapping[str, Mapping[str, Any]] | None = None,
+        portability_inputs: Mapping[str, Mapping[str, Any]] | None = None,
+        sequential_edit: bool = False,
+        verbose: bool = True,
+        *,
+        subject: str | Sequence[str] | None = None,
+        test_generation: bool = False,
+        eval_metric: str = "exact match",
+        keep_original_weight: bool = False,
+        pre_edit: Metrics | None = None,
+        pre_file: str | Path | None = None,
+        train_ds: object = None,
+        loc_prompts: object = None,
+    ) -> tuple[Metrics, Any, dict[str, Tensor]]:
+        """Edit one fact or several; a string stands for a list of one.
+
+        Args:
+            prompts: full texts, each of which contains its subject.
+            target_new: what they should go on with.
+            ground_truth: what they go on with now; only kept in the metrics.
+            target_neg, train_ds, loc_prompts: other methods'; without effect on ROME.
+            rephrase_prompts: other texts that should go on with the new target, or None.
+            locality_inputs: ``{name: {"prompt": [...], "ground_truth": [...]}}`` with an entry an
+                edit: a text, a list of texts, or None. Their answers should not change.
+            portability_inputs: the same, of texts whose answers follow from the edit.
+            subject: for each prompt the part of it that is looked up.
+
+        The others are those of ``edit_requests``, and so is what is returned and raised.
+        """
+        requests = build_requests(
+            prompts,
+            target_new,
+            ground_truth,
+            target_neg,
+            rephrase_prompts,
+            subject,
+            locality_inputs,
+            portability_inputs,
+        )
+        return self.edit_requests(
+            requests,
+            sequential_edit,
+            verbose,
+            test_generation,
+            eval_metric=eval_metric,
+            keep_original_weight=keep_original_weight,
+            pre_edit=pre_edit,
+            pre_file=pre_file,
+        )
+
+    def edit_requests(
+        self,
+        requests: Sequence[Mapping[str, Any]],
+        sequential_edit: bool = False,
+        verbose: bool = True,
+        test_generation: bool = False,
+        *,
+        eval_metric: str = "exact match",
+        keep_original_weight: bool = False,
+        pre_edit: Metrics | None = None,
+        pre_file: str | Path | None = None,
+    ) -> tuple[Metrics, Any, dict[str, Tensor]]:
+        """Edit what EasyEdit's request dictionaries ask for.
+
+        The returned model carries every edit. ``sequential_edit`` says what "post" is measured
+        on: True, right after each edit, on the model with those before it; False, on the model
+        with that edit alone (each is then searched twice, for the metrics and for the model).
+
+        Args:
+            requests: dicts with prompt, subject, target_new, and if wanted ground_truth,
+                rephrase_prompt, locality, portability ``{name: {"prompt", "ground_truth"}}``.
+            verbose: print a line an edit.
+            test_generation: also measure the n-gram entropy of a text generated from the prompt.
+            keep_original_weight: leave ``self.model`` as it is, and return a second model that
+                shares every tensor with it but the edited weight.
+            pre_edit: metrics of an earlier call; its "pre" are taken instead of measured.
+            pre_file: where to write them to, as JSON.
+
+        Returns:
+            ``(metrics, edited_model, weights_copy)``: a dict a request with "pre", "post",
+            "case_id" and "requested_rewrite"; the model; and the edited weight's name with a copy
+            of it from before this call.
+
+        Raises:
+            RomeFastError: a subclass says what was wrong; the weights are bit-identical to before.
+        """
+        check_metric(eval_metric)
+        checked = check_requests(requests)
+        if pre_edit is not None and len(pre_edit) != len(checked):
+            raise InvalidArgumentError(
+                f"pre_edit has {len(pre_edit)} entries for {len(checked)} requests"
+            )
+        projection = ModelSpec.of(self.model).down_projection(self.hparams.rome().layer)
+        self.hparams.check_module(projection)
+        moment = self._second_moment(projection)
+        name, weight = f"{projection.name}.weight", projection.weight
+        model = sharing_all_but(self.model, weight) if keep_original_weight else self.model
+        before = weight.detach().clone()
+        with opened(model, self.tok, self.hparams.rome(), None, "auto", None, moment) as engine:
+            run = _Run(engine, checked, test_generation, verbose)
+            run.measure_before(pre_edit, pre_file)
+            if sequential_edit or len(checked) == 1:
+                run.edit_and_measure()
+            else:
+                run.measure_alone()
+                run.edit_all()
+        run.tell(sequential_edit)
+        self.results = run.results
+        return run.metrics, model, {name: before}
+
+    def batch_edit(self, *args: object, **kwargs: object) -> NoReturn:
+        """Not for ROME, in EasyEdit either; raises InvalidArgumentError."""
+        raise InvalidArgumentError(
+            "ROME edits one fact at a time, so there is no batch_edit: use edit(..., "
+            "sequential_edit=True), or rome_fast.edit_many(..., order='independent')"
+        )
+
+    def _second_moment(self, projection: DownProjection) -> SecondMoment | str | None:
+        """Found once for each setting: texts that were given can be read but once."""
+        hparams = self.hparams
+        key = (
+            projection.layer,
+            hparams.mom2_adjustment,
+            hparams.mom2_dtype,
+            hparams.mom2_n_samples,
+            hparams.mom2_dataset,
+            hparams.stats_dir,
+        )
+        if key not in self._moments:
+            self._moments[key] = find_second_moment(
+                hparams, self.model, self.tok, projection, self._given
+            )
+        return self._moments[key]
+
+
+class _Run:
+    """The requests of one call, on an opened editor."""
+
+    def __init__(
+        self, engine: Editor, requests: list[dict[str, Any]], generate: bool, verbose: bool
+    ) -> None:
+        self.engine, self.requests = engine, requests
+        self.generate, self.verbose = generate, verbose
+        self.parsed = [EditRequest.parse(request) for request in requests]
+        self.metrics: Metrics = []
+        self.results: list[EditResult] = []
+
+    def measure_before(self, given: Metrics | None, file: str | Path | None) -> None:
+        before = given or [{"pre": m} for m in self._measure(range(len(self.requests)))]
+        if file is not None:
+            Path(file).write_text(json.dumps(before, indent=4, ensure_ascii=False), "utf-8")
+        self.metrics = [
+            {"pre": item["pre"], "case_id": i, "requested_rewrite": request, "post": {}}
+            for i, (item, request) in enumerate(zip(before, self.requests, strict=True))
+        ]
+
+    def edit_and_measure(self) -> None:
+        """One after the other, each measured on top of those before it."""
+        for i in self._progress("edits"):
+            self.results.append(self._edit(i))
+            self._measure_after(i)
+
+    def measure_alone(self) -> None:
+        """Each on the model as it was, and undone."""
+        notes = list(self.engine.notes)
+        for i in self._progress("each edit alone"):
+            self._edit(i)
+            self._measure_after(i)
+            self.engine.history.rewind(0)
+        self.engine.notes = notes
+
+    def edit_all(self) -> None:
+        self.results = [self._edit(i) for i in self._progress("edits")]
+
+    def tell(self, sequential: bool) -> None:
+        """Warn of what the results say, and print a line an edit."""
+        for text in (text for result in self.results for text in result.warnings):
+            warnings.warn(text, EditWarning, stacklevel=4)
+        if not sequential and len(self.requests) > 1:
+            warnings.warn(
+                f"sequential_edit=False: the metrics are of each edit alone, and the returned "
+                f"model carries all {len(self.requests)}; sequential_edit=True measures them as "
+                "they add up",
+                EditWarning,
+                stacklevel=4,
+            )
+        for result, metrics in zip(self.results, self.metrics, strict=True):
+            if self.verbose:
+                print(_line(result, metrics))
+
+    def _edit(self, i: int) -> EditResult:
+        # What was measured since the last edit is not part of the time of this one.
+        self.engine.clock = Clock()
+        return self.engine.edit([self.parsed[i]], strict=False)[0]
+
+    def _measure(self, which: Sequence[int]) -> Metrics:
+        requests = [self.requests[i] for i in which]
+        return measure(self.engine.model, self.engine.tok, requests, self.generate)
+
+    def _measure_after(self, i: int) -> None:
+        metrics, (post,) = self.metrics[i], self._measure([i])
+        compare_locality(metrics["pre"], post)
+        metrics["post"] = post
+
+    def _progress(self, what: str) -> Any:
+        quiet = not self.verbose or len(self.requests) == 1
+        return tqdm(range(len(self.requests)), desc=what, unit="edit", disable=quiet)
+
+
+def _line(result: EditResult, metrics: dict[str, Any]) -> str:
+    (pre,), (post,) = (metrics[when]["rewrite_acc"] for when in ("pre", "post"))
+    return (
+        f"{metrics['case_id']}: {result.request.text!r} -> {result.request.target.strip()!r}: "
+        f"rewrite_acc {pre:.2f} -> {post:.2f}, probability {result.prob_before:.4f} -> "
+        f"{result.prob_after:.4f}, second moment {result.second_moment}"
+    )

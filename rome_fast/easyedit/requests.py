@@ -1,0 +1,125 @@
+"""EasyEdit's parallel lists -> its request dictionaries, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rome_fast.errors import InvalidRequestError
+from rome_fast.types import EditRequest
+
+SECTIONS = ("locality", "portability")
+
+
+def build_requests(
+    prompts: object,
+    target_new: object,
+    ground_truth: object = None,
+    target_neg: object = None,
+    rephrase_prompts: object = None,
+    subject: object = None,
+    locality: Mapping[str, Mapping[str, Any]] | None = None,
+    portability: Mapping[str, Mapping[str, Any]] | None = None,
+) -> list[dict[str, Any]]:
+    """One dictionary an edit, with EasyEdit's keys; a string stands for a list of one.
+
+    Raises:
+        InvalidRequestError: a list is not as long as ``prompts``; the message names both.
+    """
+    n = len(_as_list(prompts))
+    if subject is None:
+        raise InvalidRequestError("ROME needs subject=, for each prompt the part of it to look up")
+    columns = {
+        "prompt": _column("prompts", prompts, n),
+        "target_new": _column("target_new", target_new, n),
+        "ground_truth": _column("ground_truth", ground_truth, n),
+        "subject": _column("subject", subject, n),
+    }
+    requests: list[dict[str, Any]] = [
+        dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)
+    ]
+    for key, name, given in (
+        ("rephrase_prompt", "rephrase_prompts", rephrase_prompts),
+        ("target_neg", "target_neg", target_neg),
+    ):
+        for request, value in zip(requests, _column(name, given, n), strict=True):
+            if value is not None:
+                request[key] = value
+    for section, groups in zip(SECTIONS, (locality, portability), strict=True):
+        for request, own in zip(requests, _groups(section, groups, n), strict=True):
+            request[section] = own
+    return check_requests(requests)
+
+
+def check_requests(requests: object) -> list[dict[str, Any]]:
+    """Copies of EasyEdit's request dictionaries with every key that is read later.
+
+    Raises:
+        InvalidRequestError, SubjectNotFoundError: names the request and what is wrong with it.
+    """
+    if isinstance(requests, Mapping | str) or not isinstance(requests, Sequence) or not requests:
+        raise InvalidRequestError(f"requests must be a non-empty list of dicts, got {requests!r}")
+    checked = []
+    for i, given in enumerate(requests):
+        try:
+            EditRequest.parse(given)
+            request = {"ground_truth": None, **dict.fromkeys(SECTIONS, {}), **given}
+            for section in SECTIONS:
+                for name, group in request[section].items():
+                    questions(section, name, group)
+        except InvalidRequestError as error:
+            raise type(error)(f"requests[{i}]: {error}") from error
+        checked.append(request)
+    return checked
+
+
+def questions(section: str, name: str, group: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(prompt, answer) pairs of one group of one request, which may hold one of them or a list.
+
+    Raises:
+        InvalidRequestError: unequal lists, or something that is not a string.
+    """
+    prompts, answers = (_as_list(group.get(key)) for key in ("prompt", "ground_truth"))
+    if len(prompts) != len(answers):
+        raise InvalidRequestError(
+            f"{section} {name!r} has {len(prompts)} prompts and {len(answers)} ground_truths"
+        )
+    for text in (*prompts, *answers):
+        if not isinstance(text, str) or not text.strip():
+            raise InvalidRequestError(
+                f"{section} {name!r}: prompt and ground_truth must be texts, got {text!r}"
+            )
+    return list(zip(prompts, answers, strict=True))
+
+
+def _groups(
+    section: str, given: Mapping[str, Mapping[str, Any]] | None, n: int
+) -> list[dict[str, dict[str, Any]]]:
+    """The groups of each edit; where its prompt is None, it has none of that name."""
+    own: list[dict[str, dict[str, Any]]] = [{} for _ in range(n)]
+    for name, group in (given or {}).items():
+        if not isinstance(group, Mapping) or not {"prompt", "ground_truth"} <= set(group):
+            raise InvalidRequestError(
+                f"{section}_inputs[{name!r}] must be a dict with 'prompt' and 'ground_truth', got "
+                f"{group!r:.80}"
+            )
+        where = f"{section}_inputs[{name!r}]"
+        prompts = _column(f"{where}['prompt']", group["prompt"], n)
+        answers = _column(f"{where}['ground_truth']", group["ground_truth"], n)
+        for request, prompt, answer in zip(own, prompts, answers, strict=True):
+            if prompt is not None:
+                request[name] = {"prompt": prompt, "ground_truth": answer}
+    return own
+
+
+def _column(name: str, given: object, n: int) -> list[Any]:
+    values = [None] * n if given is None else _as_list(given)
+    if len(values) != n:
+        raise InvalidRequestError(
+            f"{name} has {len(values)} entries for {n} prompts: give one for each, or None"
+        )
+    return values
+
+
+def _as_list(given: object) -> list[Any]:
+    return list(given) if isinstance(given, list | tuple) else [given]
