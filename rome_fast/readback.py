@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ import torch
 
 from rome_fast.errors import NonFiniteError
 from rome_fast.intercept import reading_only
-from rome_fast.models import input_device
+from rome_fast.models import input_device, max_positions
 from rome_fast.tokens import decode, pad_right
 
 if TYPE_CHECKING:
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
 
 # Rows of logits at a time.
 SLICE = 64
+
+_NOT_FINITE = (
+    "the model's logits are NaN or infinite: run it in float32 or bfloat16, or check its weights"
+)
 
 
 @dataclass(frozen=True)
@@ -89,10 +94,7 @@ def log_probs_of(logits: Tensor, places: Tensor, targets: Tensor) -> Tensor:
     totals = torch.cat([part.double().logsumexp(1) for part in logits.split(SLICE)])
     log_probs = logits[places, targets].double() - totals[places]
     if not torch.isfinite(log_probs).all():
-        raise NonFiniteError(
-            "the model's logits are NaN or infinite: run it in float32 or bfloat16, or check its "
-            "weights"
-        )
+        raise NonFiniteError(_NOT_FINITE)
     return log_probs
 
 
@@ -134,24 +136,67 @@ def findings(target: str, before: Reading, after: Reading) -> list[str]:
     return found
 
 
-@torch.no_grad()
 def greedy_continuations(
     model: PreTrainedModel,
     tok: PreTrainedTokenizerBase,
     prompts: Sequence[Sequence[int]],
     n_tokens: int,
 ) -> list[str]:
-    """The ``n_tokens`` most likely next tokens of each prompt (token ids), as text."""
-    rows = [list(ids) for ids in prompts]
-    for _ in range(n_tokens):
-        input_ids, attention_mask = pad_right(rows)
-        logits: Tensor = model(
-            input_ids=input_ids.to(input_device(model)),
-            attention_mask=attention_mask.to(input_device(model)),
-            use_cache=False,
-        ).logits
-        last = attention_mask.sum(1).to(logits.device) - 1
-        best = logits[torch.arange(len(rows), device=logits.device), last].argmax(-1)
-        for ids, token in zip(rows, best.tolist(), strict=True):
-            ids.append(token)
-    return [decode(tok, ids[-n_tokens:]) for ids in rows]
+    """The ``n_tokens`` most likely next tokens of each prompt (token ids), as text.
+
+    A text ends before a token that ends texts, and at the model's last position. Settings for
+    generation that the model brings (sampling, penalties) do not count.
+
+    Raises:
+        NonFiniteError: the logits are NaN or infinite.
+    """
+    limit, ends = max_positions(model), _end_tokens(model, tok)
+    room = [n_tokens if limit is None else min(n_tokens, limit + 1 - len(p)) for p in prompts]
+    texts = []
+    for n, tokens in zip(room, _continue(model, prompts, room, ends), strict=True):
+        end = next((i for i, token in enumerate(tokens[:n]) if token in ends), n)
+        texts.append(decode(tok, tokens[:end]))
+    return texts
+
+
+def _end_tokens(model: PreTrainedModel, tok: PreTrainedTokenizerBase) -> list[int]:
+    """The tokenizer's EOS, and what the model's settings name beside it (the end of a turn)."""
+    named = model.generation_config.eos_token_id
+    ids = [tok.eos_token_id, *(named if isinstance(named, list) else [named])]
+    return [i for i in ids if i is not None]
+
+
+@torch.no_grad()
+def _continue(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    room: Sequence[int],
+    ends: Sequence[int],
+) -> list[list[int]]:
+    """Greedy tokens after each prompt, at least until one of ``ends`` or ``room[i]`` of them."""
+    device, limit = input_device(model), max_positions(model)
+    # On the left, so that the last tokens of all rows lie in one column.
+    padded = pad_right([prompt[::-1] for prompt in prompts])
+    ids, mask = (x.flip(1).to(device) for x in padded)
+    wanted, stops = torch.tensor(room, device=device), torch.tensor(ends, device=device)
+    takes_positions = "position_ids" in inspect.signature(model.forward).parameters
+    head, rows = model.get_output_embeddings(), torch.arange(len(prompts))
+    n_prompt, cache = ids.shape[1], None
+    done = wanted <= 0
+    while not done.all():
+        new = ids if cache is None else ids[:, -1:]
+        inputs = {"input_ids": new, "attention_mask": mask, "past_key_values": cache}
+        if takes_positions:
+            # Rows that are done run on beside the others, but not past the last position.
+            positions = (mask.cumsum(1) - 1).clamp(0, None if limit is None else limit - 1)
+            inputs["position_ids"] = positions[:, -new.shape[1] :]
+        with reading_only(head, rows, torch.full_like(rows, new.shape[1] - 1)):
+            out = model(**inputs, use_cache=True)
+        logits, cache = out.logits[0], out.past_key_values
+        if not torch.isfinite(logits.amax(1)).all():
+            raise NonFiniteError(_NOT_FINITE)
+        best = logits.argmax(1).to(device)
+        ids = torch.cat([ids, best[:, None]], 1)
+        mask = torch.cat([mask, torch.ones_like(best)[:, None]], 1)
+        done |= torch.isin(best, stops) | (ids.shape[1] - n_prompt >= wanted)
+    return [row[n_prompt:] for row in ids.tolist()]

@@ -61,6 +61,5 @@ def test_greedy_continuations_are_those_of_generate(tiny):
             attention_mask=torch.ones_like(row),
             max_new_tokens=4,
             do_sample=False,
-            eos_token_id=None,
         )
         assert text == tok.decode(out[0, len(ids) :], skip_special_tokens=True)
