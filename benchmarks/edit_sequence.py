@@ -2,8 +2,8 @@
 
     python benchmarks/edit_sequence.py --out benchmarks/results/edit-sequence.json
 
-Facts about distinct subjects, each edited to the `target_new` it ships with, in exact order and with
-default settings; contexts and second moment are those of the unedited model throughout. Every
+Facts about distinct subjects, each edited to the `target_new` it ships with, in exact order and
+with default settings; contexts and second moment are those of the unedited model throughout. Every
 hundred edits all made so far are asked again. Neighbours are the prompts that ship with the facts
 and are about no edited subject; unchanged is the answer of the unedited model.
 """

@@ -17,6 +17,7 @@ from rome_fast.cli.common import EDIT_FAILED, console, load_model, one_line_erro
 from rome_fast.cli.profile import ProfileOption, check_profile_path, profiled
 from rome_fast.cli.records import FormatOption, LimitOption, SkipBadOption, read_records
 from rome_fast.errors import InvalidArgumentError
+from rome_fast.tokens import decode
 from rome_fast.types import EditRequest
 
 if TYPE_CHECKING:
@@ -162,6 +163,6 @@ def _table(
             f"{result.prob_before:.3f}",
             f"{result.prob_after:.3f}",
             f"{probs[i]:.3f}",
-            Text(tok.decode(score.argmax_ids).strip(), style="" if score.exact else "red"),
+            Text(decode(tok, score.argmax_ids).strip(), style="" if score.exact else "red"),
         )
     return table

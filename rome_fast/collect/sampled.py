@@ -9,10 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
-<<<<<<< HEAD
-=======
 from itertools import islice
->>>>>>> fac
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,9 +51,6 @@ def sampled_second_moment(
     Raises:
         SecondMomentError: the cached file is damaged; the message names it.
     """
-<<<<<<< HEAD
-    return sampled_second_moments(model, tok, [projection], dtype)[projection.layer]
-=======
     if n_texts is None:
         return sampled_second_moments(model, tok, [projection], dtype)[projection.layer]
     converged = _cache_path(model, tok, projection, dtype)
@@ -70,7 +64,6 @@ def sampled_second_moment(
     # What converges within the bound is what would have been collected without it.
     _save(moment, converged if moment.info["convergence"]["converged"] else bounded)
     return moment
->>>>>>> fac
 
 
 def sampled_second_moments(
@@ -88,26 +81,6 @@ def sampled_second_moments(
     missing = [layer for layer in paths if layer not in cached]
     if not missing:
         return cached
-<<<<<<< HEAD
-    fresh = collect_second_moment(
-        model,
-        tok,
-        sampled_documents(model, tok),
-        missing,
-        dtype=dtype,
-        source="text sampled from the model",
-    )
-    for layer, moment in fresh.items():
-        try:
-            moment.save(paths[layer])
-        except OSError as error:
-            moment.source += f", not cached ({error}; set ROME_FAST_CACHE)"
-    return {**cached, **fresh}
-
-
-def _load(path: Path) -> SecondMoment:
-    try:
-=======
     fresh = _collect(model, tok, sampled_documents(model, tok), missing, dtype)
     for layer, moment in fresh.items():
         _save(moment, paths[layer])
@@ -134,7 +107,6 @@ def _save(moment: SecondMoment, path: Path) -> None:
 
 def _load(path: Path) -> SecondMoment:
     try:
->>>>>>> fac
         moment = SecondMoment.load(path)
     except SecondMomentError as error:
         raise SecondMomentError(f"{error}; delete this file of the cache") from error

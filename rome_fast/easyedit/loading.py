@@ -44,7 +44,8 @@ def load(hparams: ROMEHyperParams) -> tuple[Any, Any]:
     # GPT-2's and Llama's tokenizers have none, and cannot pad a batch of prompts without.
     if tok.pad_token is None:
         tok.pad_token = tok.eos_token
-    return (model if device is None else model.to(device)), tok
+    # transformers' annotation of .to() loses its argument.
+    return (model if device is None else model.to(device)), tok  # type: ignore[arg-type]
 
 
 def _device(asked: int | str | None) -> torch.device:

@@ -63,7 +63,7 @@ def check_requests(requests: object) -> list[dict[str, Any]]:
     for i, given in enumerate(requests):
         try:
             EditRequest.parse(given)
-            request = {"ground_truth": None, **dict.fromkeys(SECTIONS, {}), **given}
+            request = {"ground_truth": None, **{key: {} for key in SECTIONS}, **given}
             for section in SECTIONS:
                 for name, group in request[section].items():
                     questions(section, name, group)

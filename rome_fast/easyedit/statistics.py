@@ -1,4 +1,4 @@
-"""Which second moment the settings ask for: given, a file of statistics, or the model's own text."""
+"""Which second moment the settings ask for: given, statistics, or text of the model's own."""
 
 from __future__ import annotations
 

@@ -62,7 +62,8 @@ class Drift:
                 "without: give longer ones"
             )
         # Logits of both models at once.
-        n_tokens = min(BATCH_TOKENS, BATCH_LOGITS // (2 * embedding_rows(model)))
+        most = BATCH_LOGITS // (2 * embedding_rows(model))
+        n_tokens = min(BATCH_TOKENS[input_device(model).type], most)
         lengths = [len(row) for row in rows]
         windows = tuple(
             tuple(rows[i] for i in batch) for batch in batches(lengths, n_tokens, len(rows))

@@ -144,16 +144,18 @@ def parse_record(raw: Mapping[str, Any], layout: Format, case_id: int) -> EditRe
             + ", ".join(str(key) for key, value in flat.items() if value is not None)
         )
     own_id = flat.get("case_id")
+    groups: dict[str, Any] = {name: _groups(name, flat.get(name)) for name in _GROUPS}
+    texts: dict[str, Any] = {
+        name: tuple(text for key in keys for text in _strings(key, flat.get(key)))
+        for name, keys in _TEXTS.items()
+    }
     return EditRecord(
         case_id=own_id if isinstance(own_id, int | str) and own_id != "" else case_id,
         request=EditRequest(one["prompt"], one["subject"], one["target_new"]),
         target_true=None if true is None else _string(true, "target_true"),
         neighborhood=tuple(_neighborhood(flat, true)),
-        **{name: _groups(name, flat.get(name)) for name in _GROUPS},
-        **{
-            name: tuple(text for key in keys for text in _strings(key, flat.get(key)))
-            for name, keys in _TEXTS.items()
-        },
+        **groups,
+        **texts,
     )
 
 

@@ -48,7 +48,7 @@ def edited(model, layer=1, scale=0.02):
 @pytest.mark.parametrize("n_tokens", [1, 30, 4096])
 def test_drift_is_that_of_two_models_side_by_side(tiny, monkeypatch, n_tokens):
     model, tok = tiny
-    monkeypatch.setattr(drift, "BATCH_TOKENS", n_tokens)
+    monkeypatch.setattr(drift, "BATCH_TOKENS", {"cpu": n_tokens})
     before = state(model)
     measured = Drift.baseline(model, tok, TEXTS)
     other = edited(model)

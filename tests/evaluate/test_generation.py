@@ -51,7 +51,7 @@ def expected(model, tok, n_tokens, stop=()):
 @pytest.mark.parametrize("batch_tokens", [1, 40, 4096])
 def test_texts_are_those_of_greedy_decoding_one_by_one(tiny, monkeypatch, batch_tokens):
     model, tok = tiny
-    monkeypatch.setattr(generation, "BATCH_TOKENS", batch_tokens)
+    monkeypatch.setattr(generation, "BATCH_TOKENS", {"cpu": batch_tokens})
     assert generate(model, tok, PROMPTS, 12) == expected(model, tok, 12)
 
 
