@@ -16,7 +16,7 @@ from rome_fast.evaluate import drift
 from rome_fast.evaluate.drift import Drift
 from rome_fast.models import ModelSpec
 
-TEXTS = [SENTENCES[0], "Tea", " ".join(SENTENCES[1:6])]
+TEXTS = [SENTENCES[0], "Tea", " ".join(SENTENCES[1:4])]
 
 
 @torch.no_grad()

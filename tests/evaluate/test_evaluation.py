@@ -278,16 +278,22 @@ def test_bad_arguments_are_named(gpt2, requests, cheap, arguments, reason):
 
 @pytest.mark.slow
 def test_a_thousand_records_of_counterfact(_demo, cheap):
-    """With few steps, as it is not the search that is looked at."""
+    """With one step, as it is not the search that is looked at; every 25th by the plain way too.
+
+    ``benchmarks/evaluate_speed.py`` compares all of them.
+    """
     model, tok, _ = _demo
     before = state(model)
-    hparams = rome_fast.RomeHparams.for_model(model).replace(v_num_grad_steps=4)
+    hparams = rome_fast.RomeHparams.for_model(model).replace(v_num_grad_steps=1)
     records = rome_fast.load_records(shared("counterfact/counterfact-rome.json"), limit=1000)
     evaluation = rome_fast.evaluate(model, tok, records, hparams=hparams, **cheap)
     assert same_bits(model, before)
     assert len(evaluation.cases) == 1000 and not evaluation.failed
     settings = {"hparams": hparams, **edit_settings(cheap)}
-    agree(evaluation, reference.single(model, tok, records, **settings))
+    expected = reference.single(model, tok, records[::25], **settings)
+    for case, wanted in zip(evaluation.cases[::25], expected, strict=True):
+        for stage, values in wanted.items():
+            assert case.stages[stage].values == pytest.approx(values, abs=1e-6), case.case_id
 
 
 def test_questions_are_importable_beside_the_function():
