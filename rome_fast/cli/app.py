@@ -21,6 +21,7 @@ from rome_fast.cli.common import (
     one_line_errors,
 )
 from rome_fast.cli.edit import edit
+from rome_fast.cli.evaluate import evaluate
 from rome_fast.cli.locate import locate, plan
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(stats.app, name="stats")
 app.command()(edit)
+app.command()(evaluate)
 app.command()(bench)
 app.command()(locate)
 app.command()(plan)

@@ -9,11 +9,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rome_fast.errors import InvalidArgumentError
 from rome_fast.moment_files import write_whole
 from rome_fast.types import EditRequest
+
+if TYPE_CHECKING:
+    from rich.console import Group
 
 FORMAT = "rome_fast.evaluation.1"
 
@@ -171,6 +174,17 @@ class Evaluation:
         """Write it as one JSON file, atomically."""
         text = json.dumps(self.to_json(), ensure_ascii=False, indent=1)
         write_whole(Path(path), lambda partial: _write(partial, text))
+
+    def save_html(self, path: str | Path) -> None:
+        """Write it as one HTML page that needs no network and no scripts, atomically."""
+        from rome_fast.evaluate.report import write_page
+
+        write_page(self, path)
+
+    def __rich__(self) -> Group:
+        from rome_fast.evaluate.report import tables
+
+        return tables(self)
 
     @classmethod
     def load(cls, path: str | Path) -> Evaluation:

@@ -1,0 +1,110 @@
+"""``rome-fast evaluate``: what a file of edits does to a model, with every metric and a report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rome_fast.cli.common import (
+    console,
+    is_first_process,
+    load_model_or_demo,
+    one_line_errors,
+)
+from rome_fast.cli.records import FormatOption, LimitOption, SkipBadOption, read_records
+from rome_fast.collect.ranks import torchrun_group
+from rome_fast.errors import InvalidArgumentError
+
+
+def evaluate(
+    records: Annotated[
+        Path, typer.Option(help="file of edits and questions, .json, .jsonl or .csv")
+    ],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="folder (or hub name) of a Hugging Face decoder", show_default="the embedded model"
+        ),
+    ] = None,
+    format: FormatOption = "auto",
+    limit: LimitOption = None,
+    skip_bad: SkipBadOption = False,
+    mode: Annotated[
+        str, typer.Option(metavar="single|sequential", help="each alone, or one after the other")
+    ] = "single",
+    hparams: Annotated[Path | None, typer.Option(help="kmeng01 JSON or EasyEdit YAML")] = None,
+    second_moment: Annotated[str | None, typer.Option(help="a saved file, or 'identity'")] = None,
+    variant: Annotated[str | None, typer.Option(help="overrides the hparams")] = None,
+    generate_tokens: Annotated[
+        int, typer.Option(help="length of the texts before and after; 0 for none")
+    ] = 20,
+    held_texts: Annotated[
+        Path | None,
+        typer.Option(help="file of other texts, one a line, for perplexity and KL drift"),
+    ] = None,
+    window: Annotated[int, typer.Option(help="records that are searched and judged together")] = 16,
+    resume: Annotated[
+        Path | None,
+        typer.Option(help="file that keeps finished cases; where it is there, go on with it"),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="file for all numbers, .json")] = None,
+    html: Annotated[Path | None, typer.Option(help="file for a report to look at, .html")] = None,
+) -> None:
+    """Edit the facts of a file, ask before and after, and say how well it went.
+
+    No edit is kept. docs/metrics.md defines the metrics. Several processes or GPUs share the
+    records of single mode under torchrun:
+
+    torchrun --nproc-per-node 2 -m rome_fast evaluate ...
+    """
+    import rome_fast
+
+    with one_line_errors(), torchrun_group() as distributed:
+        _check(out, ".json", "--out")
+        _check(html, ".html", "--html")
+        texts = _lines(held_texts)
+        chosen = None if hparams is None else rome_fast.RomeHparams.from_file(hparams)
+        asked = read_records("--records", records, format, limit, skip_bad)
+        loaded, tok = load_model_or_demo(model)
+        evaluation = rome_fast.evaluate(
+            loaded,
+            tok,
+            asked,
+            mode,
+            chosen,
+            second_moment=second_moment,
+            variant=variant,
+            generate_tokens=generate_tokens,
+            held_texts=texts,
+            window=window,
+            resume=resume,
+            distributed=distributed,
+        )
+        if is_first_process():
+            console.print(evaluation)
+            for path, save in ((out, evaluation.save), (html, evaluation.save_html)):
+                if path is not None:
+                    save(path)
+                    console.print(f"saved: {path}", markup=False, soft_wrap=True)
+
+
+def _check(path: Path | None, suffix: str, option: str) -> None:
+    """Refuse what cannot be written before hours are spent."""
+    if path is None:
+        return
+    if path.suffix != suffix:
+        raise InvalidArgumentError(f"{option} {path} must end in {suffix}")
+    if not path.absolute().parent.is_dir():
+        raise InvalidArgumentError(f"{option} {path}: there is no folder {str(path.parent)!r}")
+
+
+def _lines(path: Path | None) -> list[str]:
+    if path is None:
+        return []
+    try:
+        texts = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidArgumentError(f"--held-texts {path} cannot be read: {error}") from error
+    return [text for text in texts if text.strip()]

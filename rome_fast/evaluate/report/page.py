@@ -1,0 +1,149 @@
+"""An Evaluation as one page of HTML that needs nothing else: no network, no scripts, no fonts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rome_fast.evaluate.report.pictures import norm_histogram, retention_curve
+from rome_fast.evaluate.report.rows import (
+    STAGES,
+    headline,
+    interval,
+    is_share,
+    metric_rows,
+    number,
+    stages_of,
+    worst_first,
+)
+from rome_fast.moment_files import write_whole
+
+if TYPE_CHECKING:
+    from rome_fast.evaluate.result import CaseResult, Evaluation
+
+# Cases that are shown at once; the others unfold.
+_OPEN = 25
+
+# The headline figures: the first of each that was measured.
+_CARDS = {
+    "Efficacy": ("ES", "rewrite_exact"),
+    "Paraphrases": ("PS", "rephrase_exact"),
+    "Neighbours": ("NS", "neighborhood_unchanged"),
+    "Score": ("S",),
+}
+
+
+def write_page(evaluation: Evaluation, path: str | Path) -> None:
+    """Write the page into a file, atomically."""
+    html = page(evaluation)
+    write_whole(Path(path), lambda partial: _write(partial, html))
+
+
+def page(evaluation: Evaluation) -> str:
+    """The page's text. What models and records say is escaped."""
+    from jinja2 import Environment, PackageLoader
+
+    loader = PackageLoader("rome_fast.evaluate.report", "")
+    template = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    cases = worst_first(evaluation)
+    norms = [case.relative_norm for case in cases if case.relative_norm is not None]
+    points = [(point.n_edits, point.retained) for point in evaluation.retention]
+    return template.get_template("page.html").render(
+        headline=headline(evaluation),
+        cards=_cards(evaluation),
+        stages=[STAGES[stage] for stage in stages_of(evaluation)],
+        rows=_rows(evaluation),
+        drift=_drift(evaluation),
+        retention=retention_curve(points) if points else None,
+        histogram=norm_histogram(norms) if norms else None,
+        shown=[_case(case) for case in cases[:_OPEN]],
+        folded=[_case(case) for case in cases[_OPEN:]],
+        settings=_flat(evaluation.setting),
+        seconds=evaluation.seconds,
+    )
+
+
+def _cards(evaluation: Evaluation) -> list[dict[str, str]]:
+    cards = []
+    before, after = (evaluation.metrics.get(stage, {}) for stage in ("before", "after"))
+    for title, names in _CARDS.items():
+        name = next((name for name in names if name in after), None)
+        if name is not None:
+            then = number(name, before[name].mean) if name in before else ""
+            now = interval(name, after[name])
+            cards.append({"title": title, "name": name, "before": then, "after": now})
+    return cards
+
+
+def _rows(evaluation: Evaluation) -> list[dict[str, Any]]:
+    stages = stages_of(evaluation)
+    return [
+        {
+            "group": row.group,
+            "name": row.name,
+            "meaning": row.meaning,
+            "unit": "%" if is_share(row.name) else "",
+            "values": [
+                interval(row.name, row.metrics[s]) if s in row.metrics else "" for s in stages
+            ],
+            "n": max(metric.n for metric in row.metrics.values()),
+        }
+        for row in metric_rows(evaluation)
+    ]
+
+
+def _drift(evaluation: Evaluation) -> list[tuple[str, str, str]]:
+    return [
+        (STAGES[stage], f"{drift['perplexity']:.4g}", f"{drift['kl']:.4g}")
+        for stage, drift in evaluation.drift.items()
+    ]
+
+
+def _case(case: CaseResult) -> dict[str, Any]:
+    before, after = (case.stages.get(stage) for stage in ("before", "after"))
+    said = [stage.generations if stage else () for stage in (before, after)]
+    texts = [
+        {"prompt": prompt, "before": _nth(said[0], i), "after": _nth(said[1], i)}
+        for i, prompt in enumerate(case.generation_prompts)
+    ]
+    values = after.values if after else {}
+    return {
+        "id": case.case_id,
+        "prompt": case.request.text,
+        "target": case.request.target.strip(),
+        "probs": [
+            f"{stage.values['rewrite_prob']:.3f}" if stage else "" for stage in (before, after)
+        ],
+        "holds": values.get("rewrite_exact") == 1,
+        "paraphrases": _percent(values.get("rephrase_exact")),
+        "kept": _percent(values.get("neighborhood_unchanged")),
+        "norm": "" if case.relative_norm is None else f"{case.relative_norm:.1%}",
+        "texts": texts if any(map(len, said)) else [],
+        "notes": [*([case.error] if case.error else []), *case.warnings],
+    }
+
+
+def _nth(texts: tuple[str, ...], i: int) -> str:
+    return texts[i] if i < len(texts) else ""
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{value:.0%}"
+
+
+def _flat(setting: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Names with dots, and values as JSON."""
+    rows = []
+    for name, value in setting.items():
+        if isinstance(value, Mapping):
+            rows += _flat(value, f"{prefix}{name}.")
+        else:
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            rows.append((prefix + name, text))
+    return rows
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")

@@ -1,0 +1,122 @@
+"""What a report shows, in which order and in which words; the same in the terminal and in HTML."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rome_fast.evaluate.result import CaseResult, Evaluation, Metric
+
+STAGES = {"before": "before", "edit_time": "after its edit", "after": "after"}
+
+# Group -> name of a metric -> in words. docs/metrics.md defines them all.
+METRICS = {
+    "Efficacy": {
+        "ES": "new answer likelier than the true one",
+        "EM": "by how much",
+        "rewrite_exact": "said greedily",
+        "rewrite_acc": "tokens right",
+        "rewrite_prob": "probability",
+    },
+    "Paraphrases": {
+        "PS": "new answer likelier than the true one",
+        "PM": "by how much",
+        "rephrase_exact": "said greedily",
+        "rephrase_acc": "tokens right",
+    },
+    "Neighbours": {
+        "NS": "true answer likelier than the new one",
+        "NM": "by how much",
+        "neighborhood_exact": "said greedily",
+        "neighborhood_acc": "tokens right",
+        "neighborhood_unchanged": "tokens as before",
+    },
+    "All three": {"S": "harmonic mean of ES, PS, NS"},
+    "Generations": {
+        "ngram_entropy": "entropy of the words, bits",
+        "reference_score": "likeness to references",
+    },
+}
+
+# Shares; the others are differences of probabilities, bits or cosines.
+SHARES = ("S", "ES", "PS", "NS")
+
+# What makes a case good, as far as it was measured.
+_GOOD = ("rewrite_exact", "rephrase_exact", "neighborhood_unchanged")
+
+
+@dataclass(frozen=True)
+class MetricRow:
+    """One metric at all stages.
+
+    Attributes:
+        group: where it belongs.
+        metrics: by stage; a stage without it is missing.
+    """
+
+    group: str
+    name: str
+    meaning: str
+    metrics: dict[str, Metric]
+
+
+def metric_rows(evaluation: Evaluation) -> Iterator[MetricRow]:
+    """All that was measured, group after group."""
+    measured = {name for metrics in evaluation.metrics.values() for name in metrics}
+    groups = {group: dict(names) for group, names in METRICS.items()}
+    for kind, meaning in (("locality", "tokens as before"), ("portability", "tokens right")):
+        names = sorted(name for name in measured if name.startswith(f"{kind}."))
+        groups[kind.capitalize()] = dict.fromkeys(names, meaning)
+    for group, names in groups.items():
+        for name, meaning in names.items():
+            if name in measured:
+                stages = evaluation.metrics.items()
+                found = {stage: metrics[name] for stage, metrics in stages if name in metrics}
+                yield MetricRow(group, name, meaning, found)
+
+
+def stages_of(evaluation: Evaluation) -> list[str]:
+    """The stages that it has, in order of time."""
+    return [stage for stage in STAGES if stage in evaluation.metrics]
+
+
+def is_share(name: str) -> bool:
+    """Whether a metric is a share or a probability, which is shown in percent."""
+    last = ("_acc", "_exact", "_prob", "_unchanged")
+    return name in SHARES or name.endswith(last) or "." in name
+
+
+def number(name: str, value: float) -> str:
+    """A metric's value as it is read."""
+    return f"{100 * value:.1f}" if is_share(name) else f"{value:.3f}"
+
+
+def interval(name: str, metric: Metric) -> str:
+    """The value with half the width of its interval."""
+    return f"{number(name, metric.mean)} ± {number(name, metric.mean - metric.low)}"
+
+
+def worst_first(evaluation: Evaluation) -> list[CaseResult]:
+    """The cases, those first that were refused, then those with least of what makes one good."""
+
+    def goodness(case: CaseResult) -> tuple[bool, float, float]:
+        values = case.stages["after"].values if "after" in case.stages else {}
+        found = [values[name] for name in _GOOD if name in values]
+        mean = sum(found) / len(found) if found else 0.0
+        return case.error is None, mean, values.get("rewrite_prob", 0.0)
+
+    return sorted(evaluation.cases, key=goodness)
+
+
+def headline(evaluation: Evaluation) -> str:
+    """What was done, in a line."""
+    setting, failed = evaluation.setting, len(evaluation.failed)
+    refused = f", {failed} refused" if failed else ""
+    return (
+        f"{len(evaluation.cases)} edits of {setting['model']['name']}, "
+        f"{'each alone' if setting['mode'] == 'single' else 'one after the other'}{refused}; "
+        f"{setting['weight_name']}, {setting['hparams']['variant']}, "
+        f"second moment {setting['second_moment']}"
+    )

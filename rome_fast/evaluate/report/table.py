@@ -1,0 +1,95 @@
+"""An Evaluation in the terminal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from rome_fast.evaluate.report.rows import (
+    STAGES,
+    headline,
+    interval,
+    metric_rows,
+    stages_of,
+    worst_first,
+)
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from rome_fast.evaluate.result import CaseResult, Evaluation
+
+# Cases that still fit a terminal.
+_WORST = 5
+
+
+def tables(evaluation: Evaluation) -> Group:
+    """Every metric at every stage with its 95 % interval, drift, retention and the worst cases.
+
+    Shares and probabilities are in percent.
+    """
+    parts: list[RenderableType] = [Text(headline(evaluation)), _metrics(evaluation)]
+    if evaluation.drift:
+        parts.append(_drift(evaluation))
+    if evaluation.retention:
+        parts.append(_retention(evaluation))
+    parts += [Text("worst cases"), _cases(worst_first(evaluation)[:_WORST])]
+    return Group(*parts)
+
+
+def _metrics(evaluation: Evaluation) -> Table:
+    table = Table(box=box.SIMPLE_HEAD)
+    stages = stages_of(evaluation)
+    table.add_column("metric", no_wrap=True)
+    for stage in stages:
+        table.add_column(STAGES[stage], justify="right", no_wrap=True)
+    table.add_column("cases", justify="right")
+    group = None
+    for row in metric_rows(evaluation):
+        if row.group != group:
+            table.add_row(Text(row.group, style="bold"))
+            group = row.group
+        shown = [interval(row.name, row.metrics[s]) if s in row.metrics else "" for s in stages]
+        n = max(metric.n for metric in row.metrics.values())
+        table.add_row(Text(f"  {row.name}"), *shown, str(n))
+    return table
+
+
+def _drift(evaluation: Evaluation) -> Table:
+    table = Table("held texts", *(STAGES[stage] for stage in evaluation.drift), box=box.SIMPLE_HEAD)
+    for name, meaning in (("perplexity", "perplexity"), ("kl", "KL from before, nats")):
+        values = [f"{drift[name]:.4g}" for drift in evaluation.drift.values()]
+        table.add_row(meaning, *values)
+    return table
+
+
+def _retention(evaluation: Evaluation) -> Table:
+    points = evaluation.retention
+    table = Table("edits made", *(str(point.n_edits) for point in points), box=box.SIMPLE_HEAD)
+    table.add_row("still said, %", *(f"{100 * point.retained:.0f}" for point in points))
+    return table
+
+
+def _cases(cases: list[CaseResult]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD)
+    for name in ("", "prompt", "target", "before", "after", "neighbours kept", "norm"):
+        table.add_column(name)
+    for case in cases:
+        before, after = (
+            case.stages[s].values if s in case.stages else {} for s in ("before", "after")
+        )
+        kept = after.get("neighborhood_unchanged")
+        table.add_row(
+            str(case.case_id),
+            Text(case.request.text if case.error is None else f"{case.request.text}: {case.error}"),
+            Text(case.request.target.strip()),
+            f"{before['rewrite_prob']:.3f}" if before else "",
+            f"{after['rewrite_prob']:.3f}" if after else "",
+            "" if kept is None else f"{kept:.0%}",
+            "" if case.relative_norm is None else f"{case.relative_norm:.1%}",
+        )
+    return table
