@@ -16,12 +16,13 @@ from rome_fast.clock import Clock
 from rome_fast.collect import resolve_second_moment
 from rome_fast.contexts import check_context_templates, sample_context_templates
 from rome_fast.errors import EditFailedError, HparamsError, InvalidRequestError
+from rome_fast.explain import Diagnostics
 from rome_fast.hparams import RomeHparams, defaults_for
 from rome_fast.joint import apply_updates_, count_independent
 from rome_fast.models import ModelSpec, check_tokenizer, max_positions
 from rome_fast.readback import Reading, findings, read_targets
 from rome_fast.tokens import TokenizedEdit, encode
-from rome_fast.types import Diagnostics, EditRequest, EditResult, RankOneUpdate
+from rome_fast.types import EditRequest, EditResult, RankOneUpdate
 from rome_fast.undo import UndoHandle, WeightHistory
 from rome_fast.update import apply_update_, build_constraint
 from rome_fast.window import Finder, Found

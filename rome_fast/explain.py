@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from rome_fast.errors import InvalidArgumentError
 from rome_fast.types import EditResult
 from rome_fast.value import LOSS_FOUND
-
-if TYPE_CHECKING:
-    from rome_fast.types import Diagnostics
 
 # A loss of this much after all steps means that v* says the target nowhere near surely.
 NOT_CONVERGED = 10 * LOSS_FOUND
@@ -25,6 +21,27 @@ LARGE_UPDATE = 0.5
 USEFUL_DEPTH = 2 / 3
 # A bare prompt's key that has less in common with the mean key is an outlier.
 ALIKE = 0.5
+
+
+@dataclass(frozen=True)
+class Diagnostics:
+    """What ``explain`` looks at beside the result that it belongs to.
+
+    Attributes:
+        n_layers: of the model.
+        lookup_index: position of the lookup token in the bare prompt, BOS counted.
+        key_agreement: cosine of the bare prompt's key and the mean key over the contexts.
+        value_growth: norm of the offset found for the value over the norm of the value.
+        n_keys: of the second moment; None where it is the identity.
+        weight_dtype: of the edited weight, ``"float32"`` for example.
+    """
+
+    n_layers: int
+    lookup_index: int
+    key_agreement: float
+    value_growth: float
+    n_keys: int | None
+    weight_dtype: str
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -98,6 +99,12 @@ def _check(path: Path | None, suffix: str, option: str) -> None:
         raise InvalidArgumentError(f"{option} {path} must end in {suffix}")
     if not path.absolute().parent.is_dir():
         raise InvalidArgumentError(f"{option} {path}: there is no folder {str(path.parent)!r}")
+    if path.is_dir():
+        raise InvalidArgumentError(f"{option} {path} is a folder: name a file")
+    try:
+        tempfile.TemporaryFile(dir=path.absolute().parent).close()
+    except OSError as error:
+        raise OSError(f"{option} {path} cannot be written: {error}") from error
 
 
 def _lines(path: Path | None) -> list[str]:

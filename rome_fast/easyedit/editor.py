@@ -2,34 +2,27 @@
 
 from __future__ import annotations
 
-import json
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from tqdm.auto import tqdm
-
-from rome_fast.clock import Clock
 from rome_fast.easyedit.hparams import ROMEHyperParams
 from rome_fast.easyedit.loading import load
-from rome_fast.easyedit.metrics import check_metric, compare_locality, measure
+from rome_fast.easyedit.metrics import check_metric
 from rome_fast.easyedit.requests import build_requests, check_requests
+from rome_fast.easyedit.run import Metrics, Run
 from rome_fast.easyedit.statistics import find_second_moment
 from rome_fast.easyedit.view import sharing_all_but
 from rome_fast.edit import opened
-from rome_fast.errors import EditWarning, HparamsError, InvalidArgumentError
+from rome_fast.errors import HparamsError, InvalidArgumentError
 from rome_fast.models import DownProjection, ModelSpec
-from rome_fast.types import EditRequest, EditResult
+from rome_fast.types import EditResult
 
 if TYPE_CHECKING:
     from torch import Tensor
     from typing_extensions import Self
 
-    from rome_fast.editor import Editor
     from rome_fast.moments import SecondMoment
-
-Metrics = list[dict[str, Any]]
 
 
 class BaseEditor:
@@ -178,7 +171,7 @@ class BaseEditor:
         model = sharing_all_but(self.model, weight) if keep_original_weight else self.model
         before = weight.detach().clone()
         with opened(model, self.tok, self.hparams.rome(), None, "auto", None, moment) as engine:
-            run = _Run(engine, checked, test_generation, verbose)
+            run = Run(engine, checked, test_generation, verbose)
             run.measure_before(pre_edit, pre_file)
             if sequential_edit or len(checked) == 1:
                 run.edit_and_measure()
@@ -212,86 +205,3 @@ class BaseEditor:
                 hparams, self.model, self.tok, projection, self._given
             )
         return self._moments[key]
-
-
-class _Run:
-    """The requests of one call, on an opened editor."""
-
-    def __init__(
-        self, engine: Editor, requests: list[dict[str, Any]], generate: bool, verbose: bool
-    ) -> None:
-        self.engine, self.requests = engine, requests
-        self.generate, self.verbose = generate, verbose
-        self.parsed = [EditRequest.parse(request) for request in requests]
-        self.metrics: Metrics = []
-        self.results: list[EditResult] = []
-
-    def measure_before(self, given: Metrics | None, file: str | Path | None) -> None:
-        before = given or [{"pre": m} for m in self._measure(range(len(self.requests)))]
-        if file is not None:
-            Path(file).write_text(json.dumps(before, indent=4, ensure_ascii=False), "utf-8")
-        self.metrics = [
-            {"pre": item["pre"], "case_id": i, "requested_rewrite": request, "post": {}}
-            for i, (item, request) in enumerate(zip(before, self.requests, strict=True))
-        ]
-
-    def edit_and_measure(self) -> None:
-        """One after the other, each measured on top of those before it."""
-        for i in self._progress("edits"):
-            self.results.append(self._edit(i))
-            self._measure_after(i)
-
-    def measure_alone(self) -> None:
-        """Each on the model as it was, and undone."""
-        notes = list(self.engine.notes)
-        for i in self._progress("each edit alone"):
-            self._edit(i)
-            self._measure_after(i)
-            self.engine.history.rewind(0)
-        self.engine.notes = notes
-
-    def edit_all(self) -> None:
-        self.results = [self._edit(i) for i in self._progress("edits")]
-
-    def tell(self, sequential: bool) -> None:
-        """Warn of what the results say, and print a line an edit."""
-        for text in (text for result in self.results for text in result.warnings):
-            warnings.warn(text, EditWarning, stacklevel=4)
-        if not sequential and len(self.requests) > 1:
-            warnings.warn(
-                f"sequential_edit=False: the metrics are of each edit alone, and the returned "
-                f"model carries all {len(self.requests)}; sequential_edit=True measures them as "
-                "they add up",
-                EditWarning,
-                stacklevel=4,
-            )
-        for result, metrics in zip(self.results, self.metrics, strict=True):
-            if self.verbose:
-                print(_line(result, metrics))
-
-    def _edit(self, i: int) -> EditResult:
-        # What was measured since the last edit is not part of the time of this one.
-        self.engine.clock = Clock()
-        return self.engine.edit([self.parsed[i]], strict=False)[0]
-
-    def _measure(self, which: Sequence[int]) -> Metrics:
-        requests = [self.requests[i] for i in which]
-        return measure(self.engine.model, self.engine.tok, requests, self.generate)
-
-    def _measure_after(self, i: int) -> None:
-        metrics, (post,) = self.metrics[i], self._measure([i])
-        compare_locality(metrics["pre"], post)
-        metrics["post"] = post
-
-    def _progress(self, what: str) -> Any:
-        quiet = not self.verbose or len(self.requests) == 1
-        return tqdm(range(len(self.requests)), desc=what, unit="edit", disable=quiet)
-
-
-def _line(result: EditResult, metrics: dict[str, Any]) -> str:
-    (pre,), (post,) = (metrics[when]["rewrite_acc"] for when in ("pre", "post"))
-    return (
-        f"{metrics['case_id']}: {result.request.text!r} -> {result.request.target.strip()!r}: "
-        f"rewrite_acc {pre:.2f} -> {post:.2f}, probability {result.prob_before:.4f} -> "
-        f"{result.prob_after:.4f}, second moment {result.second_moment}"
-    )

@@ -75,9 +75,10 @@ def norm_histogram(norms: Sequence[float]) -> Markup:
     """How many edits changed the weight by how much of its norm."""
     bins = min(24, max(6, round(math.sqrt(len(norms)))))
     counts, edges = np.histogram(norms, bins=bins, range=(0.0, max(norms) or 1.0))
+    x_step = _round_step(1e6 * float(edges[-1]) / 6) / 1e6
     most = int(counts.max())
     canvas = _Canvas((0.0, float(edges[-1])), (0.0, float(most)))
-    x_ticks = [(float(x), f"{100 * x:.3g} %") for x in np.linspace(0, edges[-1], 6)]
+    x_ticks = [(x, f"{100 * x:.3g} %") for x in np.arange(0, edges[-1], x_step).tolist()]
     step = _round_step(most / 4)
     canvas.axes(
         x_ticks,

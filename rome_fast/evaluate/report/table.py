@@ -42,12 +42,13 @@ def tables(evaluation: Evaluation) -> Group:
 
 
 def _metrics(evaluation: Evaluation) -> Table:
-    table = Table(box=box.SIMPLE_HEAD)
+    # Three stages fit 80 columns only without margins; a long name of a group gives way first.
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     stages = stages_of(evaluation)
-    table.add_column("metric", no_wrap=True)
+    table.add_column("metric", overflow="fold")
     for stage in stages:
         table.add_column(STAGES[stage], justify="right", no_wrap=True)
-    table.add_column("cases", justify="right")
+    table.add_column("cases", justify="right", no_wrap=True)
     group = None
     for row in metric_rows(evaluation):
         if row.group != group:
@@ -76,8 +77,10 @@ def _retention(evaluation: Evaluation) -> Table:
 
 def _cases(cases: list[CaseResult]) -> Table:
     table = Table(box=box.SIMPLE_HEAD)
-    for name in ("", "prompt", "target", "before", "after", "neighbours kept", "norm"):
-        table.add_column(name)
+    for name in ("", "prompt", "target"):
+        table.add_column(name, overflow="fold")
+    for name in ("before", "after", "neighbours", "norm"):
+        table.add_column(name, justify="right", no_wrap=True)
     for case in cases:
         before, after = (
             case.stages[s].values if s in case.stages else {} for s in ("before", "after")

@@ -1,0 +1,123 @@
+"""`rome-fast evaluate`: the table, the files, refusals before the long work, and torchrun."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from cli_helpers import python, refusal
+from typer.testing import CliRunner
+
+from rome_fast import Evaluation, demo
+from rome_fast.cli.app import app
+
+SETTINGS = "layers: [2]\nv_num_grad_steps: 20\ncontext_template_length_params: [[5, 4]]\n"
+
+
+@pytest.fixture
+def arguments(tmp_path):
+    """Two facts of the embedded model."""
+    items = [
+        {
+            "prompt": fact.prompt,
+            "subject": fact.subject,
+            "target_new": fact.target_new,
+            "rephrase_prompt": fact.paraphrase_prompts[0],
+        }
+        for fact in demo.load_facts()[:300:150]
+    ]
+    records, settings = tmp_path / "facts.jsonl", tmp_path / "settings.yaml"
+    records.write_text("".join(json.dumps(item) + "\n" for item in items))
+    settings.write_text(SETTINGS)
+    return {
+        "--records": records,
+        "--hparams": settings,
+        "--second-moment": "identity",
+        "--generate-tokens": 3,
+    }
+
+
+def words(arguments):
+    return [str(x) for pair in arguments.items() for x in pair]
+
+
+def run(arguments, *flags):
+    return CliRunner().invoke(app, ["evaluate", *words(arguments), *flags], env={"COLUMNS": "80"})
+
+
+@pytest.mark.parametrize("mode", ["single", "sequential"])
+def test_table_json_and_page_tell_the_same(arguments, tmp_path, mode):
+    texts = tmp_path / "texts.txt"
+    texts.write_text("He plays the piano.\n\nShe lives in Paris.\n", encoding="utf-8")
+    out, html = tmp_path / "report.json", tmp_path / "report.html"
+    more = {"--mode": mode, "--held-texts": texts, "--out": out, "--html": html}
+    result = run({**arguments, **more})
+    assert result.exit_code == 0, result.output
+    found = Evaluation.load(out)
+    assert (found.setting["mode"], found.setting["held_texts"]["n"]) == (mode, 2)
+    assert len(found.cases) == 2 and bool(found.retention) == (mode == "sequential")
+    after = f"{100 * found.metrics['after']['rewrite_prob'].mean:.1f} ±"
+    assert after in result.output and after in html.read_text(encoding="utf-8")
+    said = found.cases[0].stages["after"].generations[0].strip()
+    assert said and said in html.read_text(encoding="utf-8")
+
+
+def test_resumes_without_asking_again(arguments, tmp_path):
+    journal, out = tmp_path / "journal.jsonl", tmp_path / "report.json"
+    first = run({**arguments, "--resume": journal})
+    assert first.exit_code == 0, first.output
+    kept = journal.read_bytes()
+    again = run({**arguments, "--resume": journal, "--out": out})
+    assert again.exit_code == 0, again.output
+    assert journal.read_bytes() == kept and len(Evaluation.load(out).cases) == 2
+
+
+def test_bad_records_stop_it_or_are_left_out(arguments, tmp_path):
+    with arguments["--records"].open("a") as file:
+        file.write('{"prompt": "x"}\n')
+    assert "record 2" in refusal(run(arguments))
+    out = tmp_path / "report.json"
+    for limit, n_cases in ((3, 2), (1, 1)):
+        result = run({**arguments, "--out": out, "--limit": limit}, "--skip-bad")
+        assert result.exit_code == 0, result.output
+        assert len(Evaluation.load(out).cases) == n_cases
+
+
+@pytest.mark.parametrize(
+    ("option", "name", "reason"),
+    [
+        ("--out", "report.txt", "must end in .json"),
+        ("--html", "report.json", "must end in .html"),
+        ("--out", "absent/report.json", "there is no folder"),
+        ("--html", "folder.html", "is a folder"),
+        ("--held-texts", "absent.txt", "cannot be read"),
+        ("--records", "absent.json", "there is no file"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_before_the_model_is_read(
+    arguments, tmp_path, monkeypatch, option, name, reason
+):
+    def no_model(_):
+        raise AssertionError("the long work has begun")
+
+    monkeypatch.setattr("rome_fast.cli.evaluate.load_model_or_demo", no_model)
+    (tmp_path / "folder.html").mkdir()
+    line = refusal(run({**arguments, option: tmp_path / name}))
+    assert option in line and reason in line
+
+
+def test_a_sequence_cannot_be_resumed(arguments, tmp_path):
+    result = run({**arguments, "--mode": "sequential", "--resume": tmp_path / "journal.jsonl"})
+    assert "resume= is for mode='single'" in refusal(result)
+
+
+def test_two_processes_share_the_records_and_one_speaks(arguments, tmp_path):
+    out = tmp_path / "report.json"
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = ["-m", "rome_fast", "evaluate", *words({**arguments, "--out": out})]
+    result = python(*torchrun, *command)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("saved:") == result.stdout.count("worst cases") == 1
+    found = Evaluation.load(out)
+    assert found.setting["processes"] == 2
+    assert [case.index for case in found.cases] == [0, 1]
