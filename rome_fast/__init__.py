@@ -12,6 +12,7 @@ from rome_fast import demo
 from rome_fast.collect import collect_second_moment
 from rome_fast.edit import edit, edit_many, trial
 from rome_fast.evaluate import EditRecord, Evaluation, evaluate, load_records
+from rome_fast.explain import Explanation, explain
 from rome_fast.hparams import RomeHparams
 from rome_fast.locate import locate, suggest_layer
 from rome_fast.moments import SecondMoment
@@ -24,6 +25,7 @@ __all__ = [
     "EditRequest",
     "EditResult",
     "Evaluation",
+    "Explanation",
     "RankOneUpdate",
     "RomeHparams",
     "SecondMoment",
@@ -32,6 +34,7 @@ __all__ = [
     "edit",
     "edit_many",
     "evaluate",
+    "explain",
     "load_records",
     "locate",
     "suggest_layer",

@@ -21,7 +21,7 @@ from rome_fast.joint import apply_updates_, count_independent
 from rome_fast.models import ModelSpec, check_tokenizer, max_positions
 from rome_fast.readback import Reading, findings, read_targets
 from rome_fast.tokens import TokenizedEdit, encode
-from rome_fast.types import EditRequest, EditResult, RankOneUpdate
+from rome_fast.types import Diagnostics, EditRequest, EditResult, RankOneUpdate
 from rome_fast.undo import UndoHandle, WeightHistory
 from rome_fast.update import apply_update_, build_constraint
 from rome_fast.window import Finder, Found
@@ -70,6 +70,7 @@ class Editor:
             self.notes += [note] if note else []
         self.hparams = hparams if variant is None else hparams.replace(variant=variant)
         self.projection = spec.down_projection(self.hparams.layer)
+        self._n_layers = spec.n_layers
         self.backend = ops.resolve_backend(backend, self.projection.weight.device.type)
         weight = self.projection.weight
         if weight.dtype == torch.float16 and weight.device.type == "cpu":
@@ -216,7 +217,20 @@ class Editor:
                 *value.findings(),
                 *findings(request.target, before, after),
             ),
+            hparams=self.hparams,
+            diagnostics=self._diagnostics(found),
             _undo=undo,
+        )
+
+    def _diagnostics(self, found: Found) -> Diagnostics:
+        tokens, keys, moment = found.tokens, found.keys, self.second_moment
+        return Diagnostics(
+            n_layers=self._n_layers,
+            lookup_index=int(tokens.lookup_idx[tokens.prompt_row]),
+            key_agreement=float(torch.cosine_similarity(keys.key, keys.prompt_key, dim=0)),
+            value_growth=float(found.value.value_delta.norm() / keys.value_init.norm()),
+            n_keys=None if moment is None else moment.count,
+            weight_dtype=str(self.projection.weight.dtype).removeprefix("torch."),
         )
 
     def _check_length(self, request: EditRequest, tokens: TokenizedEdit) -> None:

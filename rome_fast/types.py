@@ -14,6 +14,7 @@ from rome_fast.errors import InvalidRequestError, SubjectNotFoundError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from rome_fast.hparams import RomeHparams
     from rome_fast.undo import UndoHandle
 
 SLOT = "{}"
@@ -150,6 +151,27 @@ class RankOneUpdate:
         return float(self.u.double().norm() * self.v.double().norm())
 
 
+@dataclass(frozen=True)
+class Diagnostics:
+    """What ``explain`` looks at beside the result itself.
+
+    Attributes:
+        n_layers: of the model.
+        lookup_index: position of the lookup token in the bare prompt, BOS counted.
+        key_agreement: cosine of the bare prompt's key and the mean key over the contexts.
+        value_growth: norm of the offset found for the value over the norm of the value.
+        n_keys: of the second moment; None where it is the identity.
+        weight_dtype: of the edited weight, ``"float32"`` for example.
+    """
+
+    n_layers: int
+    lookup_index: int
+    key_agreement: float
+    value_growth: float
+    n_keys: int | None
+    weight_dtype: str
+
+
 @dataclass(frozen=True, eq=False)
 class EditResult:
     """What one edit did; what the model says was read from its edited weights.
@@ -167,6 +189,7 @@ class EditResult:
         seconds: wall-clock seconds by phase; of a window, each request's share.
         window: how many requests were searched and solved together with this one, itself
             included; 1 unless ``edit_many(order="independent")``.
+        hparams: what it was edited with; ``diagnostics``: what ``rome_fast.explain`` looks at.
     """
 
     request: EditRequest
@@ -191,6 +214,8 @@ class EditResult:
     second_moment: str
     context_templates: tuple[str, ...]
     warnings: tuple[str, ...]
+    hparams: RomeHparams
+    diagnostics: Diagnostics
     _undo: UndoHandle = field(repr=False)
 
     @property

@@ -20,6 +20,7 @@ from rome_fast.cli.common import (
     no_loading_bars,
     one_line_errors,
 )
+from rome_fast.cli.doctor import doctor
 from rome_fast.cli.edit import edit
 from rome_fast.cli.evaluate import evaluate
 from rome_fast.cli.locate import locate, plan
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(stats.app, name="stats")
 app.command()(edit)
+app.command()(doctor)
 app.command()(evaluate)
 app.command()(bench)
 app.command()(locate)

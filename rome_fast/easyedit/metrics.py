@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rome_fast.easyedit.requests import SECTIONS, questions
 from rome_fast.errors import InvalidArgumentError
+from rome_fast.evaluate.generation import generate, ngram_entropy
 from rome_fast.evaluate.records import Question
 from rome_fast.evaluate.scoring import score
 from rome_fast.types import EditRequest
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 # Both name the same measure in EasyEdit: the share of the target's tokens that are the likeliest.
 EVAL_METRICS = ("exact match", "token_em")
+# Tokens of the text whose fluency is measured, as many as EasyEdit's.
+GENERATED = 100
 
 
 def check_metric(eval_metric: str) -> None:
@@ -35,7 +38,8 @@ def measure(
 ) -> list[dict[str, Any]]:
     """What EasyEdit has under "pre" and "post", of each request, on the model as it is.
 
-    All questions of all requests are scored together. Under "locality" are the likeliest tokens
+    All questions of all requests are scored together. ``test_generation`` adds the entropy of the
+    prompt with its greedy continuation. Under "locality" are the likeliest tokens
     only; ``compare_locality`` turns two of these dictionaries into an accuracy.
     """
     asked = [(i, *item) for i, request in enumerate(requests) for item in _questions(request)]
@@ -54,6 +58,11 @@ def measure(
             result["metric_meta"][section] = _meta(
                 f"{section}_acc", "decoder_only_teacher_forcing", "token_accuracy", "lm."
             )
+    if test_generation:
+        prompts = [EditRequest.parse(request).text for request in requests]
+        texts = generate(model, tok, prompts, GENERATED)
+        for result, prompt, text in zip(measured, prompts, texts, strict=True):
+            result["fluency"] = {"ngram_entropy": ngram_entropy([prompt + text])}
     return measured
 
 

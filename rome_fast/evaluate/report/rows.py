@@ -67,8 +67,8 @@ def metric_rows(evaluation: Evaluation) -> Iterator[MetricRow]:
     measured = {name for metrics in evaluation.metrics.values() for name in metrics}
     groups = {group: dict(names) for group, names in METRICS.items()}
     for kind, meaning in (("locality", "tokens as before"), ("portability", "tokens right")):
-        found_groups = sorted(name for name in measured if name.startswith(f"{kind}."))
-        groups[kind.capitalize()] = dict.fromkeys(found_groups, meaning)
+        own = sorted(name for name in measured if name.startswith(f"{kind}."))
+        groups[kind.capitalize()] = dict.fromkeys(own, meaning)
     for group, names in groups.items():
         for name, meaning in names.items():
             if name in measured:

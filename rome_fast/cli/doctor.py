@@ -1,0 +1,40 @@
+"""``rome-fast doctor``: try an edit, and say why it does not take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rome_fast.cli.common import EDIT_FAILED, console, load_model, one_line_errors
+
+
+def doctor(
+    model: Annotated[str, typer.Option(help="folder (or hub name) of a Hugging Face decoder")],
+    prompt: Annotated[str, typer.Option(help="a sentence with the subject, or with {} for it")],
+    subject: Annotated[str, typer.Option(help="whom or what the fact is about")],
+    target: Annotated[str, typer.Option(help="what the model shall say next")],
+    hparams: Annotated[Path | None, typer.Option(help="kmeng01 JSON or EasyEdit YAML")] = None,
+    second_moment: Annotated[str | None, typer.Option(help="a saved file, or 'identity'")] = None,
+    variant: Annotated[str | None, typer.Option(help="overrides the hparams")] = None,
+) -> None:
+    """Try an edit and say why it does not take, or what it may harm; nothing is kept.
+
+    The exit code is 1 when something is wrong.
+    """
+    import rome_fast
+
+    with one_line_errors():
+        chosen = None if hparams is None else rome_fast.RomeHparams.from_file(hparams)
+        loaded, tok = load_model(model)
+        request = rome_fast.EditRequest(prompt, subject, target)
+        with rome_fast.trial(
+            loaded, tok, request, chosen, second_moment=second_moment, variant=variant
+        ) as result:
+            explanation = rome_fast.explain(result)
+        console.print(str(result), markup=False)
+        console.print()
+        console.print(str(explanation), markup=False)
+    if explanation.findings:
+        raise typer.Exit(EDIT_FAILED)
