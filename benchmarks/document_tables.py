@@ -40,6 +40,18 @@ FACTOR: Columns = {
     "`torch.linalg.cholesky`, ms": lambda r: f"{r['cholesky']['median_ms']:.0f}",
     "ratio": lambda r: beside(r["cholesky"]),
 }
+EVALUATION: Columns = {
+    "batched": lambda r: f"{r['batched']:.1f}",
+    "case by case": lambda r: f"{r['case by case']:.1f}",
+    "times faster": lambda r: f"{r['ratio']:.1f}",
+}
+PHASES = {
+    "score": "questions",
+    "generate": "generations",
+    "evaluation": "both",
+    "edit": "the edits",
+    "total": "everything",
+}
 TRIALS: Columns = {
     "success": lambda r: f"{r['success']:.0%}",
     "paraphrases": lambda r: f"{r['paraphrase']:.0%}",
@@ -113,6 +125,11 @@ def second_moment_tables() -> tuple[list[str], list[str]]:
     )
 
 
+def evaluation_table() -> list[str]:
+    seconds = read("evaluate")["seconds"]
+    return table("seconds", EVALUATION, [(name, seconds[key]) for key, name in PHASES.items()])
+
+
 def tracing_tables() -> list[str]:
     """What returns at the subject's last token, by layer; trial edits, also near to others."""
     report = read("tracing")
@@ -139,6 +156,7 @@ def documents() -> dict[str, list[str]]:
         "docs/many_edits.md": order_table(),
         "docs/decisions.md": sums,
         "docs/numerics.md": factors,
+        "docs/evaluation.md": evaluation_table(),
         "docs/tracing.md": tracing_tables(),
     }
 
