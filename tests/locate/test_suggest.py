@@ -159,7 +159,10 @@ def test_an_interruption_leaves_the_weights(gpt2, hparams, monkeypatch):
     assert same_bits(model, before)
 
 
-def test_one_sample_of_text_serves_all_layers_and_the_edit_after_it(gpt2, hparams, monkeypatch):
+def test_one_sample_of_text_serves_all_layers_and_the_edit_after_it(
+    gpt2, hparams, monkeypatch, tmp_path
+):
+    monkeypatch.setenv("ROME_FAST_CACHE", str(tmp_path))
     model, tok = gpt2
     calls, collect = [], rome_fast.collect_second_moment
 
