@@ -24,6 +24,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = [*sorted(ROOT.glob("README*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PRINTS = re.compile(r"# -> (.*)$", re.MULTILINE)
+FIGURE = re.compile(r"[\d.,]+( \([\d.-]+\))?")
 COMMAND = re.compile(r"(?:^ +|`|-m )rome[-_]fast ([a-z][^`\n]*)", re.MULTILINE)
 
 # What a reader has under the names of GPT-2's files, for the model that the examples run on.
@@ -81,6 +82,19 @@ def test_examples_run_and_print_what_they_say(page, readers_folder, capsys):
 
 def test_few_examples_are_not_run():
     assert sum(len(blocks(page, "py")) for page in PAGES) <= 4
+
+
+def rows_of_figures(page):
+    """The cells of every table row that has nothing but numbers after its first one."""
+    rows = re.findall(r"^\|[^|\n]*\|([^\n]*)\|$", text_of(page), re.MULTILINE)
+    cells = [tuple(cell.strip() for cell in row.split("|")) for row in rows]
+    return {row for row in cells if all(FIGURE.fullmatch(cell) for cell in row)}
+
+
+def test_both_readmes_have_the_same_figures():
+    english, chinese = (rows_of_figures(ROOT / f"README{x}.md") for x in ("", ".zh-CN"))
+    assert len(chinese) > 5
+    assert chinese <= english
 
 
 def commands_of(page):
