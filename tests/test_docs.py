@@ -8,6 +8,7 @@ fenced ```py are shown and not run: they need what is not here.
 from __future__ import annotations
 
 import importlib
+import json
 import re
 import runpy
 import shlex
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 import typer.main
+import yaml
 
 import rome_fast
 from rome_fast.cli.app import app
@@ -66,6 +68,8 @@ def readers_folder(tmp_path, monkeypatch):
     for model in ("gpt2", "gpt2-xl"):
         text = HPARAMS.format(model=rome_fast.demo.model_path())
         (hparams / f"{model}.yaml").write_text(text, encoding="utf-8")
+        as_json = json.dumps(yaml.safe_load(text))
+        (hparams / f"{model}.json").write_text(as_json, encoding="utf-8")
     return tmp_path
 
 
