@@ -8,6 +8,7 @@ fenced ```py are shown and not run: they need what is not here.
 from __future__ import annotations
 
 import importlib
+import json
 import re
 import runpy
 import shlex
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 import typer.main
+import yaml
 
 import rome_fast
 from rome_fast.cli.app import app
@@ -24,6 +26,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = [*sorted(ROOT.glob("README*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PRINTS = re.compile(r"# -> (.*)$", re.MULTILINE)
+FIGURE = re.compile(r"[\d.,]+( \([\d.-]+\))?")
 COMMAND = re.compile(r"(?:^ +|`|-m )rome[-_]fast ([a-z][^`\n]*)", re.MULTILINE)
 
 # What a reader has under the names of GPT-2's files, for the model that the examples run on.
@@ -65,6 +68,8 @@ def readers_folder(tmp_path, monkeypatch):
     for model in ("gpt2", "gpt2-xl"):
         text = HPARAMS.format(model=rome_fast.demo.model_path())
         (hparams / f"{model}.yaml").write_text(text, encoding="utf-8")
+        as_json = json.dumps(yaml.safe_load(text))
+        (hparams / f"{model}.json").write_text(as_json, encoding="utf-8")
     return tmp_path
 
 
@@ -81,6 +86,19 @@ def test_examples_run_and_print_what_they_say(page, readers_folder, capsys):
 
 def test_few_examples_are_not_run():
     assert sum(len(blocks(page, "py")) for page in PAGES) <= 4
+
+
+def rows_of_figures(page):
+    """The cells of every table row that has nothing but numbers after its first one."""
+    rows = re.findall(r"^\|[^|\n]*\|([^\n]*)\|$", text_of(page), re.MULTILINE)
+    cells = [tuple(cell.strip() for cell in row.split("|")) for row in rows]
+    return {row for row in cells if all(FIGURE.fullmatch(cell) for cell in row)}
+
+
+def test_both_readmes_have_the_same_figures():
+    english, chinese = (rows_of_figures(ROOT / f"README{x}.md") for x in ("", ".zh-CN"))
+    assert len(chinese) > 5
+    assert chinese <= english
 
 
 def commands_of(page):
