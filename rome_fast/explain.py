@@ -17,8 +17,8 @@ ENOUGH_KEYS = 16
 # Edits of 200 facts in a good layer change at most 0.45 of the weight's norm
 # (benchmarks/results/edit-quality.json).
 LARGE_UPDATE = 0.5
-# Facts are recalled in the lower and middle layers (ROME, section 2.1); of the presets GPT-2 small's
-# is the highest, the tenth of twelve.
+# Facts are recalled in the lower and middle layers (ROME, section 2.1); the highest layer of a
+# preset is GPT-2 small's, the tenth of twelve.
 USEFUL_DEPTH = 5 / 6
 # A bare prompt's key that has less in common with the mean key is an outlier.
 ALIKE = 0.5
