@@ -7,10 +7,8 @@ from dataclasses import dataclass
 
 from rome_fast.errors import InvalidArgumentError
 from rome_fast.types import EditResult
-from rome_fast.value import LOSS_FOUND
+from rome_fast.value import LOSS_FOUND, NOT_CONVERGED
 
-# A loss of this much after all steps means that v* says the target nowhere near surely.
-NOT_CONVERGED = 10 * LOSS_FOUND
 # Keys a dimension: C^-1 k mostly settles at so many, and is poor at half of them
 # (docs/numerics.md, section 3).
 ENOUGH_KEYS = 16

@@ -66,7 +66,8 @@ def apply_rome_to_model(
     projection = ModelSpec.of(model).down_projection(settings.layer)
     hparams.check_module(projection)
     moment = find_second_moment(hparams, model, tok, projection, second_moment)
-    original = projection.weight.detach().clone()
+    name, weight = f"{projection.name}.weight", projection.weight
+    originals = {name: weight.detach().clone()} if return_orig_weights else {}
     edited = deepcopy(model) if copy else model
     edit_many(edited, tok, requests, settings, second_moment=moment, progress=False)
-    return edited, {f"{projection.name}.weight": original} if return_orig_weights else {}
+    return edited, originals

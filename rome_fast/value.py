@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 # The loss at which v* counts as found (compute_v.py).
 LOSS_FOUND = 5e-2
+# A loss of this much after all steps means that v* says the target nowhere near surely.
+NOT_CONVERGED = 10 * LOSS_FOUND
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +52,7 @@ class Value:
         found = []
         if self.obstacle:
             found.append(f"v* was searched through the whole model, slowly: {self.obstacle}")
-        if self.losses[-1] >= 10 * LOSS_FOUND:
+        if self.losses[-1] >= NOT_CONVERGED:
             steps = f"loss {self.losses[-1]:.2f} after {len(self.losses)} steps"
             remedy = "more v_num_grad_steps, a larger clamp_norm_factor or another layer"
             found.append(f"v* did not converge: {steps}; try {remedy}")

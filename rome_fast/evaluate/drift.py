@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rome_fast.errors import InvalidArgumentError
-from rome_fast.evaluate.scoring import BATCH_LOGITS, BATCH_TOKENS, batches
+from rome_fast.evaluate.scoring import BATCH_LOGITS, batches, tokens_of_a_forward
 from rome_fast.models import embedding_rows, input_device, max_positions
 from rome_fast.readback import SLICE, log_probs_of
 from rome_fast.tokens import all_text_ids, pad_right
@@ -63,7 +63,7 @@ class Drift:
             )
         # Logits of both models at once.
         most = BATCH_LOGITS // (2 * embedding_rows(model))
-        n_tokens = min(BATCH_TOKENS[input_device(model).type], most)
+        n_tokens = min(tokens_of_a_forward(model), most)
         lengths = [len(row) for row in rows]
         windows = tuple(
             tuple(rows[i] for i in batch) for batch in batches(lengths, n_tokens, len(rows))

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rome_fast.errors import InvalidArgumentError, InvalidRequestError
-from rome_fast.evaluate.scoring import BATCH_LOGITS, BATCH_TOKENS, Trial, batches, tried
-from rome_fast.models import embedding_rows, input_device, max_positions
+from rome_fast.evaluate.scoring import BATCH_LOGITS, Trial, batches, tokens_of_a_forward, tried
+from rome_fast.models import embedding_rows, max_positions
 from rome_fast.readback import greedy_continuations
 from rome_fast.tokens import all_text_ids
 
@@ -55,9 +55,8 @@ def generate(
             )
     lengths = [len(ids) + n_tokens for ids in rows]
     said: dict[int, str] = {}
-    n_tokens_at_once = BATCH_TOKENS[input_device(model).type]
     n_rows = max(1, BATCH_LOGITS // embedding_rows(model))
-    for batch in batches(lengths, n_tokens_at_once, n_rows):
+    for batch in batches(lengths, tokens_of_a_forward(model), n_rows):
         edits = [] if trial is None else [trial.edit_of[i] for i in batch]
         with tried(trial, edits):
             texts = greedy_continuations(model, tok, [rows[i] for i in batch], n_tokens)

@@ -150,7 +150,7 @@ def score_encoded(
         askers.setdefault(run_as[row], []).append(number)
     rows = list(askers)
     scores: dict[int, Score] = {}
-    n_tokens = BATCH_TOKENS.get(input_device(model).type, 4096)
+    n_tokens = tokens_of_a_forward(model)
     n_rows = max(1, BATCH_LOGITS // embedding_rows(model))
     with tqdm(total=len(rows), desc="questions", unit="row", disable=not progress) as bar:
         for batch in batches([len(row.ids) for row in rows], n_tokens, n_rows):
@@ -164,6 +164,11 @@ def score_encoded(
             scores.update(zip((i for _, i in asked), made, strict=True))
             bar.update(len(batch))
     return [scores[i] for i in range(len(questions))]
+
+
+def tokens_of_a_forward(model: PreTrainedModel) -> int:
+    """How many, padding included, on the device of the model."""
+    return BATCH_TOKENS.get(input_device(model).type, 4096)
 
 
 def longest_rows(rows: Iterable[Row]) -> dict[Row, Row]:

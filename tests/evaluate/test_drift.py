@@ -12,7 +12,7 @@ from helpers import same_bits, state
 from tiny import SENTENCES, tiny_gpt2
 
 from rome_fast.errors import InvalidArgumentError, NonFiniteError
-from rome_fast.evaluate import drift
+from rome_fast.evaluate import drift, scoring
 from rome_fast.evaluate.drift import Drift
 from rome_fast.models import ModelSpec
 
@@ -48,7 +48,7 @@ def edited(model, layer=1, scale=0.02):
 @pytest.mark.parametrize("n_tokens", [1, 30, 4096])
 def test_drift_is_that_of_two_models_side_by_side(tiny, monkeypatch, n_tokens):
     model, tok = tiny
-    monkeypatch.setattr(drift, "BATCH_TOKENS", {"cpu": n_tokens})
+    monkeypatch.setattr(scoring, "BATCH_TOKENS", {"cpu": n_tokens})
     before = state(model)
     measured = Drift.baseline(model, tok, TEXTS)
     other = edited(model)

@@ -12,7 +12,7 @@ from helpers import same_bits, state
 from tiny import tiny_gpt2
 
 from rome_fast.errors import InvalidArgumentError, InvalidRequestError, NonFiniteError
-from rome_fast.evaluate import generation
+from rome_fast.evaluate import scoring
 from rome_fast.evaluate.generation import generate, ngram_entropy, reference_score, words
 from rome_fast.evaluate.scoring import Trial
 from rome_fast.models import ModelSpec
@@ -49,7 +49,7 @@ def expected(model, tok, n_tokens, stop=()):
 @pytest.mark.parametrize("batch_tokens", [1, 40, 4096])
 def test_texts_are_those_of_greedy_decoding_one_by_one(tiny, monkeypatch, batch_tokens):
     model, tok = tiny
-    monkeypatch.setattr(generation, "BATCH_TOKENS", {"cpu": batch_tokens})
+    monkeypatch.setattr(scoring, "BATCH_TOKENS", {"cpu": batch_tokens})
     assert generate(model, tok, PROMPTS, 12) == expected(model, tok, 12)
 
 
