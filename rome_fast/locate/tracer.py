@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from rome_fast.errors import NonFiniteError
 from rome_fast.intercept import answering, hidden_of, hooked, reading_only, with_hidden
 from rome_fast.locate.parts import find_part, residual_of
 from rome_fast.models import input_device
+from rome_fast.readback import log_probs_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -187,11 +187,6 @@ class Tracer:
 
     def _probability(self, logits: Tensor) -> Tensor:
         """Of the answer in each row, float64 [n_rows]."""
-        wide = logits if logits.dtype == torch.float64 else logits.float()
-        chances = (wide[:, self.answer_id] - wide.logsumexp(-1)).double().exp().cpu()
-        if not torch.isfinite(chances).all():
-            raise NonFiniteError(
-                "the model's logits are NaN or infinite: run it in float32 or bfloat16, or check "
-                "its weights"
-            )
-        return chances
+        targets = torch.full((len(logits),), self.answer_id, device=logits.device)
+        places = torch.arange(len(logits), device=logits.device)
+        return log_probs_of(logits, places, targets).exp().cpu()
