@@ -173,7 +173,7 @@ class Evaluation:
     def save(self, path: str | Path) -> None:
         """Write it as one JSON file, atomically."""
         text = json.dumps(self.to_json(), ensure_ascii=False, indent=1)
-        write_whole(Path(path), lambda partial: _write(partial, text))
+        write_text(path, text)
 
     def save_html(self, path: str | Path) -> None:
         """Write it as one HTML page that needs no network and no scripts, atomically."""
@@ -202,5 +202,10 @@ class Evaluation:
         return cls.from_json(fields)
 
 
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+def write_text(path: str | Path, text: str) -> None:
+    """Write a file, atomically."""
+
+    def write(partial: Path) -> None:
+        partial.write_text(text, encoding="utf-8")
+
+    write_whole(Path(path), write)

@@ -18,7 +18,7 @@ from rome_fast.evaluate.report.rows import (
     stages_of,
     worst_first,
 )
-from rome_fast.moment_files import write_whole
+from rome_fast.evaluate.result import write_text
 
 if TYPE_CHECKING:
     from rome_fast.evaluate.result import CaseResult, Evaluation
@@ -37,8 +37,7 @@ _CARDS = {
 
 def write_page(evaluation: Evaluation, path: str | Path) -> None:
     """Write the page into a file, atomically."""
-    html = page(evaluation)
-    write_whole(Path(path), lambda partial: _write(partial, html))
+    write_text(path, page(evaluation))
 
 
 def page(evaluation: Evaluation) -> str:
@@ -143,7 +142,3 @@ def _flat(setting: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]
             text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
             rows.append((prefix + name, text))
     return rows
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
