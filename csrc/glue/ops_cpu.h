@@ -26,7 +26,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> rank_one_solve_apply_cpu(
     const Tensor& key,              // [d_key]
     const Tensor& denominator_key,  // [d_key]
     const Tensor& residual,         // [d_value]
-    double min_denominator);
+    double min_denominator, double max_norm);
 
 // Returns applied.
 Tensor cholesky_update_cpu(Tensor factor,         // [d, d]

@@ -54,7 +54,7 @@ void rank_one_update_cpu(Tensor weight, const Tensor& u, const Tensor& v) {
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> rank_one_solve_apply_cpu(
     Tensor weight, std::optional<Tensor> factor, const Tensor& key, const Tensor& denominator_key,
-    const Tensor& residual, double min_denominator) {
+    const Tensor& residual, double min_denominator, double max_norm) {
   STD_TORCH_CHECK(weight.dim() == 2, "weight must have 2 dimensions");
   const int64_t d_value = weight.size(0);
   const int64_t d_key = weight.size(1);
@@ -71,8 +71,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> rank_one_solve_apply_cpu(
     solve(*factor, data<double>(w));
   }
 
-  const RankOneSolveParams params{data<double>(key_f64), data<double>(denominator_key_f64),
-                                  data<double>(residual_f64), data<double>(w), min_denominator};
+  const RankOneSolveParams params{data<double>(key_f64),
+                                  data<double>(denominator_key_f64),
+                                  data<double>(residual_f64),
+                                  data<double>(w),
+                                  min_denominator,
+                                  max_norm};
   const Tensor u = new_vector(weight, d_key, compute_type(weight));
   const Tensor v = new_vector(weight, d_value, compute_type(weight));
   const RankOneResult result = dispatch_float(weight, "weight", [&](auto tag) {

@@ -6,6 +6,7 @@ All of them are inference-only: they write through the storage and record nothin
 
 from __future__ import annotations
 
+import math
 import os
 from typing import Any
 
@@ -107,6 +108,7 @@ def rank_one_solve_apply_(
     *,
     weight_layout: str,
     min_denominator: float,
+    max_norm: float = math.inf,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Solve for the update and add it to weight in one read and one write of it.
@@ -115,16 +117,18 @@ def rank_one_solve_apply_(
     w = C^-1 key, u = w / |w|, denominator = denominator_key . u, v = residual / denominator,
     weight += v u^T (in the weight's layout).
 
-    Nothing is written when u, v, denominator or update_norm is not finite, or when
+    Nothing is written when u, v, denominator or update_norm is not finite, when
     |denominator| < min_denominator * |key . u| (a scale-free test: the ratio is 1 when both keys
-    are the same). The last output says which it was, without a host sync.
+    are the same), or when update_norm > max_norm. The last output says which it was, without a
+    host sync.
 
     Returns u [d_key] and v [d_value] (the very values added: float64 for float64 weights, else
     float32), denominator [] and update_norm [] = |v| (float64), applied [] (bool).
     Raises InvalidArgumentError.
     """
     weight = _as_out_in(weight, weight_layout)
-    args = (weight, factor, key, denominator_key, residual, float(min_denominator))
+    limits = float(min_denominator), float(max_norm)
+    args = (weight, factor, key, denominator_key, residual, *limits)
     _schema.check_rank_one_solve_apply(*args)
     if resolve_backend(backend, weight.device.type) == "native":
         return _call_native(torch.ops.rome_fast.rank_one_solve_apply_.default, *args)

@@ -52,6 +52,7 @@ def rank_one_solve_apply_default(
     denominator_key: Tensor,  # [d_key]
     residual: Tensor,  # [d_value]
     min_denominator: float,
+    max_norm: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Solve C w = key and add the update to weight unless it is refused.
 
@@ -67,7 +68,7 @@ def rank_one_solve_apply_default(
     update_norm = v.double().norm()
     finite = torch.stack([x.isfinite().all() for x in (u, v, denominator, update_norm)]).all()
     scale = (key.double() @ u.double()).abs()
-    applied = finite & (denominator.abs() >= min_denominator * scale)
+    applied = finite & (denominator.abs() >= min_denominator * scale) & (update_norm <= max_norm)
     edited = weight.to(dtype) + torch.outer(v, u)
     weight.copy_(torch.where(applied, edited.to(weight.dtype), weight))
     return u, v, denominator, update_norm, applied

@@ -30,7 +30,7 @@ torch.library.define(
 torch.library.define(
     "rome_fast::rank_one_solve_apply_",
     "(Tensor(a!) weight, Tensor? factor, Tensor key, Tensor denominator_key, Tensor residual, "
-    "float min_denominator) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "float min_denominator, float max_norm) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 torch.library.define(
     "rome_fast::cholesky_update_",
@@ -91,6 +91,7 @@ def check_rank_one_solve_apply(
     denominator_key: Tensor,  # [d_key]
     residual: Tensor,  # [d_value]
     min_denominator: float,
+    max_norm: float,
 ) -> None:
     """Raise InvalidArgumentError unless the solve and the update are well formed."""
     _require_weight(weight)
@@ -106,6 +107,8 @@ def check_rank_one_solve_apply(
         raise InvalidArgumentError(
             f"min_denominator must be finite and >= 0, got {min_denominator}"
         )
+    if not max_norm >= 0:
+        raise InvalidArgumentError(f"max_norm must be >= 0, got {max_norm}")
 
 
 def check_cholesky_update(
@@ -131,8 +134,10 @@ def _(weight, u, v):
 
 
 @torch.library.register_fake("rome_fast::rank_one_solve_apply_")
-def _(weight, factor, key, denominator_key, residual, min_denominator):
-    check_rank_one_solve_apply(weight, factor, key, denominator_key, residual, min_denominator)
+def _(weight, factor, key, denominator_key, residual, min_denominator, max_norm):
+    check_rank_one_solve_apply(
+        weight, factor, key, denominator_key, residual, min_denominator, max_norm
+    )
     dtype = compute_dtype(weight.dtype)
     u = weight.new_empty((weight.shape[1],), dtype=dtype)
     v = weight.new_empty((weight.shape[0],), dtype=dtype)

@@ -255,6 +255,7 @@ def refused_cases():
         "infinite residual": dict(residual=torch.tensor([1.0, inf, 1.0])),
         "nan denominator_key": dict(denominator_key=torch.tensor([1.0, nan, 1.0, 1.0])),
         "singular factor": dict(factor=torch.diag(torch.tensor([1.0, 0.0, 1.0, 1.0]))),
+        "large update": dict(max_norm=0.8),  # it is sqrt(3) / 2
         "overflowing v": dict(residual=torch.full((3,), 3e38), denominator_key=ones * 0.2),
     }
 
@@ -303,7 +304,7 @@ def test_rank_one_opcheck(dtype):
     for target in (weight, weight.T.contiguous().T, CanaryBuffer(weight).view):
         torch.library.opcheck(update, (target, key.float(), residual.float()))
         for lower in (factor, None):
-            arguments = (target, lower, key, denominator_key, residual, 0.1)
+            arguments = (target, lower, key, denominator_key, residual, 0.1, 5.0)
             torch.library.opcheck(solve_apply, arguments)
 
 
@@ -364,6 +365,8 @@ def test_rank_one_update_takes_parameters_and_records_nothing(backend):
         (dict(residual=torch.ones(4)), r"residual must have shape \[3\]"),
         (dict(weight_layout="conv"), "weight_layout must be 'out_in' or 'in_out', got 'conv'"),
         (dict(min_denominator=-1.0), "min_denominator must be finite and >= 0, got -1.0"),
+        (dict(max_norm=-1.0), "max_norm must be >= 0, got -1.0"),
+        (dict(max_norm=float("nan")), "max_norm must be >= 0, got nan"),
         (dict(key=torch.ones(4, device="meta")), "key is on meta but weight is on cpu"),
     ],
 )

@@ -56,7 +56,8 @@ RankOneResult rank_one_apply_solution(const RankOneSolveParams& solve,
   const double update_norm = std::sqrt(dot(v, v, d_value));
   const double least = solve.min_denominator * std::fabs(dot(solve.key, u, d_key));
   const bool applied = u_finite && v_finite && std::isfinite(denominator) &&
-                       std::isfinite(update_norm) && std::fabs(denominator) >= least;
+                       std::isfinite(update_norm) && std::fabs(denominator) >= least &&
+                       update_norm <= solve.max_norm;
   if (applied) rank_one_update(update, pool);
   return {denominator, update_norm, applied};
 }

@@ -46,6 +46,7 @@ struct RankOneSolveParams {
   const double* residual;         // [d_value]
   double* w;                      // [d_key]: C^-1 key on entry
   double min_denominator;
+  double max_norm;  // of the update
 };
 
 struct RankOneResult {
