@@ -91,7 +91,7 @@ class Bench:
                 values[rule] = self.optimize(started, variant)
             value, seconds = values[rule]
             constraint = build_constraint(variant, started.keys, value.value_delta)
-            update = apply_update_(self.projection, constraint, self.moment, "torch")
+            update = apply_update_(history, constraint, self.moment)
             near_after = [self.says(*pair) for pair in near]
             target = fact.target_new
             rows.append(
@@ -189,11 +189,13 @@ def main() -> None:
         write(args.out, report, rows)
 
 
-def write(path: Path, report: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    """The report, and every edit on a line of its own."""
+def write(
+    path: Path, report: dict[str, Any], rows: list[dict[str, Any]], name: str = "edits_one_by_one"
+) -> None:
+    """The report, and under ``name`` every row on a line of its own."""
     lines = ",\n".join(json.dumps(row) for row in rows)
     head = json.dumps(report, indent=1).removesuffix("\n}")
-    path.write_text(f'{head},\n "edits_one_by_one": [\n{lines}\n]\n}}\n')
+    path.write_text(f'{head},\n "{name}": [\n{lines}\n]\n}}\n')
 
 
 if __name__ == "__main__":

@@ -127,7 +127,7 @@ class Study:
         rows = []
         for (source, keys_per_dim, damping), moment in self.cells.items():
             constraint = build_constraint(bench.hparams.variant, started.keys, value.value_delta)
-            update = apply_update_(bench.projection, constraint, moment, "torch")
+            update = apply_update_(history, constraint, moment)
             near_after = [bench.says(*pair) for pair in near]
             target = fact.target_new
             rows.append(

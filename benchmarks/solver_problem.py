@@ -125,8 +125,8 @@ class Problem:
         bench, case = self.bench, self.case
         history = WeightHistory(bench.projection, "torch")
         weight_norm = float(bench.projection.weight.norm())
-        constraint = build_constraint(bench.hparams.variant, self.keys, delta, bench.moment)
-        update = apply_update_(bench.projection, constraint, bench.moment, "torch")
+        constraint = build_constraint(bench.hparams.variant, self.keys, delta)
+        update = apply_update_(history, constraint, bench.moment)
         target = case["target"]
         near = [bench.says(*pair) for pair in case["neighbours"]]
         found = {

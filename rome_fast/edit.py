@@ -105,14 +105,19 @@ def edit_many(
         RomeFastError: a subclass says what was wrong; the weights are bit-identical to before the
             first request.
     """
+    size = check_order(order, window)
+    parsed = _parsed(requests)
+    with opened(model, tok, hparams, variant, backend, context_templates, second_moment) as editor:
+        return _edit_in_windows(editor, parsed, size, strict, progress)
+
+
+def check_order(order: str, window: int) -> int:
+    """How many requests are taken at a time. Raises InvalidArgumentError."""
     if order not in ORDERS:
         raise InvalidArgumentError(f"order must be one of {ORDERS}, got {order!r}")
     if type(window) is not int or window < 1:
         raise InvalidArgumentError(f"window must be a whole number of 1 or more, got {window!r}")
-    parsed = _parsed(requests)
-    size = window if order == "independent" else 1
-    with opened(model, tok, hparams, variant, backend, context_templates, second_moment) as editor:
-        return _edit_in_windows(editor, parsed, size, strict, progress)
+    return window if order == "independent" else 1
 
 
 @contextmanager
@@ -135,6 +140,8 @@ def opened(
         except BaseException:
             editor.history.rewind(0)
             raise
+        finally:
+            editor.history.drop_sum()
 
 
 def _edit_in_windows(
@@ -190,4 +197,5 @@ def trial(
     try:
         yield made
     finally:
-        (made if one else made[0])._undo.history.rewind(0)
+        undo = (made if one else made[0])._undo
+        undo.history.rewind(0)

@@ -20,11 +20,12 @@ from rome_fast.explain import Diagnostics
 from rome_fast.hparams import RomeHparams, defaults_for
 from rome_fast.joint import apply_updates_, count_independent
 from rome_fast.models import ModelSpec, check_tokenizer, max_positions
+from rome_fast.owner import check_free
 from rome_fast.readback import Reading, findings, read_targets
 from rome_fast.tokens import TokenizedEdit, encode
-from rome_fast.types import EditRequest, EditResult, RankOneUpdate
+from rome_fast.types import EditRequest, EditResult, RankOneUpdate, Undo
 from rome_fast.undo import UndoHandle, WeightHistory
-from rome_fast.update import apply_update_, build_constraint
+from rome_fast.update import Constraint, apply_update_, build_constraint
 from rome_fast.window import Finder, Found
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ class Editor:
         hparams: RomeHparams | None,
         variant: str | None,
         backend: str,
+        stop_loss: float | None = None,
     ) -> None:
         self.clock = Clock()
         self.model, self.tok = spec.model, tok
@@ -69,8 +71,10 @@ class Editor:
         if hparams is None:
             hparams, note = defaults_for(self.model)
             self.notes += [note] if note else []
-        self.hparams = hparams if variant is None else hparams.replace(variant=variant)
+        changes = {"variant": variant, "v_stop_loss": stop_loss}
+        self.hparams = hparams.replace(**{k: v for k, v in changes.items() if v is not None})
         self.projection = spec.down_projection(self.hparams.layer)
+        check_free(self.projection.weight, f"{self.projection.name}.weight")
         self._n_layers = spec.n_layers
         self.backend = ops.resolve_backend(backend, self.projection.weight.device.type)
         weight = self.projection.weight
@@ -119,18 +123,41 @@ class Editor:
             One result a request, in order; fewer than requests where the keys of one depend on
             those before it. The rest then wants the weights as they have become.
         """
-        found = self._finder.find([self._encode(request) for request in requests], self.clock)
-        constraints = [
-            build_constraint(self.hparams.variant, f.keys, f.value.value_delta) for f in found
-        ]
-        weight_norm = float(self.projection.weight.double().norm())
+        found = self.find(requests)
+        constraints = [self.constraint(f) for f in found]
+        weight_norm, n_before = self.weight_norm(), len(self.history)
         n_kept = count_independent(constraints, self.second_moment)
-        updates = apply_updates_(
-            self.projection, constraints[:n_kept], self.second_moment, self.backend
-        )
-        undos = [self.history.record(update) for update in updates]
+        updates = apply_updates_(self.history, constraints[:n_kept], self.second_moment)
+        undos = [UndoHandle(self.history, n_before + i) for i in range(1, n_kept + 1)]
         self.clock.lap("update")
-        edited = [f.tokens for f in found[:n_kept]]
+        results = self.report(requests, found, updates, undos, weight_norm)
+        failed = [result for result in results if not result.success]
+        if strict and failed:
+            raise EditFailedError(f"strict=True, and the edit was undone:\n{failed[0]}")
+        return results
+
+    def find(self, requests: Sequence[EditRequest]) -> list[Found]:
+        """Keys and values of a window of requests on the weights as they are now."""
+        return self._finder.find([self._encode(request) for request in requests], self.clock)
+
+    def constraint(self, found: Found) -> Constraint:
+        """What the update of a request must do."""
+        return build_constraint(self.hparams.variant, found.keys, found.value.value_delta)
+
+    def weight_norm(self) -> float:
+        """Frobenius norm of the weight as it is now."""
+        return float(self.projection.weight.double().norm())
+
+    def report(
+        self,
+        requests: Sequence[EditRequest],
+        found: Sequence[Found],
+        updates: Sequence[RankOneUpdate],
+        undos: Sequence[Undo],
+        weight_norm: float,
+    ) -> list[EditResult]:
+        """What the model says now that the updates are in it, one result an update."""
+        edited = [f.tokens for f in found[: len(updates)]]
         after = read_targets(
             self.model,
             self.tok,
@@ -139,11 +166,8 @@ class Editor:
         )
         self.clock.lap("read after")
         parts = zip(requests, found, updates, after, undos, strict=False)
-        results = [self._result(*part, n_kept, weight_norm) for part in parts]
+        results = [self._result(*part, len(updates), weight_norm) for part in parts]
         self.clock, self.notes = Clock(), []
-        failed = [result for result in results if not result.success]
-        if strict and failed:
-            raise EditFailedError(f"strict=True, and the edit was undone:\n{failed[0]}")
         return results
 
     def propose(self, requests: Sequence[EditRequest]) -> list[Proposal]:
@@ -151,8 +175,7 @@ class Editor:
 
         The weight's bits are the same before and after.
         """
-        found = self._finder.find([self._encode(request) for request in requests], self.clock)
-        weight_norm = float(self.projection.weight.double().norm())
+        found, weight_norm = self.find(requests), self.weight_norm()
         updates = [self._solve(f) for f in found]
         self.clock.lap("update")
         seconds = {phase: s / len(requests) for phase, s in self.clock.seconds.items()}
@@ -170,9 +193,8 @@ class Editor:
         return proposals
 
     def _solve(self, found: Found) -> RankOneUpdate:
-        constraint = build_constraint(self.hparams.variant, found.keys, found.value.value_delta)
         with self.history.untouched():
-            return apply_update_(self.projection, constraint, self.second_moment, self.backend)
+            return apply_update_(self.history, self.constraint(found), self.second_moment)
 
     def _encode(self, request: EditRequest) -> TokenizedEdit:
         tokens = encode(self.tok, request, self.context_templates, self.hparams.fact_token)
@@ -185,7 +207,7 @@ class Editor:
         found: Found,
         update: RankOneUpdate,
         after: Reading,
-        undo: UndoHandle,
+        undo: Undo,
         window: int,
         weight_norm: float,
     ) -> EditResult:

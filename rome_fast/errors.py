@@ -55,6 +55,26 @@ class RevertError(RomeFastError):
     """An edit cannot be undone because the weight was changed again after it."""
 
 
+# What one request can fail by; anything else would fail all others too.
+REFUSALS = (InvalidRequestError, TokenizerMismatchError, NonFiniteError, EditRejectedError)
+
+
+class EditLogError(RomeFastError, ValueError):
+    """An edit log is damaged, lacks an edit, or belongs to another model; names which."""
+
+
+class SessionError(RomeFastError):
+    """A Session cannot do this now: it is closed, its weight is taken, or was changed by others."""
+
+
+class JournalError(RomeFastError, OSError):
+    """A Session's journal cannot be written or read; the edit was refused."""
+
+
+class UnhealthyError(RomeFastError):
+    """A Session has stopped because the model's health fell below its limits; says which."""
+
+
 class BackendUnavailableError(RomeFastError, RuntimeError):
     """``backend="native"`` was asked for and the compiled library is not there."""
 
@@ -69,6 +89,10 @@ class MissingExtraError(RomeFastError, ImportError):
 
 class EditWarning(UserWarning):
     """An edit that went through, with something the user should know about it."""
+
+
+class SessionWarning(UserWarning):
+    """Something about a Session that the user should know: its health, or a torn journal."""
 
 
 class SecondMomentWarning(UserWarning):

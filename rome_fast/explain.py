@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from rome_fast.errors import InvalidArgumentError
 from rome_fast.types import EditResult
-from rome_fast.value import LOSS_FOUND, NOT_CONVERGED
+from rome_fast.value import NOT_CONVERGED
 
 # Keys a dimension: C^-1 k mostly settles at so many, and is poor at half of them
 # (docs/numerics.md, section 3).
@@ -147,8 +147,8 @@ def _not_converged(result: EditResult, numbers: Diagnostics) -> Iterator[Finding
     falling = steps > 3 and loss < 0.9 * result.losses[-4]
     yield Finding(
         "unconverged",
-        f"the search for the value ended at a loss of {loss:.2f}, "
-        f"{'still falling, ' if falling else ''}after {steps} steps ({LOSS_FOUND:g} is found)",
+        f"the search for the value ended at a loss of {loss:.2f} (v_stop_loss is "
+        f"{hparams.v_stop_loss:g}), {'still falling, ' if falling else ''}after {steps} steps",
         "no value was found that makes the model say the target in all contexts",
         f"v_num_grad_steps={2 * steps}"
         if falling

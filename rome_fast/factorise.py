@@ -67,6 +67,23 @@ def factorise(moment: SecondMoment, dtype: torch.dtype) -> tuple[Tensor, float]:
     raise SecondMomentError(_why_singular(moment, damped))
 
 
+@torch.no_grad()
+def whiten_with(factor: Tensor, keys: Tensor) -> Tensor:
+    """L^-1 k with C = L L^T, for keys [n, d]; float64, same shape."""
+    columns = keys.to(factor).T
+    return torch.linalg.solve_triangular(factor, columns, upper=False).T.double()
+
+
+@torch.no_grad()
+def solve_with(factor: Tensor, keys: Tensor) -> Tensor:
+    """C^-1 k with C = L L^T, for keys [d] or [n, d]; float64, same shape."""
+    columns = keys.to(factor).reshape(-1, len(factor)).T
+    # The bits of torch.cholesky_solve, which copies the factor: ten times slower for one key.
+    white = torch.linalg.solve_triangular(factor, columns, upper=False)
+    solved = torch.linalg.solve_triangular(factor.T, white, upper=True)
+    return solved.T.reshape(keys.shape).double()
+
+
 def warn(message: str) -> None:
     """Issue a SecondMomentWarning."""
     warnings.warn(message, SecondMomentWarning, stacklevel=5)

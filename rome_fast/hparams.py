@@ -45,6 +45,8 @@ class RomeHparams:
         v_weight_decay: factor of ||delta|| / ||v0||^2 in the loss.
         clamp_norm_factor: bound of ||delta|| in units of ||v0||.
         kl_factor: weight of the KL term that holds the subject's essence still.
+        v_stop_loss: the search ends below this loss, once the target is the likeliest answer in
+            every context; a higher one makes smaller updates of a less sure target.
         mom2_adjustment: use the second moment; False stands for the identity.
         mom2_dtype: dtype of the running sum when a second moment is collected.
         context_template_length_params: ``[[length, count], ...]`` of the sampled contexts.
@@ -61,6 +63,7 @@ class RomeHparams:
     v_weight_decay: float = 0.5
     clamp_norm_factor: float = 4.0
     kl_factor: float = 0.0625
+    v_stop_loss: float = 0.05
     mom2_adjustment: bool = True
     mom2_dtype: str = "float32"
     context_template_length_params: tuple[tuple[int, int], ...] = ((5, 10), (10, 10))
@@ -188,6 +191,7 @@ _RULES: dict[str, tuple[type, Any, str]] = {
     "v_weight_decay": (float, _is_weight, "a finite number >= 0"),
     "clamp_norm_factor": (float, _is_positive, "a finite number > 0"),
     "kl_factor": (float, _is_weight, "a finite number >= 0"),
+    "v_stop_loss": (float, _is_weight, "a finite number >= 0"),
     "mom2_adjustment": (bool, lambda x: True, "true or false"),
     "mom2_dtype": (str, MOMENT_DTYPES.__contains__, f"one of {MOMENT_DTYPES}"),
     "context_template_length_params": (

@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from rome_fast import ops
 from rome_fast.errors import EditRejectedError
 from rome_fast.types import RankOneUpdate
-from rome_fast.update import Constraint, apply_update_, check_weight, mix_keys, whiten
+from rome_fast.update import Constraint, Metric, apply_update_, mix_keys, whiten
 
 if TYPE_CHECKING:
     from rome_fast.models import DownProjection
-    from rome_fast.moments import SecondMoment
+    from rome_fast.undo import WeightHistory
 
 # A request whose key is this close to the span of those before it (sine of the angle, in the
 # metric of C^-1) is not solved together with them: their residuals would be played off against
@@ -25,12 +24,12 @@ if TYPE_CHECKING:
 MIN_SINE = 0.1
 
 
-def count_independent(constraints: Sequence[Constraint], second_moment: SecondMoment | None) -> int:
+def count_independent(constraints: Sequence[Constraint], metric: Metric | None) -> int:
     """How many of the constraints, from the first on, have keys of their own; at least 1."""
     if len(constraints) == 1:
         return 1
     keys = torch.stack([constraint.denominator_keys[0] for constraint in constraints])
-    white = whiten(keys, second_moment)
+    white = whiten(keys, metric)
     basis = torch.zeros(0, white.shape[1], dtype=white.dtype, device=white.device)
     for number, key in enumerate(white / white.norm(dim=1, keepdim=True)):
         # Twice, so that rounding leaves nothing of the basis behind.
@@ -43,10 +42,7 @@ def count_independent(constraints: Sequence[Constraint], second_moment: SecondMo
 
 
 def apply_updates_(
-    projection: DownProjection,
-    constraints: Sequence[Constraint],
-    second_moment: SecondMoment | None,
-    backend: str,
+    history: WeightHistory, constraints: Sequence[Constraint], metric: Metric | None
 ) -> list[RankOneUpdate]:
     """Solve all constraints together and write the updates, in place, one a request.
 
@@ -58,11 +54,25 @@ def apply_updates_(
         NonFiniteError: the sum overflows the weight's dtype; the caller puts the weight back.
     """
     if len(constraints) == 1:
-        return [apply_update_(projection, constraints[0], second_moment, backend)]
+        return [apply_update_(history, constraints[0], metric)]
+    updates = solve_updates(history.projection, constraints, metric)
+    for update in updates:
+        history.add(update)
+    return updates
+
+
+def solve_updates(
+    projection: DownProjection, constraints: Sequence[Constraint], metric: Metric | None
+) -> list[RankOneUpdate]:
+    """The updates, one a request, that meet all constraints together; nothing is written.
+
+    Raises:
+        EditRejectedError: as ``apply_updates_``.
+    """
     weight = projection.weight
     dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
-    mixed, _ = mix_keys(constraints, second_moment)
-    solved = mixed if second_moment is None else second_moment.solve(mixed)
+    mixed, _ = mix_keys(constraints, metric)
+    solved = mixed if metric is None else metric.solve(mixed)
     updates = []
     for row, constraint in zip(solved, constraints, strict=True):
         length = row.norm()
@@ -71,9 +81,4 @@ def apply_updates_(
             raise EditRejectedError(f"the joint update of {projection.name} is not finite")
         u, v = (x.to(weight.device, dtype) for x in parts)
         updates.append(RankOneUpdate(u, v, projection.weight_layout))
-    for update in updates:
-        ops.rank_one_update_(
-            weight, update.u, update.v, weight_layout=update.weight_layout, backend=backend
-        )
-    check_weight(projection, max(update.norm for update in updates))
     return updates

@@ -10,10 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import uuid
 import zipfile
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +21,7 @@ import torch
 from rome_fast.errors import SecondMomentError
 from rome_fast.moments import SecondMoment
 from rome_fast.undo import fingerprint
+from rome_fast.whole_files import write_whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,34 +47,6 @@ def read(path: Path) -> SecondMoment:
     if not path.is_file():
         raise SecondMomentError(f"second_moment: there is no file {str(path)!r}")
     return _read_npz(path) if path.suffix == ".npz" else _read_safetensors(path)
-
-
-def write_whole(
-    path: Path, store: Callable[[Path], None], agree: Callable[[], None] = lambda: None
-) -> None:
-    """Let ``store`` write a file beside ``path``, then put it in its place in one step.
-
-    So a file is there whole or not at all, also when the process is killed or two write it.
-    ``agree`` runs in between: files of several processes then appear together.
-
-    Raises:
-        OSError: it cannot be written; what was there before is left as it was.
-    """
-    from safetensors import SafetensorError
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
-    try:
-        partial.touch()
-        mode = partial.stat().st_mode
-        store(partial)
-        partial.chmod(mode)  # safetensors makes files that only their owner may read
-        agree()
-        partial.replace(path)
-    except SafetensorError as error:
-        raise OSError(f"{path} cannot be written: {error}") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def pack(square: Tensor) -> Tensor:

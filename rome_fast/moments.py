@@ -13,7 +13,7 @@ import torch
 
 from rome_fast import ops
 from rome_fast.errors import InvalidArgumentError, NonFiniteError, SecondMomentError
-from rome_fast.factorise import automatic_ridge, factorise, warn
+from rome_fast.factorise import automatic_ridge, factorise, solve_with, warn, whiten_with
 from rome_fast.memory import is_out_of_memory
 from rome_fast.provenance import merge_conflicts, merged_info
 
@@ -221,23 +221,17 @@ class SecondMoment:
             return False
         return True
 
-    @torch.no_grad()
     def whiten(self, keys: Tensor) -> Tensor:
         """L^-1 k with C = L L^T, for keys [n, d_key]; float64, same shape.
 
         Dot products of whitened keys are those of the keys in the metric of C^-1.
         """
-        factor = self.factor()
-        columns = keys.to(factor).T
-        return torch.linalg.solve_triangular(factor, columns, upper=False).T.double()
+        return whiten_with(self.factor(), keys)
 
-    @torch.no_grad()
     def solve(self, keys: Tensor) -> Tensor:
         """C^-1 k for keys [d_key] or [n, d_key]; float64, same shape."""
         self._require_width(keys)
-        factor = self.factor()
-        columns = keys.to(factor).reshape(-1, self.d_key).T
-        return torch.cholesky_solve(columns, factor).T.reshape(keys.shape).double()
+        return solve_with(self.factor(), keys)
 
     def save(self, path: str | Path) -> None:
         """Write it to a file, whole or not at all.

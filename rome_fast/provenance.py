@@ -150,15 +150,15 @@ def weights_hash(model: PreTrainedModel, projection: DownProjection) -> str:
                 f"{name} is offloaded (meta device): load the blocks up to {projection.layer} fully"
             )
         chosen.append(parameter)
-    return _sampled_hash(chosen)
+    return sampled_hash(chosen)
 
 
 def model_hash(model: PreTrainedModel) -> str:
     """Of all parameters, in the way of ``weights_hash``, but for those that are offloaded."""
-    return _sampled_hash(p for p in model.parameters() if not p.is_meta)
+    return sampled_hash(p for p in model.parameters() if not p.is_meta)
 
 
-def _sampled_hash(parameters: Iterable[Tensor]) -> str:
+def sampled_hash(parameters: Iterable[Tensor]) -> str:
     flat = (parameter.detach().reshape(-1) for parameter in parameters)
     return fingerprint(*(x[:: -(-len(x) // _ELEMENTS) or 1] for x in flat))
 

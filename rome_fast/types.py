@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
     from rome_fast.explain import Diagnostics
     from rome_fast.hparams import RomeHparams
-    from rome_fast.undo import UndoHandle
 
 SLOT = "{}"
 
@@ -55,6 +54,12 @@ class EditRequest:
     def text(self) -> str:
         """The prompt with the subject filled in."""
         return self.prompt.replace(SLOT, self.subject, 1)
+
+    def same_fact(self, other: EditRequest) -> bool:
+        """Whether both are about one subject in one prompt; the targets may differ."""
+        if self.subject != other.subject:
+            return False
+        return self.prompt.split() == other.prompt.split()
 
     def findings(self) -> list[str]:
         """What a user should know about the request."""
@@ -152,6 +157,12 @@ class RankOneUpdate:
         return float(self.u.double().norm() * self.v.double().norm())
 
 
+class Undo(Protocol):
+    """What takes an edit back."""
+
+    def revert(self) -> None: ...
+
+
 @dataclass(frozen=True, eq=False)
 class EditResult:
     """What one edit did; what the model says was read from its edited weights.
@@ -170,6 +181,8 @@ class EditResult:
         window: how many requests were searched and solved together with this one, itself
             included; 1 unless ``edit_many(order="independent")``.
         hparams: what it was edited with; ``diagnostics``: what ``rome_fast.explain`` looks at.
+        edit_id: its number in a Session's log; None outside of one.
+        replaced: numbers of earlier edits of the same fact that the Session took out for it.
     """
 
     request: EditRequest
@@ -196,7 +209,9 @@ class EditResult:
     warnings: tuple[str, ...]
     hparams: RomeHparams
     diagnostics: Diagnostics
-    _undo: UndoHandle = field(repr=False)
+    _undo: Undo = field(repr=False)
+    edit_id: int | None = None
+    replaced: tuple[int, ...] = ()
 
     @property
     def success(self) -> bool:

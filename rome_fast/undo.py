@@ -1,13 +1,13 @@
-"""Bit-exact undo: keep the weight as it was, replay what came after it.
+"""Bit-exact undo: keep the weight as it was, replay the updates that stay.
 
-A list of edits shares one copy of the weight. Undoing the i-th edit copies that base back and
-replays the first i-1 updates through the same kernel, which gives the same bits.
+A list of edits shares one copy of the weight. Taking an edit out copies that base back and replays
+the other updates through the same kernel, which gives the same bits.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from rome_fast import ops
-from rome_fast.errors import RevertError
+from rome_fast.errors import NonFiniteError, RevertError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,43 +35,88 @@ def fingerprint(*tensors: Tensor) -> str:
 
 
 class WeightHistory:
-    """One weight, its state before the first edit, and the updates written since."""
+    """One weight, its state before the first edit, and the updates that are in it.
+
+    The weight is the base plus the updates, added in their order. Half-precision weights are that
+    sum in float32, rounded once, so that many small updates are not lost one by one.
+    """
 
     def __init__(self, projection: DownProjection, backend: str) -> None:
         self.projection = projection
         self.weight = projection.weight
         self.backend = backend
-        self._base = self.weight.detach().clone()
+        self.base = self.weight.detach().clone()
         self._updates: list[RankOneUpdate] = []
+        self._sum: Tensor | None = None
 
     def __len__(self) -> int:
         """How many edits are in the weight."""
         return len(self._updates)
 
+    @property
+    def updates(self) -> tuple[RankOneUpdate, ...]:
+        """Those that are in the weight, in order."""
+        return tuple(self._updates)
+
+    @property
+    def sum(self) -> Tensor:
+        """What updates are added to: the weight itself, or for half precision its float32 sum."""
+        if self.weight.itemsize > 2:
+            return self.weight
+        if self._sum is None:
+            self._sum = self._replayed(self._updates)
+        return self._sum
+
+    def drop_sum(self) -> None:
+        """Free the float32 sum's memory; the next update makes it again."""
+        self._sum = None
+
     def record(self, update: RankOneUpdate) -> UndoHandle:
-        """Note an update that has just been written; returns the handle that undoes it."""
+        """Note an update that has just been added to ``sum``; returns the handle that undoes it.
+
+        Raises:
+            NonFiniteError: the weight has overflown its dtype; the caller puts it back.
+        """
+        self._round()
+        if not torch.isfinite(self.weight).all():
+            raise NonFiniteError(
+                f"{self.projection.name}.weight overflows {self.weight.dtype} with an update of "
+                f"norm {update.norm:.3g}: load the model in float32 or bfloat16"
+            )
         self._updates.append(update)
         return UndoHandle(self, len(self._updates))
 
-    @torch.no_grad()
+    def add(self, update: RankOneUpdate) -> UndoHandle:
+        """Add an update to the weight. As ``record``."""
+        self._add_to(self.sum, update)
+        return self.record(update)
+
     def rewind(self, n_edits: int) -> None:
         """Make the weight what it was after its first ``n_edits`` edits."""
-        self.weight.copy_(self._replayed(n_edits))
-        del self._updates[n_edits:]
+        self.replay(self._updates[:n_edits])
+
+    @torch.no_grad()
+    def replay(self, updates: Sequence[RankOneUpdate]) -> None:
+        """Make the weight the base plus these updates, and nothing else."""
+        self.sum.copy_(self._replayed(updates))
+        self._round()
+        self._updates = list(updates)
 
     @contextmanager
     def untouched(self) -> Iterator[None]:
-        """Whatever is written to the weight inside is gone afterwards, to the bit."""
+        """Whatever is written to the weight inside, recorded or not, is gone afterwards."""
+        n_edits = len(self)
         try:
             yield
         finally:
-            self.rewind(len(self))
+            self.rewind(n_edits)
 
     @contextmanager
     def written(self, update: RankOneUpdate) -> Iterator[None]:
         """While open, one more update is in the weight."""
         with self.untouched():
-            self._write(self.weight, update)
+            self._add_to(self.sum, update)
+            self._round()
             yield
 
     def check_current(self, n_edits: int) -> None:
@@ -79,30 +124,37 @@ class WeightHistory:
         name = f"{self.projection.name}.weight"
         if len(self._updates) < n_edits:
             raise RevertError("this edit has already been undone")
-        if self.projection.weight is not self.weight or self.weight.dtype != self._base.dtype:
+        if self.projection.weight is not self.weight or self.weight.dtype != self.base.dtype:
             raise RevertError(f"{name} was replaced or cast after this edit: load the model again")
-        if len(self._updates) > n_edits or not torch.equal(self.weight, self._replayed(n_edits)):
+        left = self._replayed(self._updates[:n_edits]).to(self.weight.dtype)
+        if len(self._updates) > n_edits or not torch.equal(self.weight, left):
             raise RevertError(
                 f"{name} was changed after this edit: undo the later edits first (in reverse "
                 "order), then this one"
             )
 
     @torch.no_grad()
-    def _replayed(self, n_edits: int) -> Tensor:
-        weight = self._base.to(self.weight.device, copy=True)
-        for update in self._updates[:n_edits]:
-            self._write(weight, update)
-        return weight
+    def _replayed(self, updates: Sequence[RankOneUpdate]) -> Tensor:
+        wide = self.base.dtype if self.base.itemsize > 2 else torch.float32
+        total = self.base.to(self.weight.device, wide, copy=True)
+        for update in updates:
+            self._add_to(total, update)
+        return total
 
     @torch.no_grad()
-    def _write(self, weight: Tensor, update: RankOneUpdate) -> None:
+    def _add_to(self, total: Tensor, update: RankOneUpdate) -> None:
         ops.rank_one_update_(
-            weight,
-            update.u.to(weight.device),
-            update.v.to(weight.device),
+            total,
+            update.u.to(total.device),
+            update.v.to(total.device),
             weight_layout=update.weight_layout,
             backend=self.backend,
         )
+
+    @torch.no_grad()
+    def _round(self) -> None:
+        if self.sum is not self.weight:
+            self.weight.copy_(self.sum)
 
 
 @dataclass(frozen=True)

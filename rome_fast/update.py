@@ -6,26 +6,39 @@ divided by what the denominator key says of it, times a residual.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
 from rome_fast import ops
-from rome_fast.errors import EditRejectedError, InvalidArgumentError, NonFiniteError
+from rome_fast.errors import EditRejectedError, InvalidArgumentError
 from rome_fast.types import RankOneUpdate
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from rome_fast.key import Keys
-    from rome_fast.models import DownProjection
-    from rome_fast.moments import SecondMoment
+    from rome_fast.undo import WeightHistory
 
 # |denominator_key . C^-1 key| below this share of |key . C^-1 key| is refused: the update would
 # be a thousand times larger than one with consistent keys, the known cause of model collapse.
 MIN_DENOMINATOR = 1e-3
+
+
+class Metric(Protocol):
+    """What updates are measured by: C, or C and the keys of earlier edits. None stands for I."""
+
+    def factor(self) -> Tensor:
+        """Its lower Cholesky factor L, [d_key, d_key]."""
+
+    def whiten(self, keys: Tensor) -> Tensor:
+        """L^-1 k for keys [n, d_key], float64."""
+
+    def solve(self, keys: Tensor) -> Tensor:
+        """C^-1 k for keys [d_key] or [n, d_key], float64."""
 
 
 @dataclass(frozen=True)
@@ -64,9 +77,7 @@ def build_constraint(variant: str, keys: Keys, value_delta: Tensor) -> Constrain
     raise InvalidArgumentError(f"variant {variant!r} is unknown")
 
 
-def mix_keys(
-    constraints: Sequence[Constraint], second_moment: SecondMoment | None
-) -> tuple[Tensor, Tensor]:
+def mix_keys(constraints: Sequence[Constraint], metric: Metric | None) -> tuple[Tensor, Tensor]:
     """The keys a_i for which D = sum of residual_i (C^-1 a_i)^T meets all constraints.
 
     D is the least such change in the metric of C where keys and denominator keys are the same
@@ -81,10 +92,10 @@ def mix_keys(
         EditRejectedError: an update would be a thousand times larger than one for a key alone.
     """
     keys = torch.cat([constraint.keys for constraint in constraints]).double()
-    white = whiten(keys, second_moment)
+    white = whiten(keys, metric)
     white_below = white
     if any(c.denominator_keys is not c.keys for c in constraints):
-        white_below = whiten(torch.cat([c.denominator_keys for c in constraints]), second_moment)
+        white_below = whiten(torch.cat([c.denominator_keys for c in constraints]), metric)
     sizes = [len(constraint.keys) for constraint in constraints]
     inverse = torch.linalg.pinv(white @ white_below.T, rtol=1e-9)
     mixes = torch.stack([part.sum(0) for part in inverse.split(sizes)])
@@ -99,17 +110,14 @@ def mix_keys(
     return mixes @ keys, lengths**2
 
 
-def whiten(keys: Tensor, second_moment: SecondMoment | None) -> Tensor:
+def whiten(keys: Tensor, metric: Metric | None) -> Tensor:
     """Keys [n, d_key] in coordinates in which C is the identity; float64, on their device."""
     wide = keys.double()
-    return wide if second_moment is None else second_moment.whiten(wide).to(wide.device)
+    return wide if metric is None else metric.whiten(wide).to(wide.device)
 
 
 def apply_update_(
-    projection: DownProjection,
-    constraint: Constraint,
-    second_moment: SecondMoment | None,
-    backend: str,
+    history: WeightHistory, constraint: Constraint, metric: Metric | None
 ) -> RankOneUpdate:
     """Solve and write the update into the weight, in place; returns what was written.
 
@@ -118,40 +126,62 @@ def apply_update_(
             written.
         NonFiniteError: the sum overflows the weight's dtype; the caller puts the weight back.
     """
-    weight = projection.weight
-    factor = None if second_moment is None else second_moment.factor().to(weight.device)
+    solution = solve_and_apply_(history, constraint, metric)
+    if not solution.applied:
+        raise EditRejectedError(solution.refusal(history.projection.name))
+    history.record(solution.update)
+    return solution.update
+
+
+@dataclass(frozen=True)
+class Solution:
+    """What the op has found, and whether it has added it to the weight's sum.
+
+    Attributes:
+        denominator: what the denominator key says of the unit vector u.
+        is_sound: whether it is finite and its denominator large enough; if so only its norm can
+            have been the reason not to apply it.
+    """
+
+    update: RankOneUpdate
+    denominator: float
+    norm: float
+    applied: bool
+    is_sound: bool
+
+    def refusal(self, name: str) -> str:
+        """Why an update that is not of its size was not applied."""
+        return (
+            f"the update of {name} was refused: denominator {self.denominator:.3g}, norm "
+            f"{self.norm:.3g}. The mean key and the prompt key disagree, or the residual is not "
+            "finite; use the default variant, or more keys in second_moment"
+        )
+
+
+def solve_and_apply_(
+    history: WeightHistory,
+    constraint: Constraint,
+    metric: Metric | None,
+    max_norm: float = math.inf,
+) -> Solution:
+    """One constraint's update, added to ``history.sum`` unless it is refused; not recorded."""
+    device = history.weight.device
     key, denominator_key = constraint.keys[0], constraint.denominator_keys[0]
     if len(constraint.keys) > 1:
-        mixed, squares = mix_keys([constraint], second_moment)
+        mixed, squares = mix_keys([constraint], metric)
         key = (mixed[0] / squares[0]).to(key.dtype)  # the op's guard compares it with the other
-    key, denominator_key, residual = (
-        x.to(weight.device) for x in (key, denominator_key, constraint.residual)
-    )
-    u, v, denominator, update_norm, applied = ops.rank_one_solve_apply_(
-        weight,
-        factor,
-        key,
-        denominator_key,
-        residual,
-        weight_layout=projection.weight_layout,
+    u, v, denominator, norm, applied = ops.rank_one_solve_apply_(
+        history.sum,
+        None if metric is None else metric.factor().to(device),
+        key.to(device),
+        denominator_key.to(device),
+        constraint.residual.to(device),
+        weight_layout=history.projection.weight_layout,
         min_denominator=MIN_DENOMINATOR,
-        backend=backend,
+        max_norm=max_norm,
+        backend=history.backend,
     )
-    if not applied:
-        raise EditRejectedError(
-            f"the update of {projection.name} was refused: denominator {float(denominator):.3g}, "
-            f"norm {float(update_norm):.3g}. The mean key and the prompt key disagree, or the "
-            "residual is not finite; use the default variant, or more keys in second_moment"
-        )
-    check_weight(projection, float(update_norm))
-    return RankOneUpdate(u, v, projection.weight_layout)
-
-
-def check_weight(projection: DownProjection, update_norm: float) -> None:
-    """Raise NonFiniteError if the weight that was just written to has overflown its dtype."""
-    weight = projection.weight
-    if not torch.isfinite(weight).all():
-        raise NonFiniteError(
-            f"{projection.name}.weight overflows {weight.dtype} with an update of norm "
-            f"{update_norm:.3g}: load the model in float32 or bfloat16"
-        )
+    update = RankOneUpdate(u, v, history.projection.weight_layout)
+    least = MIN_DENOMINATOR * (key.to(u).double() @ u.double()).abs()
+    is_sound = norm.isfinite() & (denominator.abs() >= least)
+    return Solution(update, float(denominator), float(norm), bool(applied), bool(is_sound))

@@ -27,10 +27,8 @@ if TYPE_CHECKING:
     from rome_fast.first_pass import FirstPass
     from rome_fast.hparams import RomeHparams
 
-# The loss at which v* counts as found (compute_v.py).
-LOSS_FOUND = 5e-2
 # A loss of this much after all steps means that v* says the target nowhere near surely.
-NOT_CONVERGED = 10 * LOSS_FOUND
+NOT_CONVERGED = 0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,9 +69,10 @@ def optimize_values(
     """Minimise NLL(target) + kl_factor * KL + decay over each request's offset, with Adam.
 
     ``v_num_grad_steps`` forwards, one update fewer; a request stops early when its loss is below
-    0.05 and the target is the likeliest answer in every context (``variant="original"``: on the
-    loss alone, as the reference does; a mean can hide the bare prompt). After each update the
-    offset is projected to the ball of radius ``clamp_norm_factor * ||value_init||``.
+    ``v_stop_loss`` (compute_v.py: 0.05) and the target is the likeliest answer in every context
+    (``variant="original"``: on the loss alone, as the reference does; a mean can hide the bare
+    prompt). After each update the offset is projected to the ball of radius
+    ``clamp_norm_factor * ||value_init||``.
 
     Args:
         first: the first pass over ``batch``.
@@ -159,7 +158,7 @@ class Objective:
     def __init__(self, batch: EditBatch, value_init: Tensor, hparams: RomeHparams) -> None:
         self._settle(batch)
         self._kl_init: Tensor | None = None
-        self._kl_factor = hparams.kl_factor
+        self._kl_factor, self._enough = hparams.kl_factor, hparams.v_stop_loss
         self._decays = hparams.v_weight_decay / value_init.norm(dim=1) ** 2
         self._mean_loss_suffices = hparams.variant == "original"
 
@@ -187,7 +186,7 @@ class Objective:
 
     def found(self, losses: Tensor, reads: Tensor) -> list[bool]:
         """Whether each request's search may end."""
-        low = [loss < LOSS_FOUND for loss in losses.tolist()]
+        low = [loss < self._enough for loss in losses.tolist()]
         if self._mean_loss_suffices or not any(low):
             return low
         right = reads.argmax(-1) == self._batch.target_ids.to(reads.device)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import copy
+import os
+import shutil
 import signal
 
 import pytest
 import torch
 from helpers import CONTEXTS
 from tiny import tiny_gpt2, tiny_llama
+from torch.utils.cpp_extension import get_cxx_compiler
 
 from rome_fast import RomeHparams
+from rome_fast.ops import _native
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -70,3 +74,20 @@ def hparams():
 def settings(hparams):
     """Keyword arguments of edit() that need no sampling."""
     return {"hparams": hparams, "second_moment": "identity", "context_templates": CONTEXTS}
+
+
+@pytest.fixture
+def native_library() -> None:
+    """Fail where the native library should be there and is not; skip where none was wanted."""
+    if os.environ.get("ROME_FAST_BUILD") == "none":
+        pytest.skip("ROME_FAST_BUILD=none: no native library to test")
+    if shutil.which(get_cxx_compiler()) is None:
+        pytest.skip("no C++ compiler here: no native library to test")
+    assert _native.load().loaded, _native.load().reason
+
+
+@pytest.fixture(params=["native", "torch"])
+def backend(request: pytest.FixtureRequest) -> str:
+    if request.param == "native":
+        request.getfixturevalue("native_library")
+    return request.param

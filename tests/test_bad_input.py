@@ -13,6 +13,7 @@ from tiny import tiny_llama
 import rome_fast
 from rome_fast import errors
 from rome_fast.models import ModelSpec
+from rome_fast.undo import WeightHistory
 from rome_fast.update import Constraint, apply_update_
 
 
@@ -190,7 +191,9 @@ def test_overflow_of_a_half_precision_weight_is_an_error(gpt2):
         projection.weight.fill_(6.5e4)
     key, residual = torch.ones(256), torch.full((64,), 1e6)
     with pytest.raises(errors.NonFiniteError, match=r"overflows torch\.float16"):
-        apply_update_(projection, Constraint(key[None], key[None], residual), None, "auto")
+        apply_update_(
+            WeightHistory(projection, "auto"), Constraint(key[None], key[None], residual), None
+        )
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from rome_fast.errors import EditFailedError, EditRejectedError, EditWarning
 from rome_fast.joint import apply_updates_, count_independent
 from rome_fast.models import ModelSpec
 from rome_fast.testing import assert_close
+from rome_fast.undo import WeightHistory
 from rome_fast.update import Constraint
 
 REQUESTS = [
@@ -45,11 +46,11 @@ def test_a_window_of_one_is_the_exact_order(tiny, settings, independent):
     assert [r.window for r in exact + alone] == [1] * 8
 
 
-def test_values_of_a_window_are_those_that_each_request_has_alone(
-    tiny, settings, independent, monkeypatch
-):
+def test_values_of_a_window_are_those_that_each_request_has_alone(tiny, settings, independent):
     model, tok = tiny
-    monkeypatch.setattr("rome_fast.value.LOSS_FOUND", 2.0)  # within reach, so that some end early
+    # Within reach, so that some end early.
+    settings["hparams"] = settings["hparams"].replace(v_stop_loss=2.0)
+    independent = {**independent, "hparams": settings["hparams"]}
     alone = []
     for request in REQUESTS:
         with rome_fast.trial(model, tok, request, **settings) as result:
@@ -104,7 +105,7 @@ def test_all_constraints_are_met(gpt2, variant):
         }[variant]
         constraints.append(Constraint(keys, below, draw(64)))
     before = projection.weight.clone()
-    updates = apply_updates_(projection, constraints, moment, "auto")
+    updates = apply_updates_(WeightHistory(projection, "auto"), constraints, moment)
     moved = projection.weight - before
     assert_close(moved, sum(update.dense() for update in updates))
     for constraint in constraints:
@@ -143,10 +144,10 @@ def test_a_joint_update_out_of_proportion_is_refused_before_it_is_written(gpt2):
     bad = Constraint(a, 1e-5 * a + b, torch.ones(64))  # the key hardly answers its denominator
     good = Constraint(torch.eye(256)[2:3], torch.eye(256)[2:3], torch.ones(64))
     with pytest.raises(EditRejectedError, match="fewer requests at once"):
-        apply_updates_(projection, [good, bad], None, "auto")
+        apply_updates_(WeightHistory(projection, "auto"), [good, bad], None)
     nan = Constraint(b, b, torch.full((64,), float("nan")))
     with pytest.raises(EditRejectedError, match="not finite"):
-        apply_updates_(projection, [good, nan], None, "auto")
+        apply_updates_(WeightHistory(projection, "auto"), [good, nan], None)
     assert same_bits(model, before)
 
 

@@ -175,7 +175,7 @@ def test_every_padding_habit(family, side, pad, values):
 
 
 @pytest.mark.parametrize("family", STRUCTURES)
-def test_requests_of_a_window_are_exact_each(family, values, monkeypatch):
+def test_requests_of_a_window_are_exact_each(family, values):
     """Of three lengths, searched at once: to the end, and with ends at different steps."""
     model, tok = built(family, STRUCTURES[family])
     subjects = {"middle": SUBJECT, "first": "Ada Lovelace", "last": "Eiffel Tower"}
@@ -190,7 +190,7 @@ def test_requests_of_a_window_are_exact_each(family, values, monkeypatch):
         assert_exact(result, of_losses[result.losses], oracle)
     losses = sorted(loss for oracle in expected for loss in oracle.losses)
     enough = sum(losses[STEPS : STEPS + 2]) / 2
-    monkeypatch.setattr("rome_fast.value.LOSS_FOUND", enough)
+    settings["hparams"] = settings["hparams"].replace(v_stop_loss=enough)
     with rome_fast.trial(model, tok, requests, **settings) as results:
         assert len({len(result.losses) for result in results}) > 1
     for result, oracle in zip(results, expected, strict=True):

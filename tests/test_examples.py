@@ -17,6 +17,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 SCRIPTS = {
     "first_edit.py": ["Ray Charles plays the                          piano -> violin -> piano"],
     "evaluate_edits.py": ["single: 4 edits, 0 refused", "sequential: 4 edits, 0 refused"],
+    "long_sequence.py": ["26 of 26 facts are edited"],
     "find_the_layer.py": ["layer 0: 100% of 11 edits hold"],
 }
 
@@ -41,6 +42,9 @@ def test_scripts_print_what_they_are_about(script, tmp_path):
     if script == "evaluate_edits.py":
         saved = rome_fast.Evaluation.load(tmp_path / "sequential.json")
         assert saved.metrics["after"]["ES"].mean == 1
+    if script == "long_sequence.py":
+        assert len(rome_fast.EditLog.load(tmp_path / "edits.safetensors")) == 26
+        assert len(json.loads((tmp_path / "health.json").read_text())) == 2
     if script == "find_the_layer.py":
         assert rome_fast.RomeHparams.from_file(tmp_path / "plan.yaml").layer == 0
         assert json.loads((tmp_path / "trace.json").read_text())["answer"] == " piano"

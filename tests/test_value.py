@@ -12,7 +12,7 @@ from rome_fast.first_pass import run_first_pass
 from rome_fast.key import mean_keys
 from rome_fast.models import ModelSpec
 from rome_fast.tokens import encode
-from rome_fast.value import LOSS_FOUND, optimize_values
+from rome_fast.value import optimize_values
 
 
 @pytest.fixture
@@ -42,15 +42,14 @@ def test_steps_count_forwards(prepared, hparams):
 def test_stops_when_found(prepared, hparams):
     value = optimize_value(*prepared, hparams.replace(v_num_grad_steps=200, kl_factor=0.0))
     assert len(value.losses) < 200
-    assert value.losses[-1] < LOSS_FOUND <= min(value.losses[:-1])
+    assert value.losses[-1] < hparams.v_stop_loss <= min(value.losses[:-1])
 
 
-def test_a_low_mean_does_not_hide_a_context(prepared, hparams, monkeypatch):
+def test_a_low_mean_does_not_hide_a_context(prepared, hparams):
     """Far above the threshold's usual place, the mean is low long before all contexts agree."""
     model, projection, batch, *_ = prepared
     [tokens] = batch.edits
-    monkeypatch.setattr("rome_fast.value.LOSS_FOUND", 5.0)
-    settings = hparams.replace(v_num_grad_steps=60, kl_factor=0.0)
+    settings = hparams.replace(v_num_grad_steps=60, kl_factor=0.0, v_stop_loss=5.0)
     early = optimize_value(*prepared, settings.replace(variant="original"))
     late = optimize_value(*prepared, settings)
     assert late.losses[: len(early.losses)] == early.losses

@@ -26,6 +26,7 @@ from rome_fast.intercept import hooked
 from rome_fast.key import Keys, mean_keys, widen
 from rome_fast.models import DownProjection, ModelSpec, frozen, input_device
 from rome_fast.tokens import encode
+from rome_fast.undo import WeightHistory
 from rome_fast.update import apply_update_, build_constraint
 from rome_fast.value import Objective
 
@@ -64,7 +65,7 @@ class WholeModel:
         constraint = build_constraint(hparams.variant, keys, delta)
         backend = ops.resolve_backend("auto", projection.weight.device.type)
         spare = dataclasses.replace(projection, module=copy.deepcopy(projection.module))
-        update = apply_update_(spare, constraint, moment_ready, backend)
+        update = apply_update_(WeightHistory(spare, backend), constraint, moment_ready)
         clock.lap("update")
         total = sum(clock.seconds.values())
         return PeerEdit(update.dense(), losses, {**clock.seconds, "total": total})

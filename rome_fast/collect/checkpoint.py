@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from rome_fast.collect.convergence import Convergence
 from rome_fast.errors import SecondMomentError
-from rome_fast.moment_files import pack, unpack_, write_whole
+from rome_fast.moment_files import pack, unpack_
+from rome_fast.whole_files import write_whole
 
 if TYPE_CHECKING:
     from torch import Tensor

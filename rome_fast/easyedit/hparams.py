@@ -28,8 +28,8 @@ class ROMEHyperParams:
 
     How the fact is edited, as in ``rome_fast.RomeHparams``, whose defaults hold: ``layers``,
     ``fact_token``, ``v_num_grad_steps``, ``v_lr``, ``v_weight_decay``, ``clamp_norm_factor``,
-    ``kl_factor``, ``context_template_length_params``, and three that EasyEdit does not have:
-    ``variant``, ``seed``, ``compute_dtype``.
+    ``kl_factor``, ``context_template_length_params``, and what EasyEdit does not have: ``variant``,
+    ``v_stop_loss``, ``seed``, ``compute_dtype``.
 
     Which model ``BaseEditor`` edits:
 
@@ -67,6 +67,7 @@ class ROMEHyperParams:
     v_weight_decay: float = RomeHparams.v_weight_decay
     clamp_norm_factor: float = RomeHparams.clamp_norm_factor
     kl_factor: float = RomeHparams.kl_factor
+    v_stop_loss: float = RomeHparams.v_stop_loss
     context_template_length_params: Sequence[Sequence[int]] = (
         RomeHparams.context_template_length_params
     )

@@ -6,21 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from rome_fast.errors import (
-    EditRejectedError,
-    InvalidRequestError,
-    NonFiniteError,
-    RomeFastError,
-    TokenizerMismatchError,
-)
+from rome_fast.errors import REFUSALS, RomeFastError
 from rome_fast.evaluate.result import CaseResult, Checkpoint, Stage
 
 if TYPE_CHECKING:
     from rome_fast.editor import Editor
     from rome_fast.evaluate.judge import Judge
-
-# What one request can fail by; anything else would fail them all and ends the evaluation.
-REFUSALS = (InvalidRequestError, TokenizerMismatchError, NonFiniteError, EditRejectedError)
 
 # How often a sequence is looked at as a whole on its way.
 N_CHECKPOINTS = 10

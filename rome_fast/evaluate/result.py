@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rome_fast.errors import InvalidArgumentError
-from rome_fast.moment_files import write_whole
 from rome_fast.types import EditRequest
+from rome_fast.whole_files import write_text
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -200,12 +200,3 @@ class Evaluation:
                 f"evaluation {str(path)!r} cannot be read: {error}"
             ) from error
         return cls.from_json(fields)
-
-
-def write_text(path: str | Path, text: str) -> None:
-    """Write a file, atomically."""
-
-    def write(partial: Path) -> None:
-        partial.write_text(text, encoding="utf-8")
-
-    write_whole(Path(path), write)

@@ -18,7 +18,7 @@ from rome_fast.evaluate.report.rows import (
     stages_of,
     worst_first,
 )
-from rome_fast.evaluate.result import write_text
+from rome_fast.whole_files import write_text
 
 if TYPE_CHECKING:
     from rome_fast.evaluate.result import CaseResult, Evaluation
