@@ -11,24 +11,30 @@ Importing this package never compiles, never starts CUDA and never imports trans
 from rome_fast import demo
 from rome_fast.collect import collect_second_moment
 from rome_fast.edit import edit, edit_many, trial
+from rome_fast.editlog import EditLog
 from rome_fast.evaluate import EditRecord, Evaluation, evaluate, load_records
 from rome_fast.explain import Explanation, explain
 from rome_fast.hparams import RomeHparams
 from rome_fast.locate import locate, suggest_layer
 from rome_fast.moments import SecondMoment
+from rome_fast.session import Guard, HealthCheck, Session
 from rome_fast.types import EditRequest, EditResult, RankOneUpdate
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "EditLog",
     "EditRecord",
     "EditRequest",
     "EditResult",
     "Evaluation",
     "Explanation",
+    "Guard",
+    "HealthCheck",
     "RankOneUpdate",
     "RomeHparams",
     "SecondMoment",
+    "Session",
     "collect_second_moment",
     "demo",
     "edit",

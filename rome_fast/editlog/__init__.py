@@ -1,0 +1,5 @@
+"""The log of edits: what was asked, what was written, and on which weights."""
+
+from rome_fast.editlog.log import EditLog, LoggedEdit, Rejection
+
+__all__ = ["EditLog", "LoggedEdit", "Rejection"]

@@ -1,0 +1,131 @@
+"""Files of edit logs: safetensors with a header and a checksum.
+
+Of each edited weight the file holds "<weight>.u" [n, d_key] and "<weight>.v" [n, d_value], a row
+an edit, and as metadata one JSON object: format, base, edits (with the number of their row),
+taken_out, rejections, sha256.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from rome_fast.editlog.base import Base
+from rome_fast.editlog.log import EditLog, LoggedEdit, Rejection, by_weight
+from rome_fast.errors import EditLogError
+from rome_fast.types import EditRequest, RankOneUpdate
+from rome_fast.undo import fingerprint
+from rome_fast.whole_files import write_whole
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_FORMAT = "rome_fast.edit_log.1"
+_NAME = "edit_log"
+
+
+def write(log: EditLog, path: Path) -> None:
+    """Write the log, atomically."""
+    from safetensors.torch import save_file
+
+    tensors, rows = {}, {}
+    for name, edits in by_weight(log.edits).items():
+        tensors[f"{name}.u"] = torch.stack([edit.update.u.cpu() for edit in edits])
+        tensors[f"{name}.v"] = torch.stack([edit.update.v.cpu() for edit in edits])
+        rows.update({edit.edit_id: row for row, edit in enumerate(edits)})
+    header = {
+        "format": _FORMAT,
+        "base": log.base.to_json(),
+        "edits": [{**edit_to_json(edit), "row": rows[edit.edit_id]} for edit in log.edits],
+        "taken_out": sorted(log.taken_out),
+        "rejections": [asdict(rejection) for rejection in log.rejections],
+    }
+    header["sha256"] = _checksum(header, tensors)
+    metadata = {_NAME: json.dumps(header, ensure_ascii=False)}
+    write_whole(path, lambda partial: save_file(tensors, partial, metadata=metadata))
+
+
+def read(path: Path) -> EditLog:
+    """Read a log, or a journal.
+
+    Raises:
+        EditLogError: absent, of another kind, truncated or corrupt.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    from rome_fast.session.journal import is_journal, read_log
+
+    if not path.is_file():
+        raise EditLogError(f"there is no edit log {str(path)!r}")
+    if is_journal(path):
+        return read_log(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {})[_NAME])
+            if header["format"] != _FORMAT:
+                raise KeyError(header["format"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+        if _checksum(header, tensors) != header["sha256"]:
+            raise EditLogError(f"the edit log {str(path)!r} is damaged: its checksum differs")
+        return _log(header, tensors)
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
+        if isinstance(error, EditLogError):
+            raise
+        raise EditLogError(
+            f"{str(path)!r} is not an edit log of rome_fast, or it is truncated: {error}"
+        ) from error
+
+
+def edit_to_json(edit: LoggedEdit) -> dict[str, Any]:
+    """All of an edit but u and v."""
+    return {
+        "edit_id": edit.edit_id,
+        "request": asdict(edit.request),
+        "weight": edit.weight_name,
+        "weight_layout": edit.update.weight_layout,
+        "replaced": list(edit.replaced),
+        "numbers": dict(edit.numbers),
+        "time": edit.time,
+    }
+
+
+def edit_from_json(fields: Mapping[str, Any], u: Tensor, v: Tensor) -> LoggedEdit:
+    """The edit that ``edit_to_json`` was given, with its u and v."""
+    return LoggedEdit(
+        edit_id=fields["edit_id"],
+        request=EditRequest(**fields["request"]),
+        weight_name=fields["weight"],
+        update=RankOneUpdate(u, v, fields["weight_layout"]),
+        replaced=tuple(fields["replaced"]),
+        numbers=fields["numbers"],
+        time=fields["time"],
+    )
+
+
+def rejection_from_json(fields: Mapping[str, Any]) -> Rejection:
+    """The rejection that ``dataclasses.asdict`` was given."""
+    return Rejection(**{**fields, "request": EditRequest(**fields["request"])})
+
+
+def _log(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> EditLog:
+    log = EditLog(Base.from_json(header["base"]))
+    for fields in header["edits"]:
+        # Copies: a row of its own keeps nothing else of the file in memory.
+        u, v = (tensors[f"{fields['weight']}.{x}"][fields["row"]].clone() for x in "uv")
+        log.edits.append(edit_from_json(fields, u, v))
+    log.taken_out = set(header["taken_out"])
+    log.rejections = [rejection_from_json(fields) for fields in header["rejections"]]
+    return log
+
+
+def _checksum(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """Of the numbers and of all else that the header says."""
+    said = json.dumps({k: v for k, v in header.items() if k != "sha256"}, sort_keys=True)
+    numbers = fingerprint(*(tensors[name] for name in sorted(tensors)))
+    return hashlib.sha256(f"{said}{numbers}".encode()).hexdigest()

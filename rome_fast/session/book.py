@@ -1,0 +1,149 @@
+"""The Session's book: log, weight, retained keys and journal, which always say the same.
+
+A change counts once it is in the journal; where that fails everything is as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from rome_fast.editlog import EditLog, LoggedEdit, Rejection
+from rome_fast.editlog.files import edit_to_json
+from rome_fast.errors import SessionError
+from rome_fast.session.journal import Journal, Record
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rome_fast.session.retention import RetainedMoment
+    from rome_fast.undo import WeightHistory
+
+
+class Book:
+    """Edits of one weight.
+
+    Args:
+        retained: None where nothing is retained.
+        journal: None where there is none; its records are already in ``log`` and ``keys``.
+        keys: [m, d_key] of each edit, by its number.
+    """
+
+    def __init__(
+        self,
+        log: EditLog,
+        history: WeightHistory,
+        retained: RetainedMoment | None,
+        journal: Journal | None,
+        keys: dict[int, Tensor],
+    ) -> None:
+        self.log, self.history, self.retained = log, history, retained
+        self._journal, self._keys = journal, keys
+        self._weight_name = f"{history.projection.name}.weight"
+        self._settle()
+        self._version = history.weight._version
+
+    def check_weight(self) -> None:
+        """Raise SessionError if anything but this book has written to the weight."""
+        history = self.history
+        if history.projection.weight is not history.weight:
+            raise SessionError(f"{self._weight_name} was replaced or cast outside of the Session")
+        if history.weight._version != self._version:
+            raise SessionError(
+                f"{self._weight_name} was changed outside of the Session: load the model again, "
+                "and apply the log"
+            )
+
+    @contextmanager
+    def attempt(self) -> Iterator[None]:
+        """After an error inside, weight and retained keys are what the log says."""
+        try:
+            yield
+        except BaseException:
+            self._settle(rewrite=True)
+            raise
+        finally:
+            self._version = self.history.weight._version
+
+    @contextmanager
+    def unedited(self) -> Iterator[None]:
+        """While open, no edit is in the weight."""
+        with self.attempt():
+            self.history.replay([])
+            yield
+            self._settle(rewrite=True)
+
+    def set_aside(self, replaced: Iterable[int], near: Iterable[int] = ()) -> None:
+        """Inside ``attempt``: take edits out of the weight, and release the keys of others.
+
+        For as long as it takes: what is written down in the end decides.
+        """
+        gone = set(replaced)
+        kept = [edit for edit in self.log.holding() if edit.edit_id not in gone]
+        self._settle(kept, released=set(near))
+
+    def add(self, edits: Sequence[LoggedEdit], keys: Sequence[Tensor]) -> None:
+        """Inside ``attempt``: write down edits whose updates are in the weight already."""
+        records = []
+        for edit, key in zip(edits, keys, strict=True):
+            tensors = {"u": edit.update.u, "v": edit.update.v}
+            if self.retained is not None:
+                self._keys[edit.edit_id] = tensors["keys"] = key
+            records.append(Record({"kind": "edit", "edit": edit_to_json(edit)}, tensors))
+        new = self.log.copy()
+        new.edits.extend(edits)
+        self._settle(new.holding())
+        self._write_down(new, records)
+
+    def take_out(self, numbers: Iterable[int]) -> None:
+        """Let exactly these edits, by number, not hold; the weight follows."""
+        new = self.log.copy()
+        new.taken_out = set(numbers)
+        with self.attempt():
+            record = Record({"kind": "taken_out", "edits": sorted(new.taken_out)}, {})
+            self._write_down(new, [record])
+            self._settle()
+
+    def reject(self, rejection: Rejection) -> None:
+        """Write down a request that was refused."""
+        new = self.log.copy()
+        new.rejections.append(rejection)
+        self._write_down(new, [Record({"kind": "rejection", "rejection": asdict(rejection)}, {})])
+
+    def note(self, fields: Mapping[str, Any]) -> None:
+        """Write something into the journal that is no edit."""
+        self._write_down(self.log, [Record(fields, {})])
+
+    def close(self) -> None:
+        """Let others open the journal."""
+        if self._journal is not None:
+            self._journal.close()
+
+    def _write_down(self, log: EditLog, records: Sequence[Record]) -> None:
+        """From here on ``log`` is what holds; as before if it cannot be written, or on Ctrl-C."""
+        before, self.log = self.log, log
+        try:
+            if self._journal is not None:
+                self._journal.append(*records)
+        except BaseException:
+            self.log = before
+            raise
+
+    def _settle(
+        self,
+        edits: Sequence[LoggedEdit] | None = None,
+        released: Iterable[int] = (),
+        rewrite: bool = False,
+    ) -> None:
+        """Make weight and retained keys those of ``edits``, by default of the log."""
+        edits = self.log.holding() if edits is None else edits
+        updates = [edit.update for edit in edits]
+        if rewrite or self.history.updates != tuple(updates):
+            self.history.replay(updates)
+        if self.retained is not None:
+            gone = {*released, *(n for edit in edits for n in edit.numbers.get("released", ()))}
+            self.retained.retain(
+                {e.edit_id: self._keys[e.edit_id] for e in edits if e.edit_id not in gone}
+            )

@@ -1,0 +1,99 @@
+"""Threads: one edit at a time, and none while another thread is inside the model.
+
+While an edit is made the model holds hooks and a half-written weight. So each forward of another
+thread waits until the edit is done, and an edit waits until the forwards of others have ended.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rome_fast.errors import SessionError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class Gate:
+    """Readers are the threads that run the model, the one writer is the thread that edits it.
+
+    Either may enter again while it is inside; an editor's own forwards pass.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._changed = threading.Condition()
+        self._readers: Counter[int] = Counter()
+        self._editor: int | None = None
+        self._depth = self._n_waiting = 0
+        self._handles = [
+            model.register_forward_pre_hook(lambda *_: self._enter()),
+            # Also after an error of the forward, or the next edit would wait for ever.
+            model.register_forward_hook(lambda *_: self._leave(), always_call=True),
+        ]
+
+    def remove(self) -> None:
+        """Take the hooks off the model."""
+        for handle in self._handles:
+            handle.remove()
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """While open, no other thread edits."""
+        self._enter()
+        try:
+            yield
+        finally:
+            self._leave()
+
+    @contextmanager
+    def editing(self) -> Iterator[None]:
+        """While open, no other thread edits or runs the model.
+
+        Raises:
+            SessionError: this very thread is inside ``reading``.
+        """
+        me = threading.get_ident()
+        with self._changed:
+            if self._editor != me:
+                if self._readers[me]:
+                    raise SessionError("an edit inside session.reading() would wait for itself")
+                self._n_waiting += 1
+                try:
+                    self._changed.wait_for(lambda: self._editor is None and not self._n_readers)
+                finally:
+                    self._n_waiting -= 1
+                self._editor = me
+            self._depth += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._depth -= 1
+                if not self._depth:
+                    self._editor = None
+                    self._changed.notify_all()
+
+    @property
+    def _n_readers(self) -> int:
+        return self._readers.total()
+
+    def _enter(self) -> None:
+        me = threading.get_ident()
+        with self._changed:
+            # New readers let waiting editors go first; one that is inside already must not wait.
+            if self._editor != me and not self._readers[me]:
+                self._changed.wait_for(lambda: self._editor is None and not self._n_waiting)
+            if self._editor != me:
+                self._readers[me] += 1
+
+    def _leave(self) -> None:
+        me = threading.get_ident()
+        with self._changed:
+            if self._editor != me and self._readers[me]:
+                self._readers[me] -= 1
+                self._readers += Counter()  # drop the threads that are outside
+                self._changed.notify_all()

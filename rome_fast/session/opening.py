@@ -1,0 +1,143 @@
+"""How a Session begins: on an unedited model, or on one and what a journal tells of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from rome_fast.editlog import EditLog
+from rome_fast.editlog.base import Base
+from rome_fast.editor import Editor
+from rome_fast.errors import JournalError
+from rome_fast.hparams import RomeHparams
+from rome_fast.models import ModelSpec, frozen
+from rome_fast.owner import owned
+from rome_fast.session.book import Book
+from rome_fast.session.gate import Gate
+from rome_fast.session.health import Health
+from rome_fast.session.journal import Journal, Record, replay
+from rome_fast.session.retention import RetainedMoment
+from rome_fast.session.settings import Settings
+from rome_fast.undo import fingerprint
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, eq=False)
+class Opened:
+    """All that a Session holds on to.
+
+    Attributes:
+        checks: of the model's health, so far.
+        resources: gives the weight, the hooks and the journal back.
+    """
+
+    editor: Editor
+    settings: Settings
+    book: Book
+    gate: Gate
+    checks: list[Health]
+    resources: ExitStack
+
+
+def open_new(
+    model: PreTrainedModel,
+    tok: PreTrainedTokenizerBase,
+    hparams: RomeHparams | None,
+    variant: str | None,
+    stop_loss: float | None,
+    context_templates: Sequence[str] | None,
+    second_moment: object,
+    journal: str | Path | None,
+    options: Mapping[str, Any],
+) -> Opened:
+    """The arguments of ``Session``; ``options`` are the fields of Settings that are left."""
+    with torch.inference_mode(False), frozen(model), ExitStack() as stack:
+        spec, backend = ModelSpec.of(model), options["backend"]
+        editor = Editor(spec, tok, hparams, variant, backend, stop_loss)
+        editor.prepare(context_templates, second_moment)
+        settings = Settings(
+            hparams=editor.hparams,
+            context_templates=tuple(editor.context_templates),
+            **options,
+        )
+        log = EditLog(Base.of(model, editor.projection, editor.history.base))
+        file = None
+        if journal is not None:
+            file = stack.enter_context(closing(Journal(journal)))
+            first = {
+                "kind": "session",
+                "settings": settings.to_json(),
+                "base": log.base.to_json(),
+                "second_moment": _digest(editor),
+            }
+            file.create(Record(first, {}))
+        return _opened(stack, editor, settings, log, file, {}, [])
+
+
+def reopen(
+    path: str | Path,
+    model: PreTrainedModel,
+    tok: PreTrainedTokenizerBase,
+    second_moment: object,
+) -> Opened:
+    """The arguments of ``Session.resume``."""
+    with torch.inference_mode(False), frozen(model), ExitStack() as stack:
+        file = stack.enter_context(closing(Journal(path)))
+        records = file.reopen()
+        first = records[0].fields
+        settings, log = Settings.from_json(first["settings"]), replay(records)
+        editor = Editor(ModelSpec.of(model), tok, settings.hparams, None, settings.backend)
+        log.base.check(model)
+        editor.prepare(settings.context_templates, second_moment)
+        if _digest(editor) != first["second_moment"]:
+            raise JournalError(
+                f"journal {str(path)!r} was begun with another second_moment: give that one"
+            )
+        device = editor.projection.weight.device
+        keys = {
+            record.fields["edit"]["edit_id"]: record.tensors["keys"].to(device)
+            for record in records
+            if "keys" in record.tensors
+        }
+        checks = [
+            Health.from_json(record.fields["health"])
+            for record in records
+            if record.fields["kind"] == "health"
+        ]
+        return _opened(stack, editor, settings, log, file, keys, checks)
+
+
+def _opened(
+    stack: ExitStack,
+    editor: Editor,
+    settings: Settings,
+    log: EditLog,
+    journal: Journal | None,
+    keys: dict[int, Tensor],
+    checks: list[Health],
+) -> Opened:
+    projection = editor.projection
+    stack.enter_context(owned(projection.weight, f"{projection.name}.weight"))
+    retained = None
+    if settings.retain:
+        retained = RetainedMoment(editor.second_moment, settings.retain, projection, editor.backend)
+    gate = Gate(editor.model)
+    stack.callback(gate.remove)
+    book = Book(log, editor.history, retained, journal, keys)
+    return Opened(editor, settings, book, gate, checks, stack.pop_all())
+
+
+def _digest(editor: Editor) -> str:
+    """Of the second moment, short: its diagonal and its damping stand for all of it."""
+    moment = editor.second_moment
+    if moment is None:
+        return "identity"
+    return f"{fingerprint(moment.exact_sum().diagonal())} {moment.damping}"

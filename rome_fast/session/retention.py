@@ -1,0 +1,149 @@
+"""C + weight * sum of k k^T over keys already edited, kept as one Cholesky factor.
+
+A new edit measured by it leaves the earlier ones alone: recursive least squares, one rank-one
+update of the factor for each key (op ``cholesky_update_``) and one downdate when an edit is taken
+out. Nothing is factored again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+
+from rome_fast import ops
+from rome_fast.errors import SecondMomentError
+from rome_fast.factorise import solve_with, whiten_with
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rome_fast.models import DownProjection
+    from rome_fast.moments import SecondMoment
+
+# An earlier key this close to a new one (sine of the angle, in the metric of C^-1) is not retained
+# against it: only an update out of all proportion could move the one and leave the other.
+MIN_SINE = 0.1
+
+
+class RetainedMoment:
+    """What the updates of a Session are measured by.
+
+    Args:
+        base: C; None for the identity.
+        weight: of an edited key, in units of all ordinary keys together: C is their mean k k^T.
+
+    Attributes:
+        retained: numbers of the edits whose keys are in the factor.
+    """
+
+    def __init__(
+        self, base: SecondMoment | None, weight: float, projection: DownProjection, backend: str
+    ) -> None:
+        self._base, self._weight, self._backend = base, weight, backend
+        self._device, self._d_key = projection.weight.device, projection.d_key
+        self._keys: dict[int, Tensor] = {}
+        self._firsts = FirstKeys(projection.d_key)
+        self._factor = self._fresh_factor()
+
+    @property
+    def retained(self) -> frozenset[int]:
+        return frozenset(self._keys)
+
+    def factor(self) -> Tensor:
+        """Its lower Cholesky factor, [d_key, d_key]."""
+        return self._factor
+
+    def whiten(self, keys: Tensor) -> Tensor:
+        """L^-1 k for keys [n, d_key], float64."""
+        return whiten_with(self._factor, keys)
+
+    def solve(self, keys: Tensor) -> Tensor:
+        """C^-1 k for keys [d_key] or [n, d_key], float64."""
+        return solve_with(self._factor, keys)
+
+    def near(self, key: Tensor) -> frozenset[int]:
+        """Numbers of the retained edits whose keys are nearly the direction of this one."""
+        solved = self._solve_base(key)
+        return self._firsts.near(solved, float(key.double() @ solved))
+
+    def retain(self, keys: Mapping[int, Tensor]) -> None:
+        """Retain exactly these keys, [m, d_key] of each edit, by the numbers of the edits.
+
+        Raises:
+            SecondMomentError: a key is not finite, or too large for the factor's dtype.
+        """
+        for number in [number for number in self._keys if number not in keys]:
+            gone = self._keys.pop(number)
+            self._firsts.remove(number)
+            if not all(self._update(key, downdate=True) for key in gone):
+                self._rebuild()
+        for number, new in keys.items():
+            if number not in self._keys:
+                if not all(self._update(key, downdate=False) for key in new):
+                    self._rebuild()
+                    raise SecondMomentError(f"the keys of edit {number} cannot be retained")
+                self._keys[number] = new
+                self._firsts.add(number, new[0], float(new[0].double() @ self._solve_base(new[0])))
+
+    def _update(self, key: Tensor, downdate: bool) -> bool:
+        vector = key.to(self._factor) * math.sqrt(self._weight)
+        return bool(
+            ops.cholesky_update_(self._factor, vector, downdate=downdate, backend=self._backend)
+        )
+
+    def _rebuild(self) -> None:
+        """From C and the keys that are retained, where one could not be put in or taken out."""
+        self._factor = self._fresh_factor()
+        for key in (key for keys in self._keys.values() for key in keys):
+            self._update(key, downdate=False)
+
+    def _fresh_factor(self) -> Tensor:
+        if self._base is None:
+            return torch.eye(self._d_key, dtype=torch.float64, device=self._device)
+        return self._base.factor().to(self._device, copy=True)
+
+    def _solve_base(self, key: Tensor) -> Tensor:
+        """C^-1 k of ordinary keys alone, float64, on the key's device."""
+        wide = key.double()
+        return wide if self._base is None else self._base.solve(wide).to(key.device)
+
+
+class FirstKeys:
+    """The first key of every retained edit as a row of one matrix, which grows by doubling.
+
+    For the angles between a new key and all earlier ones: copying thousands of keys for each edit
+    would take longer than the products.
+    """
+
+    def __init__(self, d_key: int) -> None:
+        self._rows = torch.empty(0, d_key)
+        self._squares = torch.empty(0, dtype=torch.float64)
+        self._numbers: list[int] = []
+
+    def add(self, number: int, key: Tensor, square: float) -> None:
+        """Add a key [d_key] with its k . C^-1 k."""
+        n = len(self._numbers)
+        if n == len(self._rows):
+            room = max(n, 64)
+            self._rows = torch.cat([self._rows.to(key), key.new_empty(room, len(key))])
+            self._squares = torch.cat([self._squares, self._squares.new_empty(room)])
+        self._rows[n], self._squares[n] = key, square
+        self._numbers.append(number)
+
+    def remove(self, number: int) -> None:
+        """Forget a key; the last row takes its place."""
+        row, last = self._numbers.index(number), len(self._numbers) - 1
+        self._rows[row], self._squares[row] = self._rows[last].clone(), self._squares[last].clone()
+        self._numbers[row] = self._numbers[last]
+        self._numbers.pop()
+
+    def near(self, solved: Tensor, square: float) -> frozenset[int]:
+        """Whose angle with k is small, given C^-1 k [d_key] and k . C^-1 k."""
+        n = len(self._numbers)
+        # In the keys' own dtype: it is enough for an angle.
+        products = (self._rows[:n] @ solved.to(self._rows)).double().cpu()
+        close = products.square() > (1 - MIN_SINE**2) * square * self._squares[:n]
+        return frozenset(self._numbers[i] for i in close.nonzero()[:, 0].tolist())

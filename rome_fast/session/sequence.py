@@ -1,0 +1,243 @@
+"""One window of a Session after the other: conflicts, anchor, guard, and what is written down."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from rome_fast.clock import Clock
+from rome_fast.editlog import LoggedEdit, Rejection
+from rome_fast.errors import REFUSALS, EditRejectedError, RomeFastError
+from rome_fast.joint import count_independent, solve_updates
+from rome_fast.types import EditRequest, EditResult, RankOneUpdate, Undo
+from rome_fast.update import Constraint, Metric, solve_and_apply_
+
+if TYPE_CHECKING:
+    from rome_fast.editor import Editor
+    from rome_fast.session.book import Book
+    from rome_fast.session.settings import Settings
+    from rome_fast.window import Found
+
+
+@dataclass(frozen=True)
+class RejectedEdit:
+    """In the place of an EditResult: a request that was refused, and the error that says why.
+
+    The model is bit-identical to before the request.
+    """
+
+    request: EditRequest
+    error: RomeFastError
+    success: bool = False
+
+    def __str__(self) -> str:
+        return f"REJECTED: {self.request.text!r} -> {self.request.target.strip()!r}: {self.error}"
+
+
+Outcome = EditResult | RejectedEdit
+
+
+@dataclass(frozen=True, eq=False)
+class Written:
+    """An update that is in the weight, and what the guard has said of it.
+
+    Attributes:
+        limit: the largest norm that it might have; infinite for the first updates.
+        asked: the norm that it would have had.
+    """
+
+    update: RankOneUpdate
+    limit: float
+    asked: float
+
+    def findings(self) -> list[str]:
+        """What a user should know."""
+        if self.asked <= self.limit:
+            return []
+        share = self.limit / self.asked
+        said = f"the update of norm {self.asked:.3g} was out of proportion to those before it"
+        return [f"{said} and was shrunk to {share:.0%} (guard.max_growth)"]
+
+
+class Sequencer:
+    """Edits windows of requests, all or nothing.
+
+    Args:
+        undo: makes what takes an edit, by number, back.
+    """
+
+    def __init__(
+        self, editor: Editor, settings: Settings, book: Book, undo: Callable[[int], Undo]
+    ) -> None:
+        self._editor, self._settings, self._book, self._undo = editor, settings, book, undo
+
+    def edit(self, requests: Sequence[EditRequest]) -> list[Outcome]:
+        """The first of the requests, as many of them as can be solved together.
+
+        Raises:
+            RomeFastError: with ``guard.action == "stop"``, a request was refused.
+        """
+        window = requests[: self._n_without_conflict(requests)]
+        if len(window) == 1:
+            return [self._alone(window[0], self._book.log.same_fact(window[0]))]
+        try:
+            return list(self._attempt(window))
+        except REFUSALS:
+            # Each has a decision of its own, so that a bad one costs the others nothing.
+            return [self._alone(request) for request in window]
+
+    def _n_without_conflict(self, requests: Sequence[EditRequest]) -> int:
+        """A request that replaces an edit, or one of its window, is edited by itself."""
+        if len(requests) == 1:
+            return 1
+        for n, request in enumerate(requests):
+            again = any(request.same_fact(other) for other in requests[:n])
+            if again or self._book.log.same_fact(request):
+                return max(n, 1)
+        return len(requests)
+
+    def _alone(self, request: EditRequest, replaced: tuple[int, ...] = ()) -> Outcome:
+        try:
+            return self._attempt([request], replaced)[0]
+        except REFUSALS as error:
+            reason = f"{type(error).__name__}: {error}"
+            self._book.reject(Rejection(request, reason))
+            if self._settings.guard.action == "stop":
+                raise
+            return RejectedEdit(request, error)
+
+    def _attempt(
+        self, requests: Sequence[EditRequest], replaced: tuple[int, ...] = ()
+    ) -> list[EditResult]:
+        book, editor = self._book, self._editor
+        editor.clock = Clock()  # what came before was no edit
+        first = book.log.next_id
+        with book.attempt():
+            if replaced:
+                book.set_aside(replaced)
+            weight_norm = editor.weight_norm()
+            found = [self._anchored(f) for f in editor.find(requests)]
+            constraints = [editor.constraint(f) for f in found]
+            constraints = constraints[: count_independent(constraints, self._metric)]
+            near = self._release(constraints, replaced)
+            written = self._write(constraints)
+            editor.clock.lap("update")
+            numbers = range(first, first + len(written))
+            undos = [self._undo(number) for number in numbers]
+            updates = [w.update for w in written]
+            results = [
+                replace(
+                    result,
+                    edit_id=number,
+                    replaced=replaced,
+                    warnings=(*result.warnings, *_replacing(replaced), *w.findings()),
+                )
+                for number, result, w in zip(
+                    numbers,
+                    editor.report(requests, found, updates, undos, weight_norm),
+                    written,
+                    strict=True,
+                )
+            ]
+            edits = [
+                self._logged(result, f, w, near)
+                for result, f, w in zip(results, found, written, strict=False)
+            ]
+            book.add(edits, [c.denominator_keys for c in constraints])
+        return results
+
+    @property
+    def _metric(self) -> Metric | None:
+        return self._book.retained or self._editor.second_moment
+
+    def _anchored(self, found: Found) -> Found:
+        """With the solved value at the norm of the first ones, once there are enough."""
+        if not self._settings.anchor:
+            return found
+        holding = self._book.log.holding()
+        pilots = [edit.numbers["value_norm"] for edit in holding[: self._settings.anchor]]
+        if len(pilots) < self._settings.anchor:
+            return found
+        init, delta = found.keys.value_init, found.value.value_delta
+        solved = init + delta
+        norm = sum(pilots) / len(pilots)
+        moved = solved * (norm / solved.norm()) - init
+        return replace(found, value=replace(found.value, value_delta=moved))
+
+    def _release(self, constraints: Sequence[Constraint], replaced: Sequence[int]) -> list[int]:
+        """No longer retain edits of nearly the same keys; returns their numbers."""
+        retained = self._book.retained
+        if retained is None:
+            return []
+        near = {n for c in constraints for n in retained.near(c.denominator_keys[0])}
+        if near:
+            self._book.set_aside(replaced, near)
+        return sorted(near)
+
+    def _write(self, constraints: Sequence[Constraint]) -> list[Written]:
+        """Solve, let the guard decide, and put the updates into the weight."""
+        history, guard = self._book.history, self._settings.guard
+        limit = guard.limit([e.numbers["update_norm"] for e in self._book.log.holding()])
+        if len(constraints) > 1:
+            updates = solve_updates(history.projection, constraints, self._metric)
+            decided = [self._decide(update, update.norm, limit) for update in updates]
+            for written in decided:
+                history.add(written.update)
+            return decided
+        solution = solve_and_apply_(history, constraints[0], self._metric, limit)
+        if solution.applied:
+            history.record(solution.update)
+            return [Written(solution.update, limit, solution.norm)]
+        if not solution.is_sound:
+            raise EditRejectedError(solution.refusal(history.projection.name))
+        written = self._decide(solution.update, solution.norm, limit)
+        history.add(written.update)
+        return [written]
+
+    def _decide(self, update: RankOneUpdate, norm: float, limit: float) -> Written:
+        if norm <= limit:
+            return Written(update, limit, norm)
+        if self._settings.guard.action != "shrink":
+            raise EditRejectedError(
+                f"the update's norm of {norm:.3g} is out of proportion to those before it: the "
+                f"guard allows {limit:.3g} (guard.max_growth={self._settings.guard.max_growth:g}); "
+                'guard.action="shrink" would scale it down'
+            )
+        shrunk = replace(update, v=update.v * (limit / norm))
+        return Written(shrunk, limit, norm)
+
+    def _logged(
+        self, result: EditResult, found: Found, written: Written, near: list[int]
+    ) -> LoggedEdit:
+        assert result.edit_id is not None
+        solved = found.keys.value_init + found.value.value_delta
+        numbers: dict[str, Any] = {
+            "prob_before": result.prob_before,
+            "prob_after": result.prob_after,
+            "rank_after": result.rank_after,
+            "argmax_before": result.argmax_before,
+            "argmax_after": result.argmax_after,
+            "loss": result.losses[-1],
+            "steps": len(result.losses),
+            "update_norm": written.update.norm,
+            "asked_norm": written.asked,
+            "limit": written.limit if math.isfinite(written.limit) else None,
+            "weight_norm": result.weight_norm,
+            "value_norm": float(solved.norm()),
+            "window": result.window,
+            "released": near,
+            "warnings": list(result.warnings),
+        }
+        return LoggedEdit(
+            result.edit_id, result.request, result.weight_name, written.update,
+            result.replaced, numbers,
+        )  # fmt: skip
+
+
+def _replacing(replaced: Sequence[int]) -> list[str]:
+    if not replaced:
+        return []
+    numbers = ", ".join(map(str, replaced))
+    return [f"this fact was edited before: edit {numbers} was taken out"]

@@ -1,0 +1,299 @@
+"""A sequence of edits that keeps the model healthy, can prove it, and can undo anything."""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from rome_fast.edit import Request, check_order
+from rome_fast.editlog import EditLog
+from rome_fast.errors import EditWarning, RevertError, SessionError
+from rome_fast.models import frozen
+from rome_fast.session.guard import Guard
+from rome_fast.session.health import Health, HealthCheck
+from rome_fast.session.opening import Opened, open_new, reopen
+from rome_fast.session.picture import save_checks
+from rome_fast.session.sequence import Outcome, RejectedEdit, Sequencer
+from rome_fast.session.stream import EditStream
+from rome_fast.session.watch import Watch
+from rome_fast.types import EditRequest, EditResult
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from rome_fast.hparams import RomeHparams
+    from rome_fast.moments import SecondMoment
+
+
+class Session:
+    """Edits one weight of ``model``, one fact after the other, in place.
+
+    Earlier edits are retained, updates out of proportion are held back, a fact that is edited again
+    replaces what was edited before, and the model's health is looked at on the way. ``with`` or
+    ``close()`` ends it; the edits stay in the model.
+
+    One edit at a time: other threads' edits wait, and so do their forwards of the model while an
+    edit is made. ``with session.reading():`` keeps edits out of a whole generation.
+
+    Args:
+        model, tok, hparams, second_moment, context_templates, variant, backend: as in
+            ``rome_fast.edit``.
+        journal: a file that an edit is in before it is acknowledged; ``Session.resume`` goes on
+            from it, whatever ended the process.
+        retain: weight of each edited key against all ordinary ones together; 0: earlier edits are
+            not protected from later ones.
+        stop_loss: overrides ``hparams.v_stop_loss``: a search that goes on makes a target surer by
+            a larger update, which in a sequence costs more than it gains. None: the hparams' own.
+        anchor: rescale each solved value v* to the mean norm of the first ``anchor`` ones; 0: not.
+        guard: what becomes of updates out of proportion.
+        health: what is looked at, how often, and what is done when the model is unwell.
+
+    Raises:
+        SessionError: another Session edits this weight.
+        JournalError: the journal exists already, or cannot be written.
+        RomeFastError: as ``rome_fast.edit``.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tok: PreTrainedTokenizerBase,
+        hparams: RomeHparams | None = None,
+        *,
+        second_moment: SecondMoment | str | Path | Iterable[str] | None = None,
+        context_templates: Sequence[str] | None = None,
+        variant: str | None = None,
+        backend: str = "auto",
+        journal: str | Path | None = None,
+        retain: float = 0.01,
+        stop_loss: float | None = 0.3,
+        anchor: int = 0,
+        guard: Guard | None = None,
+        health: HealthCheck | None = None,
+    ) -> None:
+        options = {
+            "backend": backend,
+            "retain": retain,
+            "anchor": anchor,
+            "guard": Guard() if guard is None else guard,
+            "health": HealthCheck() if health is None else health,
+        }
+        self._begin(
+            open_new(
+                model, tok, hparams, variant, stop_loss, context_templates, second_moment, journal,
+                options,
+            )
+        )  # fmt: skip
+
+    @classmethod
+    def resume(
+        cls,
+        path: str | Path,
+        model: PreTrainedModel,
+        tok: PreTrainedTokenizerBase,
+        *,
+        second_moment: SecondMoment | str | Path | Iterable[str] | None = None,
+    ) -> Session:
+        """Go on with a journal: with the options it was begun with, and every edit it holds.
+
+        A record that was torn by the end of the process is dropped, with a SessionWarning; its
+        edit was never acknowledged. What was undone before cannot be redone.
+
+        Args:
+            model: the unedited model, as it was loaded when the journal was begun.
+            second_moment: the one that the journal was begun with.
+
+        Raises:
+            JournalError: absent, damaged, open elsewhere, or begun with another second moment.
+            EditLogError: the model is another one, or edited already; names the weight.
+        """
+        session = cls.__new__(cls)
+        session._begin(reopen(path, model, tok, second_moment))
+        return session
+
+    def _begin(self, opened: Opened) -> None:
+        self._editor, self._book, self._gate = opened.editor, opened.book, opened.gate
+        self._sequencer = Sequencer(self._editor, opened.settings, self._book, self._undo_of)
+        self._watch = Watch(
+            opened.settings.health, self._editor, self._book, opened.checks, self._take_out
+        )
+        self._undone: list[int] = []
+        self._let_go = weakref.finalize(self, opened.resources.close)
+
+    @property
+    def log(self) -> EditLog:
+        """Every edit so far, as it is now; changing or saving it does nothing to the Session."""
+        return self._book.log.copy()
+
+    @property
+    def checks(self) -> list[Health]:
+        """Every look at the model's health so far, in order."""
+        return list(self._watch.checks)
+
+    def edit(self, request: Request) -> EditResult:
+        """Change one fact. An earlier edit of the same subject and prompt is taken out first.
+
+        Raises:
+            UnhealthyError: ``health.on_unhealthy`` has stopped the Session, or undone this edit.
+            JournalError: it cannot be written down; the edit was undone.
+            RomeFastError: as ``rome_fast.edit``; the model is bit-identical to before.
+        """
+        with self._working():
+            [made] = self._edit_window([EditRequest.parse(request)])
+        if isinstance(made, RejectedEdit):
+            raise made.error
+        return made
+
+    def edit_many(
+        self,
+        requests: Iterable[Request],
+        *,
+        order: str = "exact",
+        window: int = 16,
+        progress: bool = True,
+    ) -> EditStream:
+        """Change many facts while their results are iterated over.
+
+        Args:
+            requests: may be a generator; it is read as the edits are made.
+            order, window, progress: as in ``rome_fast.edit_many``.
+
+        Returns:
+            An iterator over EditResults, one a request, in order; a RejectedEdit stands for one
+            that was refused. Nothing is edited before its first result is asked for. Edits whose
+            results were given are kept, whatever happens to later ones.
+
+        Raises:
+            InvalidArgumentError: ``order`` or ``window`` is none of the possible ones.
+            RomeFastError: while iterating, as ``edit``; a bad request ends it, and so does a
+                refused one with ``guard.action == "stop"``.
+        """
+        return EditStream(self._edit_next, requests, check_order(order, window), progress)
+
+    def undo(self, n: int = 1) -> list[int]:
+        """Take out the last ``n`` edits, bit for bit; returns their numbers, latest first.
+
+        What they had replaced holds again.
+
+        Raises:
+            RevertError: there are fewer.
+        """
+        with self._working():
+            kept = [edit.edit_id for edit in self._book.log.kept()]
+            if type(n) is not int or not 1 <= n <= len(kept):
+                raise RevertError(f"n must be 1 to {len(kept)}, the edits to undo; got {n!r}")
+            return self._take_out(kept[: -n - 1 : -1])
+
+    def redo(self, n: int = 1) -> list[int]:
+        """Put the last ``n`` edits that were taken out back in their places; returns their numbers.
+
+        Raises:
+            RevertError: fewer were taken out since the last new edit.
+        """
+        with self._working():
+            if type(n) is not int or not 1 <= n <= len(self._undone):
+                raise RevertError(
+                    f"n must be 1 to {len(self._undone)}, the edits taken out since the last new "
+                    f"one; got {n!r}"
+                )
+            back = self._undone[: -n - 1 : -1]
+            self._book.take_out(self._book.log.taken_out - set(back))
+            del self._undone[-n:]
+            return back
+
+    def revert(self, edit_id: int) -> None:
+        """Take out one edit; the weight becomes what the other edits make of the unedited one.
+
+        An edit that it had replaced holds again.
+
+        Raises:
+            RevertError: this edit does not hold.
+        """
+        with self._working():
+            if edit_id not in {edit.edit_id for edit in self._book.log.holding()}:
+                raise RevertError(
+                    f"edit_id {edit_id!r} is not among the edits that hold: see session.log.show()"
+                )
+            self._take_out([edit_id])
+
+    def health(self) -> Health:
+        """Look at the model now.
+
+        Returns:
+            A Health; a Session that had stopped goes on if it is healthy.
+        """
+        with self._working():
+            return self._watch.look()
+
+    def save_checks(self, path: str | Path) -> None:
+        """Write all looks so far: as data (``.json``), or as a picture (``.svg``, ``.png``, ...).
+
+        Raises:
+            MissingExtraError: a picture needs matplotlib, which is not installed.
+        """
+        save_checks(self.checks, Path(path))
+
+    def reading(self) -> AbstractContextManager[None]:
+        """While open, no other thread edits: for a generation that belongs to one model."""
+        return self._gate.reading()
+
+    def close(self) -> None:
+        """End the Session: let the weight, the hooks and the journal go. The edits stay."""
+        self._let_go()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    @contextmanager
+    def _working(self) -> Iterator[None]:
+        """Alone with the model."""
+        if not self._let_go.alive:
+            raise SessionError("the Session is closed: open another one, or resume its journal")
+        with self._gate.editing(), torch.inference_mode(False), frozen(self._editor.model):
+            self._book.check_weight()
+            yield
+
+    def _edit_next(self, requests: Sequence[EditRequest]) -> list[Outcome]:
+        with self._working():
+            return self._edit_window(requests)
+
+    def _edit_window(self, requests: Sequence[EditRequest]) -> list[Outcome]:
+        self._watch.may_edit()
+        made = self._sequencer.edit(requests)
+        for result in made:
+            if isinstance(result, EditResult):
+                self._undone.clear()
+                for text in result.warnings:
+                    warnings.warn(text, EditWarning, stacklevel=4)
+        self._watch.after_edits()
+        return made
+
+    def _take_out(self, numbers: Sequence[int]) -> list[int]:
+        self._book.take_out(self._book.log.taken_out | set(numbers))
+        self._undone += numbers
+        return list(numbers)
+
+    def _undo_of(self, edit_id: int) -> SessionUndo:
+        return SessionUndo(self, edit_id)
+
+
+@dataclass(frozen=True)
+class SessionUndo:
+    """What ``EditResult.revert`` does for an edit of a Session."""
+
+    session: Session
+    edit_id: int
+
+    def revert(self) -> None:
+        """As ``Session.revert``."""
+        self.session.revert(self.edit_id)

@@ -1,0 +1,56 @@
+"""What a Session was opened with: checked once, and kept in its journal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rome_fast.errors import InvalidArgumentError
+from rome_fast.hparams import RomeHparams
+from rome_fast.session.guard import Guard
+from rome_fast.session.health import HealthCheck
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The options of ``Session``, under the same names; ``hparams`` as they are used."""
+
+    hparams: RomeHparams
+    context_templates: tuple[str, ...]
+    backend: str
+    retain: float
+    anchor: int
+    guard: Guard
+    health: HealthCheck
+
+    def __post_init__(self) -> None:
+        if isinstance(self.retain, bool) or not 0 <= self.retain < math.inf:
+            raise InvalidArgumentError(f"retain must be finite and >= 0, got {self.retain!r}")
+        if type(self.anchor) is not int or self.anchor < 0:
+            raise InvalidArgumentError(
+                f"anchor must be a whole number of 0 or more, got {self.anchor!r}"
+            )
+        for name, kind in (("guard", Guard), ("health", HealthCheck)):
+            if not isinstance(getattr(self, name), kind):
+                raise InvalidArgumentError(
+                    f"{name} must be a {kind.__name__}, got {type(getattr(self, name)).__name__}"
+                )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dicts."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Settings:
+        """What ``to_json`` gave, by way of a file."""
+        return cls(
+            **{
+                **fields,
+                "hparams": RomeHparams(**fields["hparams"]),
+                "context_templates": tuple(fields["context_templates"]),
+                "guard": Guard(**fields["guard"]),
+                "health": HealthCheck(**fields["health"]),
+            }
+        )

@@ -1,0 +1,70 @@
+"""Many requests, edited as their results are asked for."""
+
+from __future__ import annotations
+
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sized
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from tqdm.auto import tqdm
+
+from rome_fast.errors import InvalidRequestError, SessionWarning
+from rome_fast.types import EditRequest
+
+if TYPE_CHECKING:
+    from rome_fast.edit import Request
+    from rome_fast.session.sequence import Outcome
+
+
+class EditStream(Iterator["Outcome"]):
+    """Edits a window of requests whenever its results are asked for, and yields them one by one.
+
+    Nothing is edited before the first result is asked for: iterate, or make a list of it.
+    """
+
+    def __init__(
+        self,
+        edit: Callable[[list[EditRequest]], list[Outcome]],
+        requests: Iterable[Request],
+        size: int,
+        progress: bool,
+    ) -> None:
+        self._edit, self._size = edit, size
+        self._coming = enumerate(requests)
+        self._waiting: list[EditRequest] = []
+        self._done: deque[Outcome] = deque()
+        self._started = False
+        total = len(requests) if isinstance(requests, Sized) else None
+        self._bar = tqdm(total=total, desc="edits", unit="edit", disable=not progress)
+
+    def __next__(self) -> Outcome:
+        self._started = True
+        if not self._done:
+            self._fill()
+            if not self._waiting:
+                self._bar.close()
+                raise StopIteration
+            made = self._edit(self._waiting)
+            del self._waiting[: len(made)]
+            self._done.extend(made)
+        self._bar.update(1)
+        return self._done.popleft()
+
+    def __del__(self) -> None:
+        if not getattr(self, "_started", True):
+            self._bar.close()
+            warnings.warn(
+                "session.edit_many() was never iterated, so nothing was edited: write "
+                "`for result in session.edit_many(...)`, or list(...)",
+                SessionWarning,
+                stacklevel=2,
+            )
+
+    def _fill(self) -> None:
+        for index, item in islice(self._coming, self._size - len(self._waiting)):
+            try:
+                self._waiting.append(EditRequest.parse(item))
+            except InvalidRequestError as error:
+                raise type(error)(f"requests[{index}]: {error}") from error

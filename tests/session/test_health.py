@@ -1,0 +1,199 @@
+"""Looks at the model, against what can be computed by hand, and what a Session does then."""
+
+import json
+import math
+
+import pytest
+import torch
+from helpers import same_bits, state
+
+from rome_fast import HealthCheck, Session
+from rome_fast.errors import (
+    InvalidArgumentError,
+    MissingExtraError,
+    SessionWarning,
+    UnhealthyError,
+)
+from rome_fast.tokens import text_ids
+
+pytestmark = pytest.mark.filterwarnings("ignore::rome_fast.errors.EditWarning")
+
+TEXTS = ("Marie Curie worked in physics and chemistry.", "A short story about tea.")
+PROMPTS = ("The capital of Japan is", "It is a", "He is", "The founder is Steve Jobs")
+
+
+def perplexity(model, tok):
+    nll = []
+    for text in TEXTS:
+        ids = torch.tensor([text_ids(tok, text)])
+        with torch.no_grad():
+            log_probs = model(ids).logits[0, :-1].double().log_softmax(-1)
+        nll.append(-log_probs.gather(1, ids[0, 1:, None])[:, 0])
+    return math.exp(torch.cat(nll).mean())
+
+
+def answers(model, tok, prompts=PROMPTS):
+    with torch.no_grad():
+        return [
+            int(model(torch.tensor([text_ids(tok, prompt)])).logits[0, -1].argmax())
+            for prompt in prompts
+        ]
+
+
+def test_figures_are_those_of_the_model(tiny, options, requests):
+    model, tok = tiny
+    before, said = perplexity(model, tok), answers(model, tok)
+    weight = model.get_parameter(
+        "transformer.h.1.mlp.c_proj.weight"
+        if hasattr(model, "transformer")
+        else "model.layers.1.mlp.down_proj.weight"
+    )
+    base = weight.detach().clone()
+    check = HealthCheck(every=0, texts=TEXTS, prompts=PROMPTS)
+    with Session(model, tok, **{**options, "health": check}) as session:
+        assert session.health().problems == ()
+        results = list(session.edit_many(requests, progress=False))
+        health = session.health()
+    assert health.n_edits == health.last_edit == 6
+    assert health.perplexity == pytest.approx(perplexity(model, tok) / before, rel=1e-4)
+    now = answers(model, tok)
+    assert health.neighbourhood == sum(a == b for a, b in zip(said, now, strict=True)) / 4
+    asked = answers(model, tok, [result.request.text for result in results])
+    targets = [tok(" " + r.request.target)["input_ids"][-1] for r in results]
+    assert health.retention == sum(a == b for a, b in zip(asked, targets, strict=True)) / 6
+    [(name, norm)] = health.update_norms.items()
+    assert norm == pytest.approx(float((weight.detach() - base).norm() / base.norm()), rel=1e-4)
+    assert health.ranks == {name: 6}
+    assert health.kl > 0
+
+
+def test_a_look_before_any_edit_finds_nothing_changed(gpt2_session):
+    session, model = gpt2_session
+    before = state(model)
+    health = session.health()
+    assert (health.n_edits, health.retention, health.neighbourhood) == (0, None, None)
+    assert health.perplexity == pytest.approx(1.0, rel=1e-6)
+    assert health.healthy
+    assert same_bits(model, before)
+
+
+def test_the_first_look_may_come_late(gpt2, options, requests):
+    """The unedited model is looked at with the edits taken out for a moment."""
+    model, tok = gpt2
+    figures = []
+    for early in (True, False):
+        with Session(model, tok, **options) as session:
+            if early:
+                session.health()
+            list(session.edit_many(requests[:3], progress=False))
+            edited = state(model)
+            figures.append(session.health())
+            assert same_bits(model, edited)
+            session.undo(3)
+    assert figures[0] == figures[1]
+
+
+def unwell(**more):
+    """A check that every edited model fails."""
+    return HealthCheck(every=2, texts=TEXTS, prompts=PROMPTS, max_perplexity=0.0, **more)
+
+
+def test_warn_goes_on(gpt2, options, requests):
+    model, tok = gpt2
+    with Session(model, tok, **{**options, "health": unwell()}) as session:
+        session.edit(requests[0])
+        with pytest.warns(SessionWarning, match=r"UNHEALTHY: perplexity is .* \(limit 0\.0\)"):
+            session.edit(requests[1])
+        assert session.edit(requests[2]).edit_id == 3
+
+
+def test_stop_ends_the_sequence_until_it_is_healthy_again(gpt2, options, requests, monkeypatch):
+    model, tok = gpt2
+    check = unwell(on_unhealthy="stop")
+    with Session(model, tok, **{**options, "health": check}) as session:
+        stream = session.edit_many(requests, progress=False)
+        with pytest.warns(SessionWarning, match="UNHEALTHY"):
+            assert [next(stream).edit_id, next(stream).edit_id] == [1, 2]
+        before = state(model)
+        with pytest.raises(UnhealthyError, match=r"the Session has stopped: 2 edits"):
+            next(stream)
+        with pytest.raises(UnhealthyError):
+            session.edit(requests[3])
+        assert same_bits(model, before)
+        assert not session.health().healthy
+        monkeypatch.setattr("rome_fast.session.health.Baseline._problems", lambda *_: [])
+        assert session.health().healthy
+        assert session.edit(requests[3]).edit_id == 3
+
+
+def test_rollback_goes_back_to_the_last_healthy_look(gpt2, options, requests, monkeypatch):
+    model, tok = gpt2
+    check = HealthCheck(
+        every=2, texts=TEXTS, max_perplexity=1e9, on_unhealthy="rollback", min_retention=0.0
+    )
+    with Session(model, tok, **{**options, "health": check}) as session:
+        list(session.edit_many(requests[:2], progress=False))
+        healthy = state(model)
+        session.edit(requests[2])
+        monkeypatch.setattr("rome_fast.session.health.Baseline._problems", lambda *_: ["is ill"])
+        with pytest.warns(SessionWarning, match="is ill"):
+            with pytest.raises(UnhealthyError, match="edits 3 to 4 were undone"):
+                session.edit(requests[3])
+        assert same_bits(model, healthy)
+        assert [edit.edit_id for edit in session.log.holding()] == [1, 2]
+
+
+def test_every_counts_edits_not_calls(gpt2, options, requests):
+    model, tok = gpt2
+    check = HealthCheck(every=3, texts=TEXTS, max_perplexity=1e9, min_retention=0.0)
+    with Session(model, tok, **{**options, "health": check}) as session:
+        list(session.edit_many(requests, order="independent", window=2, progress=False))
+        assert [look.last_edit for look in session.checks] == [4]
+        session.undo(3)
+        session.edit(requests[5])
+        assert [look.last_edit for look in session.checks] == [4, 7]
+
+
+def test_curve_as_data_and_as_a_picture(gpt2, options, requests, tmp_path):
+    pytest.importorskip("matplotlib")
+    model, tok = gpt2
+    check = HealthCheck(
+        every=2,
+        texts=TEXTS,
+        prompts=PROMPTS,
+        max_perplexity=1e9,
+        min_retention=0.0,
+        min_neighbourhood=0.0,
+    )
+    with Session(model, tok, **{**options, "health": check}) as session:
+        list(session.edit_many(requests, progress=False))
+        session.save_checks(tmp_path / "curve.json")
+        session.save_checks(tmp_path / "curve.svg")
+        rows = json.loads((tmp_path / "curve.json").read_text())
+        assert rows == [look.to_json() | {"problems": []} for look in session.checks]
+    assert [row["n_edits"] for row in rows] == [2, 4, 6]
+    assert "<svg" in (tmp_path / "curve.svg").read_text()
+
+
+def test_a_picture_without_matplotlib_names_the_extra(gpt2_session, tmp_path, monkeypatch):
+    session, _ = gpt2_session
+    monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
+    with pytest.raises(MissingExtraError, match=r"rome-fast\[plot\]"):
+        session.save_checks(tmp_path / "curve.png")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"every": -1}, "health.every must be a whole number of 0 or more, got -1"),
+        ({"sample": 2.5}, "health.sample must be a whole number"),
+        ({"max_perplexity": math.nan}, "health.max_perplexity must be between 0 and inf, got nan"),
+        ({"min_retention": 90}, "health.min_retention must be between 0 and 1, got 90"),
+        ({"texts": "one text"}, "health.texts must be a list of strings, not one"),
+        ({"prompts": "It is"}, "health.prompts must be a list of strings"),
+        ({"on_unhealthy": "panic"}, "health.on_unhealthy must be one of"),
+    ],
+)
+def test_bad_checks_are_named(fields, message):
+    with pytest.raises(InvalidArgumentError, match=message):
+        HealthCheck(**fields)

@@ -1,0 +1,337 @@
+"""A Session's edits, and taking them out: always the bits of a replay."""
+
+import gc
+
+import pytest
+import torch
+from helpers import same_bits, state
+
+import rome_fast
+from rome_fast import HealthCheck, Session
+from rome_fast.errors import (
+    EditRejectedError,
+    HparamsError,
+    InvalidArgumentError,
+    InvalidRequestError,
+    RevertError,
+    SessionError,
+    SessionWarning,
+)
+from rome_fast.readback import read_targets
+from rome_fast.tokens import find_target_ids, text_ids
+
+pytestmark = pytest.mark.filterwarnings("ignore::rome_fast.errors.EditWarning")
+
+
+def test_edits_hold_and_are_numbered(tiny, options, requests):
+    model, tok = tiny
+    with Session(model, tok, **options) as session:
+        results = [session.edit(request) for request in requests[:4]]
+        assert [result.edit_id for result in results] == [1, 2, 3, 4]
+        assert all(result.success for result in results)
+        assert [edit.request.subject for edit in session.log.edits] == [
+            result.request.subject for result in results
+        ]
+    # The edits stay after close().
+    for result in results:
+        prompt = text_ids(tok, result.request.text)
+        target = [int(i) for i in find_target_ids(tok, result.request.text, result.request.target)]
+        assert read_targets(model, tok, [prompt], [target])[0].rank == 1
+
+
+def test_without_safeguards_a_session_is_edit_many(tiny, options, settings, requests):
+    model, tok = tiny
+    with rome_fast.trial(model, tok, requests, progress=False, **settings):
+        bits = state(model)
+    unguarded = {"retain": 0.0, "stop_loss": None, "guard": rome_fast.Guard(float("inf"))}
+    with Session(model, tok, **options, **unguarded) as session:
+        list(session.edit_many(requests, progress=False))
+    assert same_bits(model, bits)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_undo_of_everything_gives_every_bit_back(tiny, options, requests, dtype):
+    model, tok = tiny
+    before = state(model.to(dtype))
+    with Session(model, tok, **options) as session:
+        list(session.edit_many(requests, progress=False))
+        assert not same_bits(model, before)
+        assert session.undo(len(requests)) == [6, 5, 4, 3, 2, 1]
+        assert same_bits(model, before)
+        assert len(session.log) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_revert_in_the_middle_is_a_replay_without_it(tiny, options, requests, dtype):
+    model, tok = tiny
+    model.to(dtype)
+    fresh = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with Session(model, tok, **options) as session:
+        list(session.edit_many(requests, progress=False))
+        whole = state(model)
+        session.revert(3)
+        without = state(model)
+        log = session.log
+        assert session.redo() == [3]
+        assert same_bits(model, whole)
+    model.load_state_dict(fresh)
+    replay = rome_fast.EditLog(log.base)
+    replay.edits = [edit for edit in log.edits if edit.edit_id != 3]
+    replay.apply(model)
+    assert same_bits(model, without)
+
+
+def test_undo_and_redo_step_by_step(gpt2_session, requests):
+    session, model = gpt2_session
+    states = [state(model)]
+    for request in requests[:4]:
+        session.edit(request)
+        states.append(state(model))
+    for n in (3, 2, 1, 0):
+        assert session.undo() == [n + 1]
+        assert same_bits(model, states[n])
+    for n in (1, 2, 3, 4):
+        assert session.redo() == [n]
+        assert same_bits(model, states[n])
+    session.undo(2)
+    session.edit(requests[4])
+    with pytest.raises(RevertError, match=r"n must be 1 to 0, .* since the last new"):
+        session.redo()
+
+
+def test_a_result_reverts_its_own_edit(gpt2_session, requests):
+    session, model = gpt2_session
+    session.edit(requests[0])
+    before = state(model)
+    middle = session.edit(requests[1])
+    middle.revert()
+    assert same_bits(model, before)
+    with pytest.raises(RevertError, match="edit_id 2 is not among the edits that hold"):
+        middle.revert()
+
+
+@pytest.mark.parametrize("n", [0, 2, -1, True, "all"])
+def test_undo_of_more_than_there_is(gpt2_session, requests, n):
+    session, model = gpt2_session
+    session.edit(requests[0])
+    before = state(model)
+    with pytest.raises(RevertError, match=r"n must be 1 to 1, the edits to undo; got"):
+        session.undo(n)
+    assert same_bits(model, before)
+
+
+def test_the_same_fact_again_replaces_what_was_edited(tiny, options, requests):
+    model, tok = tiny
+    with Session(model, tok, **options) as session:
+        session.edit(requests[0])
+        before_first = state(model)
+        session.undo()
+        start = state(model)
+        session.redo()
+        session.edit(requests[1])
+        both = state(model)
+        again = session.edit({**requests[0], "target_new": "near"})
+        assert again.replaced == (1,)
+        assert again.success
+        assert any("edit 1 was taken out" in text for text in again.warnings)
+        assert [edit.edit_id for edit in session.log.holding()] == [2, 3]
+        session.undo()  # what it had replaced holds again
+        assert same_bits(model, both)
+        session.redo()
+        duplicate = session.edit({**requests[0], "prompt": " The founder  is {}".strip()})
+        assert duplicate.replaced == (1, 3)
+        assert [edit.edit_id for edit in session.log.holding()] == [2, 4]
+        session.undo(4)
+        assert same_bits(model, start)
+        assert not same_bits(model, before_first)
+
+
+def test_a_failed_replacement_leaves_the_old_edit(gpt2_session, requests):
+    session, model = gpt2_session
+    session.edit(requests[0])
+    session.edit(requests[1])
+    before = state(model)
+    too_long = {**requests[0], "target_new": "river " * 600}
+    with pytest.raises(InvalidRequestError, match="shorten the prompt"):
+        session.edit(too_long)
+    assert same_bits(model, before)
+    assert len(session.log) == 2
+
+
+def test_a_window_of_independent_requests(tiny, options, requests):
+    model, tok = tiny
+    with Session(model, tok, **options) as session:
+        again = {**requests[0], "target_new": "near"}
+        stream = session.edit_many(
+            [*requests[:4], again], order="independent", window=4, progress=False
+        )
+        results = list(stream)
+        assert [result.window for result in results] == [4, 4, 4, 4, 1]
+        assert results[4].replaced == (1,)
+        assert all(result.success for result in results[1:])
+
+
+def test_a_generator_is_read_as_the_edits_are_made(gpt2_session, requests):
+    session, _ = gpt2_session
+    read = []
+
+    def source():
+        for request in requests:
+            read.append(request["subject"])
+            yield request
+
+    stream = session.edit_many(source(), progress=False)
+    assert read == []
+    assert next(stream).edit_id == 1
+    assert read == ["Steve Jobs"]
+    next(stream)
+    assert len(session.log) == 2
+
+
+def test_an_edit_many_that_nobody_iterates_says_so(gpt2_session, requests):
+    session, model = gpt2_session
+    before = state(model)
+    with pytest.warns(SessionWarning, match="never iterated, so nothing was edited"):
+        session.edit_many(requests, progress=False)
+        gc.collect()
+    assert same_bits(model, before)
+
+
+def test_a_bad_request_in_a_stream_is_named(gpt2_session, requests):
+    session, _ = gpt2_session
+    stream = session.edit_many([requests[0], {"prompt": "{} is"}], progress=False)
+    assert next(stream).success
+    with pytest.raises(InvalidRequestError, match=r"requests\[1\]: request lacks subject"):
+        next(stream)
+    assert len(session.log) == 1
+
+
+def test_a_second_session_on_a_weight_is_refused(gpt2, options, requests):
+    model, tok = gpt2
+    with Session(model, tok, **options) as session:
+        for other in (
+            lambda: Session(model, tok, **options),
+            lambda: rome_fast.edit(
+                model, tok, requests[0], **{k: v for k, v in options.items() if k != "health"}
+            ),
+            lambda: session.log.apply(model),
+        ):
+            with pytest.raises(SessionError, match=r"is being edited by an open Session"):
+                other()
+        elsewhere = {**options, "hparams": options["hparams"].replace(layers=[0])}
+        Session(model, tok, **elsewhere).close()
+    Session(model, tok, **options).close()
+
+
+def test_a_session_that_is_forgotten_lets_go(gpt2, options):
+    model, tok = gpt2
+    n_hooks = len(model._forward_pre_hooks)
+    session = Session(model, tok, **options)
+    assert len(model._forward_pre_hooks) == n_hooks + 1
+    del session
+    gc.collect()
+    assert len(model._forward_pre_hooks) == n_hooks
+    Session(model, tok, **options).close()
+
+
+def test_a_closed_session_edits_nothing(gpt2, options, requests):
+    model, tok = gpt2
+    with Session(model, tok, **options) as session:
+        result = session.edit(requests[0])
+    session.close()  # twice is once
+    edited = state(model)
+    for use in (lambda: session.edit(requests[1]), session.undo, result.revert, session.health):
+        with pytest.raises(SessionError, match="the Session is closed"):
+            use()
+    assert same_bits(model, edited)
+
+
+def test_a_weight_that_others_wrote_to_is_not_touched(gpt2_session, requests):
+    session, model = gpt2_session
+    session.edit(requests[0])
+    with torch.no_grad():
+        model.transformer.h[1].mlp.c_proj.weight.mul_(1.5)
+    before = state(model)
+    for use in (lambda: session.edit(requests[1]), session.undo):
+        with pytest.raises(SessionError, match="was changed outside of the Session"):
+            use()
+    assert same_bits(model, before)
+
+
+def test_a_weight_that_was_replaced_is_not_touched(gpt2_session, requests):
+    session, model = gpt2_session
+    model.transformer.h[1].mlp.c_proj.weight = torch.nn.Parameter(
+        model.transformer.h[1].mlp.c_proj.weight.detach().clone()
+    )
+    with pytest.raises(SessionError, match="was replaced or cast outside of the Session"):
+        session.edit(requests[0])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"retain": -1.0}, "retain must be finite and >= 0, got -1.0"),
+        ({"retain": float("inf")}, "retain must be finite"),
+        ({"retain": True}, "retain must be finite and >= 0, got True"),
+        ({"anchor": 1.5}, "anchor must be a whole number of 0 or more, got 1.5"),
+        ({"guard": "shrink"}, "guard must be a Guard, got str"),
+        ({"health": 5}, "health must be a HealthCheck, got int"),
+    ],
+)
+def test_bad_options_are_named(gpt2, options, change, message):
+    model, tok = gpt2
+    before = state(model)
+    with pytest.raises(InvalidArgumentError, match=message):
+        Session(model, tok, **{**options, **change})
+    assert same_bits(model, before)
+    assert not model._forward_pre_hooks
+    Session(model, tok, **options).close()  # nothing was kept
+
+
+def test_a_bad_stop_loss_is_named(gpt2, options):
+    model, tok = gpt2
+    with pytest.raises(HparamsError, match=r"hparams\.v_stop_loss must be a finite number >= 0"):
+        Session(model, tok, **options, stop_loss=-0.1)
+
+
+def test_half_precision_is_the_float32_sum_rounded_once(gpt2, options, requests):
+    model, tok = gpt2
+    weight = model.bfloat16().transformer.h[1].mlp.c_proj.weight
+    total = weight.detach().float()
+    with Session(model, tok, **options) as session:
+        for result in session.edit_many(requests, progress=False):
+            total += result.update.dense()
+    assert torch.equal(weight, total.bfloat16())
+
+
+def test_rejections_do_not_stop_a_sequence(gpt2, options, requests):
+    model, tok = gpt2
+    long = {**requests[1], "target_new": "river " * 600}
+    with Session(model, tok, **options) as session:
+        results = list(session.edit_many([requests[0], long, requests[2]], progress=False))
+        assert [result.success for result in results] == [True, False, True]
+        assert isinstance(results[1], rome_fast.session.RejectedEdit)
+        assert "REJECTED" in str(results[1])
+        [rejection] = session.log.rejections
+        assert rejection.request.subject == "Eiffel Tower"
+        assert "InvalidRequestError" in rejection.reason
+        assert [edit.edit_id for edit in session.log.edits] == [1, 2]
+
+
+def test_a_bad_request_of_a_window_costs_the_others_nothing(gpt2, options, requests):
+    model, tok = gpt2
+    long = {**requests[1], "target_new": "river " * 600}
+    with Session(model, tok, **options) as session:
+        results = list(
+            session.edit_many([requests[0], long, requests[2]], order="independent", progress=False)
+        )
+        assert [result.success for result in results] == [True, False, True]
+        assert isinstance(results[1].error, InvalidRequestError)
+        assert not isinstance(results[1].error, EditRejectedError)
+
+
+def test_defaults_sample_what_they_need(gpt2):
+    model, tok = gpt2
+    with Session(model, tok) as session:
+        assert session.log.base.edited
+    assert HealthCheck().every == 50

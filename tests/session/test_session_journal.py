@@ -1,0 +1,273 @@
+"""What is on the disk after anything: every acknowledged edit, and none half applied."""
+
+import copy
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import same_bits, state
+
+from rome_fast import EditLog, Guard, HealthCheck, SecondMoment, Session
+from rome_fast.errors import EditLogError, JournalError, SessionWarning
+
+pytestmark = pytest.mark.filterwarnings("ignore::rome_fast.errors.EditWarning")
+
+
+@pytest.fixture
+def written(gpt2, options, requests, tmp_path):
+    """(journal, pristine model and tok, edited model) after six edits, an undo and a revert."""
+    pristine, (model, tok) = copy.deepcopy(gpt2), gpt2
+    path = tmp_path / "edits.journal"
+    with Session(model, tok, **options, journal=path) as session:
+        list(session.edit_many(requests, progress=False))
+        session.undo()
+        session.revert(2)
+    return path, pristine, model
+
+
+def test_resume_goes_on_where_it_ended(written, requests):
+    path, (model, tok), edited = written
+    with Session.resume(path, model, tok, second_moment="identity") as session:
+        assert all(
+            torch.equal(a, b)
+            for a, b in zip(model.state_dict().values(), edited.state_dict().values(), strict=True)
+        )
+        assert [edit.edit_id for edit in session.log.holding()] == [1, 3, 4, 5]
+        assert session._book.retained.retained == {1, 3, 4, 5}
+        result = session.edit(requests[1])
+        assert result.edit_id == 7
+    assert [edit.edit_id for edit in EditLog.load(path).holding()] == [1, 3, 4, 5, 7]
+
+
+def test_a_resumed_session_edits_as_one_that_never_stopped(gpt2, options, requests, tmp_path):
+    (model, tok), (other, _), (third, _) = gpt2, copy.deepcopy(gpt2), copy.deepcopy(gpt2)
+    own = {"retain": 0.5, "anchor": 2, "guard": Guard(2.0, "reject"), "stop_loss": 0.4}
+    with Session(model, tok, **options, **own) as session:
+        list(session.edit_many(requests, progress=False))
+    path = tmp_path / "edits.journal"
+    with Session(other, tok, **options, **own, journal=path) as session:
+        list(session.edit_many(requests[:3], progress=False))
+    with Session.resume(path, third, tok, second_moment="identity") as session:
+        assert session._sequencer._settings.guard == Guard(2.0, "reject")
+        list(session.edit_many(requests[3:], progress=False))
+    for name, weight in model.state_dict().items():
+        torch.testing.assert_close(third.state_dict()[name], weight, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_killed_at_any_moment(tmp_path):
+    seed = random.SystemRandom().randrange(2**31)
+    program = Path(__file__).with_name("killed.py")
+    command = [sys.executable, str(program), str(tmp_path), "50", str(seed)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, f"seed {seed}\n{done.stderr[-3000:]}"
+    runs = json.loads(done.stdout)
+    assert len(runs) == 50
+    assert sum(run["acknowledged"] for run in runs) > 50
+    assert sum(run["same"] for run in runs) > 10
+
+
+def test_torn_anywhere_the_whole_records_remain(written):
+    path, _, _ = written
+    data, whole = path.read_bytes(), EditLog.load(path)
+    ends = _ends(data)
+    chosen = random.Random(0)
+    for cut in [*chosen.sample(range(ends[0], len(data)), 60), *ends[:-1]]:
+        path.write_bytes(data[:cut])
+        log = EditLog.load(path)
+        n_records = sum(end <= cut for end in ends) - 1
+        assert len(log.edits) == min(n_records, 6)
+        for a, b in zip(log.edits, whole.edits, strict=False):
+            assert torch.equal(a.update.u, b.update.u)
+            assert a.request == b.request
+
+
+def _ends(data):
+    """Where each record ends."""
+    ends, at = [], data.index(b"\n") + 1
+    while at < len(data):
+        at += 44 + int.from_bytes(data[at + 4 : at + 12], "little")
+        ends.append(at)
+    return ends
+
+
+def test_a_torn_record_is_dropped_and_said(written):
+    path, (model, tok), _ = written
+    data = path.read_bytes()
+    path.write_bytes(data[:-7])
+    torn = len(data) - 7 - _ends(data)[-2]
+    with pytest.warns(SessionWarning, match=rf"the last record was torn \({torn} bytes\)"):
+        session = Session.resume(path, model, tok, second_moment="identity")
+    session.close()
+    assert path.read_bytes() == data[: _ends(data)[-2]]
+
+
+def test_a_flipped_bit_in_the_last_record_is_a_torn_one(written):
+    path, (model, tok), _ = written
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 4
+    path.write_bytes(bytes(data))
+    with pytest.warns(SessionWarning, match="torn"):
+        Session.resume(path, model, tok, second_moment="identity").close()
+
+
+@pytest.mark.parametrize("place", ["payload", "length", "mark"])
+def test_damage_in_the_middle_is_no_torn_end(written, place):
+    """Dropping what follows would lose edits that were acknowledged."""
+    path, (model, tok), _ = written
+    data = bytearray(path.read_bytes())
+    begin = _ends(data)[2]
+    data[begin + {"payload": 500, "length": 7, "mark": 0}[place]] ^= 16
+    path.write_bytes(bytes(data))
+    before = state(model)
+    with pytest.raises(JournalError, match=rf"is damaged at byte {begin}, after 2 records"):
+        Session.resume(path, model, tok, second_moment="identity")
+    with pytest.raises(EditLogError, match="is damaged at byte"):
+        EditLog.load(path)
+    assert path.read_bytes() == bytes(data)
+    assert same_bits(model, before)
+
+
+def test_an_existing_journal_is_not_overwritten(written, options):
+    path, (model, tok), _ = written
+    data = path.read_bytes()
+    with pytest.raises(JournalError, match=r"exists already: Session\.resume"):
+        Session(model, tok, **options, journal=path)
+    assert path.read_bytes() == data
+    Session(model, tok, **options).close()  # neither the weight nor the file is still held
+    Session.resume(path, model, tok, second_moment="identity").close()
+
+
+def test_a_journal_has_one_session_at_a_time(gpt2, options, tmp_path):
+    (model, tok), (other, _) = gpt2, copy.deepcopy(gpt2)
+    path = tmp_path / "edits.journal"
+    with Session(model, tok, **options, journal=path):
+        with pytest.raises(JournalError, match="another Session has it open"):
+            Session.resume(path, other, tok, second_moment="identity")
+
+
+def test_another_model_is_refused_by_the_weight(written, requests):
+    path, (model, tok), edited = written
+    name = "transformer.h.1.mlp.c_proj.weight"
+    with pytest.raises(EditLogError, match=f"{name} differs .* load the unedited model"):
+        Session.resume(path, edited, tok, second_moment="identity")
+    with torch.no_grad():
+        model.transformer.h[0].attn.c_proj.weight.mul_(1.01)
+    before = state(model)
+    with pytest.raises(EditLogError, match=r"transformer\.h\.0\.attn\.c_proj\.weight differs"):
+        Session.resume(path, model, tok, second_moment="identity")
+    assert same_bits(model, before)
+
+
+def test_another_second_moment_is_refused(written):
+    path, (model, tok), _ = written
+    moment = SecondMoment(256)
+    moment.add(torch.randn(600, 256))
+    before = state(model)
+    with pytest.raises(JournalError, match="begun with another second_moment"):
+        Session.resume(path, model, tok, second_moment=moment)
+    assert same_bits(model, before)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "there is no journal"),
+        (b"something else\n", "is not a Session's journal"),
+        (b"rome_fast.journal.1\n", "has lost its first record"),
+    ],
+)
+def test_what_is_no_journal(gpt2, tmp_path, content, message):
+    model, tok = gpt2
+    path = tmp_path / "edits.journal"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(JournalError, match=message):
+        Session.resume(path, model, tok)
+
+
+def test_a_full_disk_refuses_the_edit(gpt2, options, requests, tmp_path, monkeypatch):
+    model, tok = gpt2
+    path = tmp_path / "edits.journal"
+    with Session(model, tok, **options, journal=path) as session:
+        session.edit(requests[0])
+        before, data = state(model), path.read_bytes()
+
+        def full(handle):
+            raise OSError(28, "No space left on device")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", full)
+            for use in (lambda: session.edit(requests[1]), session.undo, session.health):
+                with pytest.raises(JournalError, match="No space left on device"):
+                    use()
+                assert same_bits(model, before)
+                assert path.read_bytes() == data
+        assert len(session.log.edits) == 1
+        assert session.edit(requests[1]).edit_id == 2
+    assert len(EditLog.load(path)) == 2
+
+
+def test_a_really_full_disk(gpt2, options, requests):
+    """Writing to /dev/full fails as a full disk does."""
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full here")
+    model, tok = gpt2
+    before = state(model)
+    with pytest.raises(JournalError):
+        Session(model, tok, **options, journal="/dev/full")
+    assert same_bits(model, before)
+    Session(model, tok, **options).close()
+
+
+def test_a_folder_that_cannot_be_written(gpt2, options, tmp_path):
+    model, tok = gpt2
+    (tmp_path / "file").write_text("")
+    before = state(model)
+    with pytest.raises(JournalError, match="cannot be opened"):
+        Session(model, tok, **options, journal=tmp_path / "file" / "edits.journal")
+    assert same_bits(model, before)
+    Session(model, tok, **options).close()
+
+
+def test_an_edit_is_on_the_disk_before_it_is_acknowledged(
+    gpt2, options, requests, tmp_path, monkeypatch
+):
+    model, tok = gpt2
+    path, synced = tmp_path / "edits.journal", []
+    fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda handle: (fsync(handle), synced.append(1))[0])
+    with Session(model, tok, **options, journal=path) as session:
+        opened = len(synced)
+        for n, request in enumerate(requests[:3], 1):
+            session.edit(request)
+            assert len(synced) == opened + n
+            assert len(EditLog.load(path)) == n
+
+
+def test_looks_at_the_health_are_kept(gpt2, options, requests, tmp_path):
+    (model, tok), (other, _) = gpt2, copy.deepcopy(gpt2)
+    path = tmp_path / "edits.journal"
+    own = {
+        **options,
+        "health": HealthCheck(
+            every=2,
+            prompts=("It is",),
+            max_perplexity=1e9,
+            min_retention=0.0,
+            min_neighbourhood=0.0,
+        ),
+    }
+    with Session(model, tok, **own, journal=path) as session:
+        list(session.edit_many(requests[:5], progress=False))
+        checks = session.checks
+    assert [check.last_edit for check in checks] == [2, 4]
+    with Session.resume(path, other, tok, second_moment="identity") as session:
+        assert session.checks == checks
+        session.edit(requests[5])
+        assert [check.last_edit for check in session.checks] == [2, 4, 6]

@@ -1,0 +1,142 @@
+"""Threads: edits one at a time, and every forward on the weights of one moment."""
+
+import copy
+import threading
+import time
+
+import pytest
+import torch
+from helpers import same_bits
+
+from rome_fast import Session
+from rome_fast.errors import SessionError
+
+pytestmark = pytest.mark.filterwarnings("ignore::rome_fast.errors.EditWarning")
+
+
+def run_all(*targets):
+    """Run them at once; what one of them raises is raised here."""
+    errors = []
+
+    def guarded(target):
+        try:
+            target()
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=guarded, args=(target,)) for target in targets]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not any(thread.is_alive() for thread in threads), "a thread hangs"
+    if errors:
+        raise errors[0]
+
+
+def test_two_threads_that_edit_are_one_after_the_other(gpt2, options, requests):
+    model, tok = gpt2
+    fresh = copy.deepcopy(model)
+    with Session(model, tok, **options) as session:
+        run_all(
+            lambda: [session.edit(request) for request in requests[:3]],
+            lambda: [session.edit(request) for request in requests[3:]],
+        )
+        log = session.log
+        assert [edit.edit_id for edit in log.edits] == [1, 2, 3, 4, 5, 6]
+    log.apply(fresh)
+    assert same_bits(fresh, model.state_dict())
+
+
+def test_a_thread_that_generates_sees_whole_models_only(gpt2, options, requests):
+    """Each of its logits is that of the model after some number of edits, to the bit."""
+    model, tok = gpt2
+    fresh, seen, done = copy.deepcopy(model), [], threading.Event()
+    ids = torch.tensor([tok("The founder is Steve Jobs")["input_ids"]])
+
+    @torch.no_grad()
+    def read():
+        while not done.is_set():
+            seen.append(model(ids).logits)
+
+    with Session(model, tok, **options) as session:
+
+        def edit():
+            try:
+                for request in requests:
+                    session.edit(request)
+                    time.sleep(0.01)
+            finally:
+                done.set()
+
+        run_all(read, edit)
+        log = session.log
+    possible = []
+    for n in range(len(log.edits) + 1):
+        part = log.copy()
+        part.edits = part.edits[:n]
+        applied = part.apply(fresh)
+        with torch.no_grad():
+            possible.append(fresh(ids).logits)
+        applied.revert()
+    moments = [next(i for i, p in enumerate(possible) if torch.equal(p, x)) for x in seen]
+    assert moments == sorted(moments)
+    assert len(set(moments)) > 2
+
+
+def test_reading_keeps_edits_out(gpt2_session, requests):
+    session, _ = gpt2_session
+    inside, events = threading.Event(), []
+
+    def read():
+        with session.reading(), session.reading():
+            inside.set()
+            time.sleep(0.3)
+            events.append("read")
+
+    def edit():
+        inside.wait()
+        session.edit(requests[0])
+        events.append("edited")
+
+    run_all(read, edit)
+    assert events == ["read", "edited"]
+
+
+def test_an_edit_inside_reading_is_refused(gpt2_session, requests):
+    session, model = gpt2_session
+    with session.reading():
+        with pytest.raises(SessionError, match=r"would wait for itself"):
+            session.edit(requests[0])
+        model(torch.tensor([[1, 2, 3]]))
+    assert session.edit(requests[0]).edit_id == 1
+
+
+def test_a_forward_that_fails_does_not_lock_the_model(gpt2_session, requests):
+    session, model = gpt2_session
+
+    def fail():
+        with pytest.raises(IndexError):
+            model(torch.tensor([[10**6]]))
+
+    run_all(fail)
+    run_all(lambda: session.edit(requests[0]))
+
+
+def test_editors_are_not_kept_waiting_by_many_readers(gpt2_session, requests):
+    session, model = gpt2_session
+    done = threading.Event()
+
+    @torch.no_grad()
+    def read():
+        while not done.is_set():
+            model(torch.tensor([[1, 2, 3]]))
+
+    def edit():
+        try:
+            session.edit(requests[0])
+        finally:
+            done.set()
+
+    run_all(read, read, read, edit)
+    assert len(session.log) == 1
