@@ -24,6 +24,7 @@ from rome_fast.cli.doctor import doctor
 from rome_fast.cli.edit import edit
 from rome_fast.cli.evaluate import evaluate
 from rome_fast.cli.locate import locate, plan
+from rome_fast.cli.log import apply, export, log
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -36,6 +37,9 @@ app.command()(evaluate)
 app.command()(bench)
 app.command()(locate)
 app.command()(plan)
+app.command()(log)
+app.command()(apply)
+app.command()(export)
 
 
 @app.callback()

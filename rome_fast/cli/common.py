@@ -20,6 +20,7 @@ from rome_fast.errors import (
     RecordWarning,
     RomeFastError,
     SecondMomentWarning,
+    SessionWarning,
 )
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ console = Console(highlight=False)
 
 EDIT_FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 
-_SHOWN = (SecondMomentWarning, RecordWarning)
+_SHOWN = (SecondMomentWarning, SessionWarning, RecordWarning)
 
 
 @contextmanager
