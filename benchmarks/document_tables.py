@@ -52,6 +52,27 @@ PHASES = {
     "edit": "the edits",
     "total": "everything",
 }
+SEQUENCE: Columns = {
+    "rewrite": lambda r: f"{r['success']:.1f}",
+    "paraphrase": lambda r: f"{r['paraphrase']:.1f}",
+    "neighbours": lambda r: f"{r['neighbours']:.1f}",
+    "perplexity": lambda r: f"{r['perplexity']:.3f}",
+}
+WAYS = {
+    "kmeng01's update": "kmeng01's update (`original`)",
+    "r-ROME": "r-ROME (`mean_key`)",
+    "both_keys": "`both_keys`, no safeguard",
+    "+ guard": "... and the guard",
+    "+ anchor": "... and `anchor=16`",
+    "+ retain": "... and `retain`",
+    "+ stop_loss": "... and `stop_loss`",
+    "Session": "`Session`, as it comes",
+    "Session + anchor": "`Session`, and `anchor=16`",
+}
+HALVES: Columns = {
+    "added one by one": lambda r: f"{r['direct']:.1%}",
+    "float32 sum, rounded once": lambda r: f"{r['sum']:.2%}",
+}
 TRIALS: Columns = {
     "success": lambda r: f"{r['success']:.0%}",
     "paraphrases": lambda r: f"{r['paraphrase']:.0%}",
@@ -146,16 +167,46 @@ def tracing_tables() -> list[str]:
     return lines
 
 
+def sequence_tables() -> dict[int, list[str]]:
+    """All ways of editing a sequence, after 200 and after all edits."""
+    report, tables = read("session-curves"), {}
+    for n_edits in (200, report["edits"]):
+        rows = {row["way"]: row for row in report["points"] if row["edits"] == n_edits}
+        named = [(title, rows[way]) for way, title in WAYS.items()]
+        one = [("one edit alone", report["alone"])]
+        tables[n_edits] = table(f"after {n_edits} edits", SEQUENCE, one + named)
+    return tables
+
+
+def options_table() -> list[str]:
+    """A Session with one option changed, after all edits."""
+    report = read("session-options")
+    rows = [row for row in report["points"] if row["edits"] == report["edits"]]
+    columns = {**SEQUENCE, "norm": lambda r: f"{r['relative_norm']:.2f}"}
+    return table(f"after {report['edits']} edits", columns, [(f"`{r['way']}`", r) for r in rows])
+
+
+def half_precision_table() -> list[str]:
+    rows = read("half-precision")["points"]
+    return table(
+        "dtype, one update / weight",
+        HALVES,
+        [(f"{row['dtype']}, {row['share']:g}", row) for row in rows],
+    )
+
+
 def documents() -> dict[str, list[str]]:
     """The lines that each document has to hold."""
     speed, (sums, factors) = speed_tables(), second_moment_tables()
+    sequences = sequence_tables()
     shown = speed["gpt2-124m, layer 6 of 12"] + speed["embedded model, layer 2 of 6"]
     return {
-        "README.md": shown + order_table(),
+        "README.md": shown + order_table() + sequences[200],
         "docs/benchmarks.md": shown,
         "docs/many_edits.md": order_table(),
-        "docs/decisions.md": sums,
-        "docs/numerics.md": factors,
+        "docs/decisions.md": sums + options_table(),
+        "docs/numerics.md": factors + half_precision_table(),
+        "docs/sessions.md": sequences[200] + sequences[500],
         "docs/evaluation.md": evaluation_table(),
         "docs/tracing.md": tracing_tables(),
     }
