@@ -186,6 +186,21 @@ def options_table() -> list[str]:
     return table(f"after {report['edits']} edits", columns, [(f"`{r['way']}`", r) for r in rows])
 
 
+def cost_table() -> list[str]:
+    """What a Session adds to the search for v*, as a share of it."""
+    overhead, lines = read("session-speed")["overhead"], []
+    cases = {"embedded": "embedded model", "gpt2-124m": "GPT-2 small's shape"}
+    for case, title in cases.items():
+        for way in ("session", "session with looks"):
+            lines.append((f"{title}, {way.replace('session', 'Session')}", overhead[case][way]))
+    columns: Columns = {
+        "search for v\\*, s": lambda r: f"{r['value']:.3f}",
+        "added": lambda r: f"{r['added']:.1%}",
+        "from, to": lambda r: "{:.1%}, {:.1%}".format(*r["added_spread"]),
+    }
+    return table("an edit", columns, lines)
+
+
 def half_precision_table() -> list[str]:
     rows = read("half-precision")["points"]
     return table(
@@ -206,7 +221,7 @@ def documents() -> dict[str, list[str]]:
         "docs/many_edits.md": order_table(),
         "docs/decisions.md": sums + options_table(),
         "docs/numerics.md": factors + half_precision_table(),
-        "docs/sessions.md": sequences[200] + sequences[500],
+        "docs/sessions.md": sequences[200] + sequences[500] + cost_table(),
         "docs/evaluation.md": evaluation_table(),
         "docs/tracing.md": tracing_tables(),
     }
