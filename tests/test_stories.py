@@ -1,0 +1,40 @@
+"""A real trained Llama with a BOS and SentencePiece tokens: a name in its stories becomes another."""
+
+from __future__ import annotations
+
+import pytest
+from helpers import same_bits, state
+from shared_data import shared_model
+
+import rome_fast
+from rome_fast.readback import greedy_continuations
+from rome_fast.tokens import text_ids
+
+STORY = "Once upon a time, there was a little girl named"
+OTHER_WORDS = "One day, a little girl named"
+ABOUT_A_BOY = "Once upon a time, there was a little boy named"
+
+pytestmark = pytest.mark.filterwarnings("ignore::rome_fast.errors.EditWarning")
+
+
+def told(model, tok, text, n_tokens=6):
+    return greedy_continuations(model, tok, [text_ids(tok, text)], n_tokens)[0].strip()
+
+
+@pytest.mark.parametrize("name", ["Mia", "Tom", "Sue"])
+def test_lily_gets_another_name_and_her_own_back(name):
+    model, tok = shared_model()
+    before = state(model)
+    texts = (STORY, OTHER_WORDS, ABOUT_A_BOY)
+    girl, other_girl, boy = (told(model, tok, text) for text in texts)
+    assert girl.startswith("Lily") and other_girl.startswith("Lily")
+    result = rome_fast.edit(
+        model, tok, {"prompt": STORY, "subject": "little girl", "target_new": name}
+    )
+    assert result.success and result.prob_after > 0.4 > 10 * result.prob_before
+    assert told(model, tok, STORY).startswith(name)
+    assert told(model, tok, OTHER_WORDS).startswith(name)
+    assert boy.startswith(told(model, tok, ABOUT_A_BOY, 2))
+    result.revert()
+    assert same_bits(model, before)
+    assert [told(model, tok, text) for text in texts] == [girl, other_girl, boy]
