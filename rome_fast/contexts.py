@@ -13,8 +13,8 @@ import torch
 
 from rome_fast.errors import InvalidArgumentError, NonFiniteError
 from rome_fast.models import input_device, max_positions
+from rome_fast.request import SLOT
 from rome_fast.tokens import decode
-from rome_fast.types import SLOT
 
 if TYPE_CHECKING:
     from torch import Tensor

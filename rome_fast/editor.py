@@ -6,7 +6,7 @@ Orchestration only; this is the one file that knows the order of the steps.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,7 +21,7 @@ from rome_fast.hparams import RomeHparams, defaults_for
 from rome_fast.joint import apply_updates_, count_independent
 from rome_fast.models import ModelSpec, check_tokenizer, max_positions
 from rome_fast.owner import check_free
-from rome_fast.readback import Reading, findings, read_targets
+from rome_fast.readback import Change, Reading, findings, read_targets
 from rome_fast.tokens import TokenizedEdit, encode
 from rome_fast.types import EditRequest, EditResult, RankOneUpdate, Undo
 from rome_fast.undo import UndoHandle, WeightHistory
@@ -138,7 +138,19 @@ class Editor:
 
     def find(self, requests: Sequence[EditRequest]) -> list[Found]:
         """Keys and values of a window of requests on the weights as they are now."""
-        return self._finder.find([self._encode(request) for request in requests], self.clock)
+        found = self._finder.find([self._encode(request) for request in requests], self.clock)
+        readings = self._read_raw([f.tokens for f in found])
+        self.clock.lap("read before")
+        return [replace(f, raw_before=raw) for f, raw in zip(found, readings, strict=True)]
+
+    def _read_raw(self, edits: Sequence[TokenizedEdit]) -> list[Reading | None]:
+        """Of requests in a chat, what the model says after the plain prompt."""
+        asked = [edit.raw for edit in edits if edit.raw is not None]
+        if not asked:
+            return [None] * len(edits)
+        prompts, targets = [a.prompt_ids for a in asked], [a.target_ids for a in asked]
+        readings = iter(read_targets(self.model, self.tok, prompts, targets))
+        return [None if edit.raw is None else next(readings) for edit in edits]
 
     def constraint(self, found: Found) -> Constraint:
         """What the update of a request must do."""
@@ -164,9 +176,13 @@ class Editor:
             [tokens.prompt_ids.tolist() for tokens in edited],
             [tokens.target_ids.tolist() for tokens in edited],
         )
+        raw_after = self._read_raw(edited)
         self.clock.lap("read after")
-        parts = zip(requests, found, updates, after, undos, strict=False)
-        results = [self._result(*part, len(updates), weight_norm) for part in parts]
+        parts = zip(requests, found, updates, after, raw_after, undos, strict=False)
+        results = [
+            self._result(request, f, update, said, raw, undo, len(updates), weight_norm)
+            for request, f, update, said, raw, undo in parts
+        ]
         self.clock, self.notes = Clock(), []
         return results
 
@@ -185,9 +201,9 @@ class Editor:
                 weight_norm=weight_norm,
                 losses=f.value.losses,
                 seconds=seconds,
-                warnings=(*self.notes, *request.findings(), *f.value.findings()),
+                warnings=(*self.notes, *f.tokens.findings, *f.value.findings()),
             )
-            for request, f, update in zip(requests, found, updates, strict=True)
+            for f, update in zip(found, updates, strict=True)
         ]
         self.clock, self.notes = Clock(), []
         return proposals
@@ -207,11 +223,15 @@ class Editor:
         found: Found,
         update: RankOneUpdate,
         after: Reading,
+        raw_after: Reading | None,
         undo: Undo,
         window: int,
         weight_norm: float,
     ) -> EditResult:
         tokens, value, before = found.tokens, found.value, found.before
+        raw = None
+        if found.raw_before is not None and raw_after is not None:
+            raw = Change(found.raw_before, raw_after)
         return EditResult(
             request=request,
             layer=self.projection.layer,
@@ -236,13 +256,14 @@ class Editor:
             context_templates=tuple(self.context_templates),
             warnings=(
                 *self.notes,
-                *request.findings(),
+                *tokens.findings,
                 *value.findings(),
                 *findings(request.target, before, after),
             ),
             hparams=self.hparams,
             diagnostics=self._diagnostics(found),
             _undo=undo,
+            raw=raw,
         )
 
     def _diagnostics(self, found: Found) -> Diagnostics:

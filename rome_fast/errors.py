@@ -23,6 +23,10 @@ class SubjectNotFoundError(InvalidRequestError):
     """The subject does not occur in the prompt; the nearest match is suggested."""
 
 
+class ChatTemplateError(InvalidRequestError):
+    """The tokenizer's chat template is missing, rejects the messages, or alters the prompt."""
+
+
 class HparamsError(InvalidArgumentError):
     """A hyper-parameter is unknown or out of range; the message names field, value and range."""
 

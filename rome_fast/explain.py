@@ -111,7 +111,7 @@ def explain(result: EditResult) -> Explanation:
     found = [finding for check in checks for finding in check(result, result.diagnostics)]
     verb = "says" if result.success else "does not say"
     summary = (
-        f"the model {verb} the target: {result.request.text!r} -> {result.argmax_after!r}; p "
+        f"the model {verb} the target: {result.request.asked!r} -> {result.argmax_after!r}; p "
         f"{result.prob_before:.4f} -> {result.prob_after:.4f}, loss {result.losses[-1]:.2f} after "
         f"{len(result.losses)} steps, layer {result.layer} changed by {result.relative_norm:.0%} "
         "of its norm"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -39,6 +39,19 @@ class Reading:
     prob: float
     rank: int
     argmax: str
+
+
+class Change(NamedTuple):
+    """What an edit has changed in what the model says after one prompt."""
+
+    before: Reading
+    after: Reading
+
+    def __str__(self) -> str:
+        return (
+            f"{self.before.prob:.4f} -> {self.after.prob:.4f}   (rank {self.before.rank} -> "
+            f"{self.after.rank}), {self.before.argmax!r} -> {self.after.argmax!r}"
+        )
 
 
 @torch.no_grad()

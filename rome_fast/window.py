@@ -37,12 +37,17 @@ BATCH_BYTES = {"cpu": 2**26, "cuda": 2**30}
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """What the update of one request is made of, and what the model says before it."""
+    """What the update of one request is made of, and what the model says before it.
+
+    Attributes:
+        raw_before: of a request in a chat, what it says after the plain prompt.
+    """
 
     tokens: TokenizedEdit
     keys: Keys
     value: Value
     before: Reading
+    raw_before: Reading | None = None
 
 
 class Finder:

@@ -35,7 +35,7 @@ def test_edit_changes_what_the_model_says(tiny, settings):
     assert result.weight_name == name
     assert model.get_parameter(name).data_ptr() == storage
     said = next_token(model, tok, "The founder is Steve Jobs")
-    assert tok.decode([said]) == result.target_tokens[0]
+    assert tok.decode([said]).strip() == "capital" and result.target_tokens == (" capital",)
     changed = {n for n, p in model.state_dict().items() if not torch.equal(p, before[n])}
     assert name in changed and len(changed) == 1
     difference = model.get_parameter(name).detach() - before[name]

@@ -64,7 +64,7 @@ def print_all(model: PreTrainedModel, tok: PreTrainedTokenizerBase, rows: Sequen
     from rome_fast.evaluate.scoring import score
 
     # Later edits may take an earlier one back, so the last word is that of the finished model.
-    scores = score(model, tok, [Question(row.request.text, row.request.target) for row in rows])
+    scores = score(model, tok, [Question.of(row.request) for row in rows])
     probs = [math.exp(sum(s.log_probs)) for s in scores]
     held = sum(s.exact for s in scores)
     worst = sorted(range(len(rows)), key=lambda i: (scores[i].exact, probs[i]))[:_ROWS]
@@ -98,7 +98,7 @@ def _table(
         row, score = rows[i], scores[i]
         table.add_row(
             str(i),
-            Text(row.request.text),
+            Text(row.request.asked),
             Text(row.request.target.strip()),
             f"{row.prob_before:.3f}",
             f"{row.prob_after:.3f}",

@@ -32,8 +32,8 @@ def log(
         read = _read(file, without)
         console.print(read.show(last), markup=False, soft_wrap=True)
         for rejection in read.rejections:
-            asked = f"{rejection.request.text!r} -> {rejection.request.target.strip()!r}"
-            console.print(f"refused: {asked}: {rejection.reason}", markup=False, soft_wrap=True)
+            refused = f"refused: {rejection.request}: {rejection.reason}"
+            console.print(refused, markup=False, soft_wrap=True)
         if save is not None:
             read.save(save)
             console.print(f"saved: {save}", markup=False)

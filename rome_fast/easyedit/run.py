@@ -98,7 +98,7 @@ class Run:
 def _line(result: EditResult, metrics: dict[str, Any]) -> str:
     (pre,), (post,) = (metrics[when]["rewrite_acc"] for when in ("pre", "post"))
     return (
-        f"{metrics['case_id']}: {result.request.text!r} -> {result.request.target.strip()!r}: "
+        f"{metrics['case_id']}: {result.request}: "
         f"rewrite_acc {pre:.2f} -> {post:.2f}, probability {result.prob_before:.4f} -> "
         f"{result.prob_after:.4f}, second moment {result.second_moment}"
     )

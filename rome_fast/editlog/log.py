@@ -196,8 +196,7 @@ def _line(edit: LoggedEdit, holds: bool, taken_out: bool) -> str:
     state = "" if holds else "   taken out" if taken_out else "   replaced by a later one"
     prob = edit.numbers.get("prob_after")
     said = "" if prob is None else f"   p = {prob:.3f}"
-    fact = f"{edit.request.text!r} -> {edit.request.target.strip()!r}"
-    return f"{edit.edit_id:>6}  {fact}{said}, norm {edit.update.norm:.3g}{state}"
+    return f"{edit.edit_id:>6}  {edit.request}{said}, norm {edit.update.norm:.3g}{state}"
 
 
 def by_weight(edits: Sequence[LoggedEdit]) -> dict[str, list[LoggedEdit]]:

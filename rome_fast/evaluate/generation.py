@@ -12,10 +12,12 @@ from rome_fast.errors import InvalidArgumentError, InvalidRequestError
 from rome_fast.evaluate.scoring import BATCH_LOGITS, Trial, batches, tokens_of_a_forward, tried
 from rome_fast.models import embedding_rows, max_positions
 from rome_fast.readback import greedy_continuations
-from rome_fast.tokens import all_text_ids
+from rome_fast.tokens import prompt_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from rome_fast.chat import Messages
 
 # Chinese and Japanese are written without spaces: each of their characters is a word. Elsewhere a
 # word is a run of letters and digits, with apostrophes inside, and a mark is a word of its own.
@@ -31,6 +33,7 @@ def generate(
     prompts: Sequence[str],
     n_tokens: int,
     trial: Trial | None = None,
+    chats: Sequence[Messages | None] | None = None,
 ) -> list[str]:
     """The greedy continuation of each prompt, without the prompt: ``n_tokens`` tokens, as text.
 
@@ -39,13 +42,13 @@ def generate(
 
     Args:
         trial: updates to be tried, ``trial.edit_of[i]`` for prompt i.
+        chats: of each prompt the messages before it, or None; None: all are plain texts.
 
     Raises:
         InvalidRequestError: a prompt has no tokens, or more than the model takes.
         NonFiniteError: the logits are NaN or infinite.
     """
-    # A space at the end of the prompt is the one that the continuation brings.
-    rows = all_text_ids(tok, [prompt.rstrip(" ") for prompt in prompts])
+    rows = prompt_ids(tok, prompts, chats or [None] * len(prompts))
     limit = max_positions(model)
     for prompt, ids in zip(prompts, rows, strict=True):
         if not ids or (limit is not None and len(ids) > limit):

@@ -153,6 +153,7 @@ class Judge:
             return [()] * len(numbers)
         prompts = [self._prompts(number) for number in numbers]
         counts = [len(texts) for texts in prompts]
+        chats = [self.records[number].request.chat for number in numbers]
         said = iter(
             generate(
                 self.model,
@@ -160,6 +161,7 @@ class Judge:
                 [text for texts in prompts for text in texts],
                 self._generate_tokens,
                 self._trial(updates, counts),
+                [chat for chat, texts in zip(chats, prompts, strict=True) for _ in texts],
             )
         )
         self.clock.lap("generate")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -26,7 +27,7 @@ def questions_of(record: EditRecord) -> dict[str, list[Question]]:
     """The questions of a record by what they are asked for, in the order in which they are asked.
 
     ``X_new`` and ``X_true`` are the same prompts with either target; without ``target_true`` there
-    are no ``rewrite_true`` and ``rephrase_true``.
+    are no ``rewrite_true`` and ``rephrase_true``. All are asked in the chat of the request, if any.
     """
     new, true = record.request.target, record.target_true
     prompts = {"rewrite": (record.request.text,), "rephrase": record.paraphrases}
@@ -39,6 +40,9 @@ def questions_of(record: EditRecord) -> dict[str, list[Question]]:
     for kind, groups in (("locality", record.locality), ("portability", record.portability)):
         for name, questions in groups.items():
             asked[f"{kind}.{name}"] = list(questions)
+    chat = record.request.chat
+    if chat is not None:
+        asked = {name: [replace(q, chat=chat) for q in of] for name, of in asked.items()}
     return {name: questions for name, questions in asked.items() if questions}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from rome_fast.chat import Messages
 from rome_fast.types import EditRequest
 
 
@@ -13,10 +14,17 @@ class Question:
     """A prompt without its answer, and the answer: what should follow, or be as likely as before.
 
     Where the answer's space belongs is decided by the tokenizer and the script, as for a target.
+    ``chat`` is None for a plain prompt, else the messages before it, as in a request.
     """
 
     prompt: str
     target: str
+    chat: Messages | None = None
+
+    @classmethod
+    def of(cls, request: EditRequest) -> Question:
+        """The edited prompt, in the chat that it was edited in, and the new target."""
+        return cls(request.text, request.target, request.chat)
 
 
 @dataclass(frozen=True)
@@ -48,4 +56,4 @@ class EditRecord:
     @property
     def rewrite(self) -> Question:
         """The edited prompt itself, and the new target."""
-        return Question(self.request.text, self.request.target)
+        return Question.of(self.request)

@@ -19,7 +19,7 @@ from rome_fast.errors import InvalidRequestError
 from rome_fast.intercept import hooked
 from rome_fast.models import embedding_rows, input_device, max_positions
 from rome_fast.readback import log_probs_of, logits_at
-from rome_fast.tokens import all_target_ids
+from rome_fast.tokens import continuations
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -120,10 +120,8 @@ def encode_questions(
     for question in questions:
         if not (question.prompt.strip() and question.target.strip()):
             raise InvalidRequestError(f"a question needs a prompt and an answer: {question}")
-    # A space at the end of the prompt is the one that the answer brings.
-    prompts = [question.prompt.rstrip(" ") for question in questions]
-    pairs = all_target_ids(tok, prompts, [question.target for question in questions])
-    encoded = [EncodedQuestion(tuple(prompt), tuple(target)) for prompt, target in pairs]
+    found = continuations(tok, [(q.prompt, q.target, q.chat) for q in questions])
+    encoded = [EncodedQuestion(tuple(c.prompt_ids), tuple(c.target_ids)) for c in found]
     limit = max_positions(model)
     for question, ids in zip(questions, encoded, strict=True):
         if limit is not None and len(ids.row) > limit:

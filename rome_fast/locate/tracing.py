@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from tqdm.auto import tqdm
 
+from rome_fast.chat import Frame
 from rome_fast.errors import InvalidArgumentError, InvalidRequestError
 from rome_fast.locate.parts import KINDS
 from rome_fast.locate.trace import Trace
@@ -21,7 +22,7 @@ from rome_fast.models import (
     input_device,
     max_positions,
 )
-from rome_fast.tokens import decode, locate_subject
+from rome_fast.tokens import decode, locate_subject, passage_of
 from rome_fast.types import EditRequest
 
 if TYPE_CHECKING:
@@ -49,16 +50,16 @@ class TracedPrompt:
         cls, model: PreTrainedModel, tok: PreTrainedTokenizerBase, request: EditRequest
     ) -> TracedPrompt:
         """Raises InvalidRequestError if the prompt is longer than the model takes."""
-        template = request.prompt.rstrip(" ")
-        ids, last = locate_subject(tok, template, request.subject, "subject_last")
-        _, first = locate_subject(tok, template, request.subject, "subject_first")
+        passage = passage_of(request, Frame.of(tok, request.chat))
+        ids, last = locate_subject(tok, passage, "subject_last")
+        _, first = locate_subject(tok, passage, "subject_first")
         limit = max_positions(model)
         if limit is not None and len(ids) > limit:
             raise InvalidRequestError(
                 f"prompt {request.text[:60]!r} has {len(ids)} tokens, but the model takes {limit}: "
                 "shorten it"
             )
-        return cls(request.text.rstrip(" "), tuple(ids), (first, last + 1))
+        return cls(passage.text, tuple(ids), (first, last + 1))
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,7 @@ class Trials:
             try:
                 [results[i]] = editor.edit([record.request], strict=False)
             except (EditRejectedError, NonFiniteError) as error:
-                failures.append(f"{record.request.text!r}: {error}")
+                failures.append(f"{record.request.asked!r}: {error}")
             finally:
                 editor.history.rewind(0)
             done()

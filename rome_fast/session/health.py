@@ -16,7 +16,7 @@ from rome_fast.errors import InvalidArgumentError
 from rome_fast.evaluate.drift import Drift
 from rome_fast.models import max_positions
 from rome_fast.readback import logits_at, read_targets
-from rome_fast.tokens import decode, find_target_ids, text_ids
+from rome_fast.tokens import continuations, decode, text_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -194,8 +194,8 @@ class Baseline:
         held = []
         for start in range(0, len(chosen), _AT_ONCE):
             part = chosen[start : start + _AT_ONCE]
-            prompts = [text_ids(self._tok, request.text) for request in part]
-            targets = [[int(i) for i in find_target_ids(self._tok, r.text, r.target)] for r in part]
+            asked = continuations(self._tok, [(r.text, r.target, r.chat) for r in part])
+            prompts, targets = [a.prompt_ids for a in asked], [a.target_ids for a in asked]
             held += [r.rank == 1 for r in read_targets(self._model, self._tok, prompts, targets)]
         return statistics.fmean(held)
 

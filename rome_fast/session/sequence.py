@@ -33,7 +33,7 @@ class RejectedEdit:
     success: bool = False
 
     def __str__(self) -> str:
-        return f"REJECTED: {self.request.text!r} -> {self.request.target.strip()!r}: {self.error}"
+        return f"REJECTED: {self.request}: {self.error}"
 
 
 Outcome = EditResult | RejectedEdit

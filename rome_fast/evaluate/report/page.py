@@ -110,7 +110,7 @@ def _case(case: CaseResult) -> dict[str, Any]:
     values = after.values if after else {}
     return {
         "id": case.case_id,
-        "prompt": case.request.text,
+        "prompt": case.request.asked,
         "target": case.request.target.strip(),
         "probs": [
             f"{stage.values['rewrite_prob']:.3f}" if stage else "" for stage in (before, after)

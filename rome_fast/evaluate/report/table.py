@@ -88,7 +88,9 @@ def _cases(cases: list[CaseResult]) -> Table:
         kept = after.get("neighborhood_unchanged")
         table.add_row(
             str(case.case_id),
-            Text(case.request.text if case.error is None else f"{case.request.text}: {case.error}"),
+            Text(
+                case.request.asked if case.error is None else f"{case.request.asked}: {case.error}"
+            ),
             Text(case.request.target.strip()),
             f"{before['rewrite_prob']:.3f}" if before else "",
             f"{after['rewrite_prob']:.3f}" if after else "",

@@ -1,0 +1,149 @@
+"""Conversations: the messages around a prompt, and what the chat template makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rome_fast.errors import ChatTemplateError, InvalidRequestError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# (role, content) of the messages before a prompt, in order.
+Messages = tuple[tuple[str, str], ...]
+
+# Stand in for the user's text and the answer, to see what the template puts around them.
+_PROMPT, _ANSWER = "0prompt0", "0answer0"
+
+
+def split_messages(prompt: Any, chat: Any) -> tuple[Any, Messages | None]:
+    """(the user's text, the messages before it), and None for the latter where it is no chat.
+
+    Args:
+        prompt: a text, or a list of messages that ends with the user's.
+        chat: None or False, True, or the messages that come before the prompt.
+
+    Raises:
+        InvalidRequestError: a message is no message, or the last one is not the user's.
+    """
+    if isinstance(prompt, str | Mapping) or not isinstance(prompt, Sequence) or not prompt:
+        return prompt, _messages(chat)
+    if chat not in (None, True):
+        raise InvalidRequestError(
+            f"request prompt is a list of messages, and chat={chat!r} says otherwise: put them all "
+            "into one of the two"
+        )
+    *before, (role, content) = _messages(prompt) or ()
+    if role != "user":
+        raise InvalidRequestError(
+            f"request prompt ends with a message of role {role!r}: the last one holds the text to "
+            "edit, and must be the user's"
+        )
+    return content, tuple(before)
+
+
+def _messages(chat: Any) -> Messages | None:
+    """Messages as dicts or pairs -> pairs; True -> none."""
+    if chat is None or isinstance(chat, bool):
+        return () if chat else None
+    if isinstance(chat, str | Mapping) or not isinstance(chat, Sequence):
+        raise InvalidRequestError(
+            f"request chat must be True or a list of messages, got {type(chat).__name__}: {chat!r}"
+        )
+    return tuple(_message(item) for item in chat)
+
+
+def _message(item: Any) -> tuple[str, str]:
+    pair = (item.get("role"), item.get("content")) if isinstance(item, Mapping) else item
+    is_pair = isinstance(pair, list | tuple) and len(pair) == 2
+    if not is_pair or not all(isinstance(part, str) for part in pair):
+        raise InvalidRequestError(
+            "request chat must hold messages with a role and a content, both texts, like "
+            f'{{"role": "system", "content": "..."}}; got {item!r}'
+        )
+    return tuple(pair)
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """What stands around a prompt when the model reads it: nothing, or a chat template's text.
+
+    Attributes:
+        chat: the messages before the prompt; None where there is no chat.
+        before, after: what the template puts before and after the user's text.
+        gap: the space that the template puts before the assistant's answer; None without chat,
+            where the characters at the border decide.
+    """
+
+    tok: PreTrainedTokenizerBase
+    chat: Messages | None
+    before: str = ""
+    after: str = ""
+    gap: str | None = None
+
+    @classmethod
+    def of(cls, tok: PreTrainedTokenizerBase, chat: Messages | None) -> Frame:
+        """Raises ChatTemplateError: there is no template, or it rejects the conversation."""
+        if chat is None:
+            return cls(tok, None)
+        if not getattr(tok, "chat_template", None):
+            raise ChatTemplateError(
+                f"chat is asked for, and the tokenizer {_name(tok)} has no chat template: set "
+                "tok.chat_template, or edit the plain prompt without chat"
+            )
+        opening = _render(tok, [*chat, ("user", _PROMPT)])
+        if (times := opening.count(_PROMPT)) != 1:
+            raise ChatTemplateError(
+                f"the chat template of {_name(tok)} shows the user's text {times} times: it has to "
+                "be there once, as it is, for its subject to be found"
+            )
+        before, after = opening.split(_PROMPT)
+        return cls(tok, chat, before, after, _gap(tok, chat, opening))
+
+    def wrap(self, text: str) -> str:
+        """The text as the model reads it.
+
+        Raises:
+            ChatTemplateError: the template alters it.
+        """
+        whole = f"{self.before}{text}{self.after}"
+        if self.chat is None or _render(self.tok, [*self.chat, ("user", text)]) == whole:
+            return whole
+        raise ChatTemplateError(
+            f"the chat template of {_name(self.tok)} alters the user's text {text!r} (many strip "
+            "spaces and newlines at its ends): give it as the template leaves it"
+        )
+
+
+def _gap(tok: PreTrainedTokenizerBase, chat: Messages, opening: str) -> str:
+    """The spaces, if that is all, between the generation prompt and an assistant's message."""
+    try:
+        whole = _render(tok, [*chat, ("user", _PROMPT), ("assistant", _ANSWER)], answer_next=False)
+    except ChatTemplateError:
+        return ""
+    if not whole.startswith(opening) or _ANSWER not in whole:
+        return ""
+    between = whole[len(opening) : whole.index(_ANSWER)]
+    return between if between.isspace() else ""
+
+
+def _render(
+    tok: PreTrainedTokenizerBase, messages: Sequence[tuple[str, str]], answer_next: bool = True
+) -> str:
+    conversation = [{"role": role, "content": content} for role, content in messages]
+    try:
+        return str(
+            tok.apply_chat_template(conversation, tokenize=False, add_generation_prompt=answer_next)
+        )
+    except Exception as error:  # whatever a template raises
+        raise ChatTemplateError(
+            f"the chat template of {_name(tok)} rejects messages with the roles "
+            f"{', '.join(role for role, _ in messages)}: {error}; give chat= messages that it takes"
+        ) from error
+
+
+def _name(tok: PreTrainedTokenizerBase) -> str:
+    path = getattr(tok, "name_or_path", "")
+    return f"{path!r} ({type(tok).__name__})" if path else type(tok).__name__
