@@ -177,7 +177,8 @@ class Objective:
         nll = -reads.gather(-1, self._batch.target_ids[:, None].to(reads.device))[:, 0]
         means = torch.stack([part.mean() for part in nll.split(self._counts)])
         if self._kl_init is None:
-            self._kl_init = kl_now.detach()
+            # A copy: the split's part would keep all log-probabilities of the first step.
+            self._kl_init = kl_now.detach().clone()
         # KL(edited || before the edit).
         kl = (kl_now.exp() * (kl_now - self._kl_init)).sum(-1)
         # A norm, not its square, as in the reference; its gradient at zero is zero.
