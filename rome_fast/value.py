@@ -39,15 +39,17 @@ class Value:
         value_delta: [d_value], float32 (float64 for a float64 model).
         losses: the loss before each update, in order; the last one belongs to ``value_delta``.
         obstacle: why the whole model was run in every step, or "".
+        shortage: that memory was too short for all rows at once, or "".
     """
 
     value_delta: Tensor
     losses: tuple[float, ...]
     obstacle: str = ""
+    shortage: str = ""
 
     def findings(self) -> list[str]:
         """What a user should know about the search."""
-        found = []
+        found = [self.shortage] if self.shortage else []
         if self.obstacle:
             found.append(f"v* was searched through the whole model, slowly: {self.obstacle}")
         if self.losses[-1] >= NOT_CONVERGED:
