@@ -6,7 +6,7 @@ One request is a batch of one. Rows keep the order of their requests.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
@@ -83,6 +83,27 @@ class EditBatch:
     def select(self, edits: Sequence[int]) -> EditBatch:
         """Some of the requests, by number; the rows in between are left out."""
         return EditBatch.of([self.edits[i] for i in edits])
+
+    def parts(self, n_rows: int) -> list[EditBatch]:
+        """The rows of its one request, at most ``n_rows`` at a time; reads in order, part by part."""
+        assert self.n_edits == 1
+        n_parts = -(-self.n_rows // n_rows)
+        return [self._part(rows) for rows in torch.arange(self.n_rows).tensor_split(n_parts)]
+
+    def _part(self, rows: Tensor) -> EditBatch:
+        is_read = torch.isin(self.read_rows, rows)
+        of_target = is_read[: len(self.target_ids)]
+        return replace(
+            self,
+            input_ids=self.input_ids[rows],
+            attention_mask=self.attention_mask[rows],
+            lookup_idx=self.lookup_idx[rows],
+            edit_of_row=self.edit_of_row[rows],
+            read_rows=self.read_rows[is_read] - rows[0],
+            read_positions=self.read_positions[is_read],
+            target_ids=self.target_ids[of_target],
+            edit_of_read=self.edit_of_read[of_target],
+        )
 
 
 def _target_reads(edit: TokenizedEdit, first_row: int) -> tuple[Tensor, Tensor]:

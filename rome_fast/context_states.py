@@ -18,6 +18,7 @@ from rome_fast.first_pass import CANNOT, FirstPass, run_first_pass
 from rome_fast.intercept import StopForwardError, hidden_of, hooked, with_hidden
 from rome_fast.memory import is_out_of_memory
 from rome_fast.models import DownProjection, ModelSpec
+from rome_fast.precision import wide_norm
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -114,8 +115,8 @@ class ContextStates:
                 raise
             return False
         at = batch.attention_mask.bool().to(expected.device)
-        rounding = 100 * torch.finfo(expected.dtype).eps * expected[at].norm()
-        return bool((found - expected)[at].norm() <= rounding)
+        rounding = 100 * torch.finfo(expected.dtype).eps * wide_norm(expected[at])
+        return bool(wide_norm((found - expected)[at]) <= rounding)
 
     def are_current(self) -> bool:
         """Whether the weights below are still those that made them."""

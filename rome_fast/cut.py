@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import DynamicCache, PreTrainedModel
 
+    from rome_fast.batch import EditBatch
+
 # Keys and values [n_rows, heads, t, d_head] of one block.
 Attention = tuple["Tensor", "Tensor"]
 
@@ -46,6 +48,13 @@ class Cut:
             columns=columns.clamp(max=length - 1),
             attention_mask=torch.cat([before >= 0, columns <= last[:, None]], dim=1).long(),
         )
+
+    @classmethod
+    def at_lookup(cls, batch: EditBatch) -> Cut:
+        """Run the rows of a batch from the lookup to the last position that is read."""
+        lookup = batch.lookup_idx
+        last = lookup.scatter_reduce(0, batch.read_rows, batch.read_positions, "amax")
+        return cls.between(lookup, last, batch.input_ids.shape[1])
 
     @property
     def is_run(self) -> Tensor:

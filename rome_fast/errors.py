@@ -47,6 +47,10 @@ class NonFiniteError(RomeFastError, ArithmeticError):
     """A weight, loss, key or value became NaN or infinite; the message says where."""
 
 
+class InsufficientMemoryError(RomeFastError, MemoryError):
+    """Not a single row of a request fits in memory; the message says what it would take."""
+
+
 class EditRejectedError(RomeFastError):
     """The update was refused before it was written (its denominator is too small)."""
 
@@ -60,7 +64,13 @@ class RevertError(RomeFastError):
 
 
 # What one request can fail by; anything else would fail all others too.
-REFUSALS = (InvalidRequestError, TokenizerMismatchError, NonFiniteError, EditRejectedError)
+REFUSALS = (
+    InvalidRequestError,
+    TokenizerMismatchError,
+    NonFiniteError,
+    InsufficientMemoryError,
+    EditRejectedError,
+)
 
 
 class EditLogError(RomeFastError, ValueError):

@@ -8,12 +8,12 @@ keys and values of that block and those above it.
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from rome_fast.cut import Attention
+from rome_fast.cut import Attention, Cut, at_positions
 from rome_fast.intercept import answering, hooked, reading_only
 from rome_fast.key import capture, widen
 from rome_fast.memory import is_out_of_memory
@@ -37,9 +37,12 @@ class FirstPass:
             attention cannot be continued from a cache.
         below: what the block below the edited one returned, in its family's form; None for
             block 0.
-        attention: keys and values [n_rows, heads, t, d_head] of each block from the edited one up.
-        attention_below: of the blocks below it, where they ran.
+        attention: keys and values [n_rows, heads, p, d_head] of each block from the edited one
+            up, at the positions before the lookup.
+        attention_below: [n_rows, heads, t, d_head], of the blocks below it, where they ran.
         obstacle: why the search has to run the whole model, or "".
+        parts: where the rows ran a part at a time, each part and what it gave: ``below`` and
+            ``attention`` are only there.
     """
 
     keys: Tensor
@@ -49,6 +52,7 @@ class FirstPass:
     attention: tuple[Attention, ...] = ()
     attention_below: tuple[Attention, ...] = ()
     obstacle: str = ""
+    parts: tuple[tuple[EditBatch, FirstPass], ...] = ()
 
 
 # What a model says that has no such cache, or no such argument.
@@ -107,7 +111,30 @@ def _run_with_cache(
     layers = [layer for layer in cache.layers if isinstance(layer, DynamicLayer)]
     if len(layers) != len(blocks):
         raise ValueError(f"{len(blocks)} blocks keep {len(layers)} sets of keys and values")
-    seen["attention"] = tuple((x.keys, x.values) for x in layers[projection.layer :])
     if below is None:
         seen["attention_below"] = tuple((x.keys, x.values) for x in layers[: projection.layer])
+    before = Cut.at_lookup(batch).before
+    seen["attention"] = tuple(
+        (at_positions(x.keys, before), at_positions(x.values, before))
+        for x in layers[projection.layer :]
+    )
     return FirstPass(**seen)
+
+
+def run_in_parts(
+    model: PreTrainedModel, projection: DownProjection, batch: EditBatch, n_rows: int
+) -> FirstPass:
+    """As ``run_first_pass`` for the rows of one request, at most ``n_rows`` of them at a time."""
+    parts = batch.parts(n_rows)
+    passes = [
+        replace(run_first_pass(model, projection, part), attention_below=()) for part in parts
+    ]
+    obstacle = next((p.obstacle for p in passes if p.obstacle), "")
+    logits = [p.logits for p in passes if p.logits is not None]
+    return FirstPass(
+        keys=torch.cat([p.keys for p in passes]),
+        values=torch.cat([p.values for p in passes]),
+        logits=None if obstacle else torch.cat(logits),
+        obstacle=obstacle,
+        parts=tuple(zip(parts, passes, strict=True)),
+    )

@@ -1,4 +1,4 @@
-"""The weights that the search for v* runs, in bfloat16."""
+"""Precision: half precision is left before anything is summed or squared; and bfloat16 copies."""
 
 from __future__ import annotations
 
@@ -35,6 +35,11 @@ class Bfloat16Weights:
             if name.startswith(self._edited):
                 self._copies[name] = _copy(parameter)
         return self._copies
+
+
+def wide_norm(x: Tensor) -> Tensor:
+    """Norm of all of x, a scalar; summed in float32 or wider, where float16 ends at 65504."""
+    return torch.linalg.vector_norm(x, dtype=torch.promote_types(x.dtype, torch.float32))
 
 
 def _copy(parameter: Tensor) -> Tensor:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from rome_fast.first_pass import CANNOT, FirstPass
 from rome_fast.intercept import hooked, reading_only
 from rome_fast.memory import is_out_of_memory
 from rome_fast.models import DownProjection, input_device
+from rome_fast.precision import wide_norm
 from rome_fast.tail import Tail
 
 if TYPE_CHECKING:
@@ -29,6 +32,7 @@ class Search:
     """What the search for v* runs in every step.
 
     The tail is believed once it has given, with all offsets zero, the logits of the first pass.
+    What the first pass has run in parts is run in the same parts.
 
     Args:
         weights: bfloat16 copies to compute the tail with; None computes it as the model does.
@@ -47,12 +51,16 @@ class Search:
     ) -> None:
         self.obstacle = first.obstacle
         self._expected: Tensor | None = first.logits
-        self._whole = WholeModel(model, projection, batch)
-        self._way: Tail | WholeModel = self._whole
+        # What is read nowhere (a bare prompt with a row of its own) need not run.
+        parts = [part for part in first.parts if len(part[0].read_rows)] or [(batch, first)]
+        self._whole = _together([WholeModel(model, projection, rows) for rows, _ in parts])
+        self._way: Way = self._whole
         if not self.obstacle:
             try:
-                tail = Tail.of(model, projection, batch, first)
-                self._way = tail if weights is None else tail.in_bfloat16(weights)
+                tails = [Tail.of(model, projection, *part) for part in parts]
+                if weights is not None:
+                    tails = [tail.in_bfloat16(weights) for tail in tails]
+                self._way = _together(tails)
             except CANNOT as error:
                 self._note(error)
 
@@ -75,11 +83,12 @@ class Search:
 
     def keep(self, edits: Sequence[int]) -> None:
         """Go on with some of the requests only."""
+        assert not isinstance(self._way, InParts)  # those are of one request
         self._way = self._way.keep(edits)
 
     def _check(self, logits: Tensor, expected: Tensor) -> None:
         tolerance = _TOLERANCE.get(logits.dtype, _HALF_TOLERANCE)
-        difference = float((logits - expected).norm() / expected.norm())
+        difference = float(wide_norm(logits - expected) / wide_norm(expected))
         if not difference <= tolerance:
             raise ValueError(f"the shortened forward is off by {difference:.1g}")
 
@@ -122,3 +131,25 @@ class WholeModel:
     def keep(self, edits: Sequence[int]) -> WholeModel:
         """The same for some of the requests only."""
         return replace(self, batch=self.batch.select(edits))
+
+
+@dataclass(frozen=True, eq=False)
+class InParts:
+    """One request's rows, a part at a time: what a step keeps for its gradients is one part's.
+
+    For that a part is run twice, once more when its gradients are taken.
+    """
+
+    ways: Sequence[Tail | WholeModel]
+
+    def logits(self, deltas: Tensor) -> Tensor:
+        """As ``Tail.logits``."""
+        run = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+        return torch.cat([run(way.logits, deltas) for way in self.ways])
+
+
+Way = Tail | WholeModel | InParts
+
+
+def _together(ways: Sequence[Tail | WholeModel]) -> Way:
+    return ways[0] if len(ways) == 1 else InParts(ways)

@@ -32,6 +32,7 @@ from rome_fast.intercept import (
     with_hidden,
 )
 from rome_fast.models import DownProjection, ModelSpec
+from rome_fast.precision import wide_norm
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,15 +72,13 @@ class Tail:
         first: FirstPass,
     ) -> Tail:
         """The tail of the rows that ``first`` has run."""
-        cut = _cut_at_lookup(batch)
-        before = cut.before
-        attention = [(at_positions(k, before), at_positions(v, before)) for k, v in first.attention]
+        cut = Cut.at_lookup(batch)
         # A silent block asks its cache for nothing but its length.
-        attention = [attention[0]] * projection.layer + attention
+        attention = first.attention[:1] * projection.layer + first.attention
         below = first.below
         if below is not None:
             below = with_hidden(below, at_positions(hidden_of(below), cut.columns))
-        tail = cls(model, projection, batch, cut, below, projection.layer, tuple(attention))
+        tail = cls(model, projection, batch, cut, below, projection.layer, attention)
         return tail._with_edited_block_silent()
 
     def in_bfloat16(self, weights: dict[str, Tensor]) -> Tail:
@@ -101,7 +100,7 @@ class Tail:
     def keep(self, edits: Sequence[int]) -> Tail:
         """The same for some of the requests only."""
         batch = self.batch.select(edits)
-        cut = _cut_at_lookup(batch)
+        cut = Cut.at_lookup(batch)
         rows = torch.isin(self.batch.edit_of_row, torch.tensor(edits))
         p, s = cut.before.shape[1], cut.columns.shape[1]
 
@@ -161,11 +160,11 @@ class Tail:
         at_rest = self._edited_block(zero)
         hidden = hidden_of(at_rest)
         noise = torch.randn(n, d_value, generator=torch.Generator().manual_seed(0))
-        offset = noise.to(hidden) * hidden.square().mean().sqrt()
+        offset = noise.to(hidden) * (wide_norm(hidden) / hidden.numel() ** 0.5).to(hidden)
         moved = hidden_of(self._edited_block(offset))
         expected = _move_first(hidden, offset)
-        rounding = 8 * torch.finfo(hidden.dtype).eps * expected.norm()
-        if not (moved - expected).norm() <= rounding:
+        rounding = 8 * torch.finfo(hidden.dtype).eps * wide_norm(expected)
+        if not wide_norm(moved - expected) <= rounding:
             return self
         return replace(self, below=at_rest, n_silent=self.projection.layer + 1)
 
@@ -185,13 +184,6 @@ class Tail:
 def _attention_in_bfloat16(device: torch.device) -> AbstractContextManager[None]:
     """On a CPU the fused kernel's backward is ten times slower in bfloat16 than in float32."""
     return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
-
-
-def _cut_at_lookup(batch: EditBatch) -> Cut:
-    """From the lookup to the last position that is read."""
-    lookup = batch.lookup_idx
-    last = lookup.scatter_reduce(0, batch.read_rows, batch.read_positions, "amax")
-    return Cut.between(lookup, last, batch.input_ids.shape[1])
 
 
 def _move_first(x: Tensor, offset: Tensor) -> Tensor:

@@ -39,15 +39,17 @@ class Value:
         value_delta: [d_value], float32 (float64 for a float64 model).
         losses: the loss before each update, in order; the last one belongs to ``value_delta``.
         obstacle: why the whole model was run in every step, or "".
+        shortage: that memory was too short for all rows at once, or "".
     """
 
     value_delta: Tensor
     losses: tuple[float, ...]
     obstacle: str = ""
+    shortage: str = ""
 
     def findings(self) -> list[str]:
         """What a user should know about the search."""
-        found = []
+        found = [self.shortage] if self.shortage else []
         if self.obstacle:
             found.append(f"v* was searched through the whole model, slowly: {self.obstacle}")
         if self.losses[-1] >= NOT_CONVERGED:
@@ -177,7 +179,8 @@ class Objective:
         nll = -reads.gather(-1, self._batch.target_ids[:, None].to(reads.device))[:, 0]
         means = torch.stack([part.mean() for part in nll.split(self._counts)])
         if self._kl_init is None:
-            self._kl_init = kl_now.detach()
+            # A copy: the split's part would keep all log-probabilities of the first step.
+            self._kl_init = kl_now.detach().clone()
         # KL(edited || before the edit).
         kl = (kl_now.exp() * (kl_now - self._kl_init)).sum(-1)
         # A norm, not its square, as in the reference; its gradient at zero is zero.

@@ -1,24 +1,25 @@
 """A window of requests, from token ids to keys and values, all on the same weights.
 
 As many requests run at once as memory allows: their first pass is one forward, and so is each step
-of their search.
+of their search. Where not even one does, its rows run in parts.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 
 from rome_fast.batch import EditBatch
 from rome_fast.context_states import FirstPasses
-from rome_fast.first_pass import FirstPass
+from rome_fast.errors import InsufficientMemoryError
+from rome_fast.first_pass import FirstPass, run_in_parts
 from rome_fast.key import Keys, mean_keys
-from rome_fast.memory import is_out_of_memory
-from rome_fast.models import DownProjection, ModelSpec, embedding_rows
+from rome_fast.memory import as_text, columns_of, estimate, free_bytes, is_out_of_memory
+from rome_fast.models import DownProjection, ModelSpec
 from rome_fast.precision import Bfloat16Weights
 from rome_fast.readback import Reading, read_logits, read_targets
 from rome_fast.value import Value, optimize_values
@@ -67,7 +68,7 @@ class Finder:
         self._spec, self._tok = spec, tok
         self._projection, self._hparams = projection, hparams
         self._budget = BATCH_BYTES.get(projection.weight.device.type, 2**30)
-        self._at_most = sys.maxsize
+        self._room = sys.maxsize
         self._first_passes = FirstPasses(spec.model, projection)
         self._copies: Bfloat16Weights | None = None
         if hparams.compute_dtype == "bfloat16" and projection.weight.itemsize > 2:
@@ -78,26 +79,31 @@ class Finder:
 
         Raises:
             NonFiniteError: an activation, a loss or a logit is NaN or infinite.
+            InsufficientMemoryError: there is no memory for a single row of a request.
         """
         # Like lengths together: rows are padded to the longest of their batch.
         order = sorted(range(len(edits)), key=lambda i: _size(edits[i]))
         waiting = [edits[i] for i in order]
         done: list[Found] = []
         while len(done) < len(edits):
-            batch = self._as_many_as_fit(waiting[len(done) :])
+            batch, n_rows = self._as_many_as_fit(waiting[len(done) :])
             try:
-                done += self._find_at_once(EditBatch.of(batch), clock)
+                done += self._find_at_once(EditBatch.of(batch), n_rows, clock)
                 continue
             except (MemoryError, RuntimeError) as error:
-                if len(batch) == 1 or not is_out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
             # Outside of the handler, whose traceback keeps the tensors of the attempt alive.
-            self._at_most = len(batch) // 2
+            self._expect_half(batch, n_rows)
         return [found for _, found in sorted(zip(order, done, strict=True), key=lambda x: x[0])]
 
-    def _find_at_once(self, batch: EditBatch, clock: Clock) -> list[Found]:
+    def _find_at_once(self, batch: EditBatch, n_rows: int, clock: Clock) -> list[Found]:
+        """Find them; a single request's rows at most ``n_rows`` at a time."""
         model, projection = self._spec.model, self._projection
-        first = self._first_passes.run(batch)
+        if n_rows < batch.n_rows:
+            first = run_in_parts(model, projection, batch, n_rows)
+        else:
+            first = self._first_passes.run(batch)
         keys = mean_keys(projection, batch, first)
         clock.lap("key")
         value_init = torch.stack([k.value_init for k in keys])
@@ -105,6 +111,8 @@ class Finder:
         values = optimize_values(
             model, projection, batch, first, value_init, self._hparams, weights
         )
+        if first.parts:
+            values = [replace(v, shortage=self._shortage(batch, n_rows)) for v in values]
         clock.lap("value")
         before = self._read_before(batch, first)
         clock.lap("read before")
@@ -126,28 +134,66 @@ class Finder:
             )
         ]
 
-    def _as_many_as_fit(self, edits: Sequence[TokenizedEdit]) -> Sequence[TokenizedEdit]:
-        n = 1
-        while n < min(len(edits), self._at_most) and self._bytes(edits[: n + 1]) <= self._budget:
-            n += 1
-        return edits[:n]
+    def _as_many_as_fit(
+        self, edits: Sequence[TokenizedEdit]
+    ) -> tuple[Sequence[TokenizedEdit], int]:
+        """The first requests, and how many of their rows run at once: all unless it is only one.
 
-    def _bytes(self, edits: Sequence[TokenizedEdit]) -> int:
-        """About what the activations take: the first pass' attention, the search, the logits."""
-        spec, projection = self._spec, self._projection
-        n_rows = sum(len(edit.lookup_idx) for edit in edits)
-        longest = max(edit.input_ids.shape[1] for edit in edits)
-        columns = max(_size(edit)[0] for edit in edits)
-        n_reads = sum(edit.n_contexts * len(edit.target_ids) + 1 for edit in edits)
-        attention = n_rows * longest * spec.n_layers * 2 * spec.d_model
-        n_above = spec.n_layers - projection.layer
-        search = n_rows * columns * n_above * (3 * projection.d_key + 10 * spec.d_model)
-        # Logits, their log-softmax, and the gradients of both, in float32.
-        logits = n_reads * embedding_rows(spec.model) * 16
-        return (attention + search) * projection.weight.itemsize + logits
+        Raises:
+            InsufficientMemoryError: not a single row fits.
+        """
+        free = free_bytes(self._projection.weight.device)
+        room = self._room if free is None else min(self._room, free)
+        n = 1
+        while n < len(edits) and self._bytes(edits[: n + 1]) <= min(room, self._budget):
+            n += 1
+        n_rows = sum(len(edit.lookup_idx) for edit in edits[:n])
+        while n == 1 and self._bytes(edits[:1], n_rows) > room:
+            if n_rows == 1:
+                raise self._insufficient(edits[0])
+            n_rows = _half(n_rows)
+        return edits[:n], n_rows
+
+    def _expect_half(self, batch: Sequence[TokenizedEdit], n_rows: int) -> None:
+        """Memory ran out: from now on half of what was tried counts as what there is."""
+        if n_rows == 1:
+            raise self._insufficient(batch[0])
+        if len(batch) > 1:
+            self._room = self._bytes(batch[: len(batch) // 2])
+        else:
+            self._room = self._bytes(batch, _half(n_rows))
+        self._first_passes = FirstPasses(self._spec.model, self._projection)
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+
+    def _bytes(self, edits: Sequence[TokenizedEdit], rows_at_once: int | None = None) -> int:
+        """What the activations take."""
+        return estimate(
+            self._spec, self._projection, edits, rows_at_once=rows_at_once
+        ).activations
+
+    def _shortage(self, batch: EditBatch, n_rows: int) -> str:
+        needed = as_text(self._bytes(batch.edits))
+        return (
+            f"v* was searched with {n_rows} of {batch.n_rows} rows at a time, more slowly: at once "
+            f"they would take about {needed} of memory"
+        )
+
+    def _insufficient(self, edit: TokenizedEdit) -> InsufficientMemoryError:
+        free = free_bytes(self._projection.weight.device)
+        there = "an allocation failed" if free is None else f"{as_text(free)} are free"
+        return InsufficientMemoryError(
+            f"no memory for a request of {edit.input_ids.shape[1]} tokens in {edit.n_contexts} "
+            f"contexts: with one row at a time it takes about {as_text(self._bytes([edit], 1))}, "
+            f"and {there}: shorten the prompt, give fewer context_templates, or load the model in "
+            "bfloat16"
+        )
+
+
+def _half(n: int) -> int:
+    return (n + 1) // 2
 
 
 def _size(edit: TokenizedEdit) -> tuple[int, int]:
     """How many tokens of its longest row run in every step, and in the first pass."""
-    columns = int((edit.attention_mask.sum(1) - edit.lookup_idx)[: edit.n_contexts].max())
-    return columns, edit.input_ids.shape[1]
+    return columns_of(edit), edit.input_ids.shape[1]
