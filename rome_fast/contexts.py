@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from rome_fast.errors import InvalidArgumentError, NonFiniteError
-from rome_fast.models import input_device, max_positions
+from rome_fast.models import embedding_rows, input_device, max_positions
 from rome_fast.request import SLOT
 from rome_fast.tokens import decode
 
@@ -80,7 +80,7 @@ def sample_ids(
     seeds draw alike on every device that computes the same logits.
     """
     device = input_device(model)
-    special = [i for i in tok.all_special_ids if i < model.config.vocab_size]
+    special = [i for i in tok.all_special_ids if i < embedding_rows(model)]
     last = torch.full((n_rows, 1), start_token(tok), device=device)
     drawn, cache = [], None
     for position in range(n_tokens):

@@ -132,7 +132,7 @@ def opened(
 ) -> Iterator[Editor]:
     """An editor with all that its requests share; an error undoes all that it has done."""
     spec = ModelSpec.of(model)
-    with torch.inference_mode(False), frozen(model):
+    with torch.inference_mode(False), frozen(spec.model):
         editor = Editor(spec, tok, hparams, variant, backend)
         editor.prepare(context_templates, second_moment)
         try:

@@ -27,6 +27,7 @@ from rome_fast.types import EditRequest, EditResult, RankOneUpdate, Undo
 from rome_fast.undo import UndoHandle, WeightHistory
 from rome_fast.update import Constraint, apply_update_, build_constraint
 from rome_fast.window import Finder, Found
+from rome_fast.wrappers import adapter_notes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -73,7 +74,8 @@ class Editor:
             self.notes += [note] if note else []
         changes = {"variant": variant, "v_stop_loss": stop_loss}
         self.hparams = hparams.replace(**{k: v for k, v in changes.items() if v is not None})
-        self.projection = spec.down_projection(self.hparams.layer)
+        self.projection = spec.down_projection(self.hparams.layer, self.hparams.shared_expert)
+        self.notes += adapter_notes(self.model, self.projection.weight)
         check_free(self.projection.weight, f"{self.projection.name}.weight")
         self._n_layers = spec.n_layers
         self.backend = ops.resolve_backend(backend, self.projection.weight.device.type)

@@ -35,6 +35,10 @@ class UnsupportedModelError(RomeFastError):
     """The model has no dense down-projection that a rank-one edit could be written to."""
 
 
+class QuantizedWeightError(UnsupportedModelError):
+    """The weight is quantised; the message names the method and the way out, an adapter."""
+
+
 class TokenizerMismatchError(RomeFastError, ValueError):
     """The tokenizer does not belong to the model, or cannot report character offsets."""
 

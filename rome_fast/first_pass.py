@@ -108,7 +108,7 @@ def _run_with_cache(
             past_key_values=cache,
             use_cache=True,
         ).logits[0]
-    layers = [layer for layer in cache.layers if isinstance(layer, DynamicLayer)]
+    layers = [x for x in cache.layers if isinstance(x, DynamicLayer) and x.keys is not None]
     if len(layers) != len(blocks):
         raise ValueError(f"{len(blocks)} blocks keep {len(layers)} sets of keys and values")
     if below is None:

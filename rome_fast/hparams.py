@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from rome_fast.errors import EditWarning, HparamsError
 from rome_fast.key import typical_value_norm
-from rome_fast.models import ModelSpec, frozen
+from rome_fast.models import ModelSpec, frozen, text_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -54,6 +54,7 @@ class RomeHparams:
         seed: of the sampled contexts.
         compute_dtype: ``"model"`` searches v* in the model's own dtype, ``"bfloat16"`` with
             bfloat16 copies of the weights above the edited one.
+        shared_expert: in a mixture of experts, edit the expert that every token passes through.
     """
 
     layers: tuple[int, ...]
@@ -70,6 +71,7 @@ class RomeHparams:
     variant: str = "both_keys"
     seed: int = 0
     compute_dtype: str = "model"
+    shared_expert: bool = False
 
     def __post_init__(self) -> None:
         for name in ("layers", "context_template_length_params"):
@@ -203,6 +205,7 @@ _RULES: dict[str, tuple[type, Any, str]] = {
         "a list of [length >= 2, count >= 1] pairs"),
     "variant": (str, VARIANTS.__contains__, f"one of {VARIANTS}"),
     "seed": (int, lambda x: x >= 0, "an integer >= 0"),
+    "shared_expert": (bool, lambda x: True, "true or false"),
     "compute_dtype": (str, COMPUTE_DTYPES.__contains__, f"one of {COMPUTE_DTYPES}"),
 }  # fmt: skip
 
@@ -226,11 +229,12 @@ def _coerce(value: Any, kind: type) -> Any:
 def _preset(model: PreTrainedModel) -> RomeHparams | None:
     import yaml
 
+    config = text_config(ModelSpec.of(model).model)
     for file in sorted(resources.files("rome_fast").joinpath("presets").iterdir(), key=str):
         if file.name.endswith(".yaml"):
             fields = yaml.safe_load(file.read_text(encoding="utf-8"))
             match = fields.pop("match")
-            if all(getattr(model.config, key, None) in allowed for key, allowed in match.items()):
+            if all(getattr(config, key, None) in allowed for key, allowed in match.items()):
                 return RomeHparams._from_mapping(fields, file.name)
     return None
 
@@ -238,10 +242,12 @@ def _preset(model: PreTrainedModel) -> RomeHparams | None:
 def _derived(model: PreTrainedModel, layer: int | None) -> tuple[RomeHparams, str]:
     spec = ModelSpec.of(model)
     if layer is None:
-        layer = round(0.2 * (spec.n_layers - 1))
+        wanted = round(0.2 * (spec.n_layers - 1))
+        # A mixture of experts is refused, by the next line, if there is no dense layer at all.
+        layer = min(spec.dense_layers or [wanted], key=lambda i: abs(i - wanted))
     projection = spec.down_projection(layer)
-    with frozen(model):
-        norm = typical_value_norm(model, projection)
+    with frozen(spec.model):
+        norm = typical_value_norm(spec.model, projection)
     hparams = RomeHparams(
         layers=(layer,),
         v_num_grad_steps=25,
@@ -252,7 +258,7 @@ def _derived(model: PreTrainedModel, layer: int | None) -> tuple[RomeHparams, st
         v_weight_decay=min(0.5, 0.01 * norm / 4.0),
     )
     note = (
-        f"no preset for {type(model).__name__} with {spec.n_layers} layers of width "
+        f"no preset for {type(spec.model).__name__} with {spec.n_layers} layers of width "
         f"{spec.d_model}: derived layer {layer}, v_lr {hparams.v_lr:.3g}, v_weight_decay "
         f"{hparams.v_weight_decay:.3g} (median value norm {norm:.3g}); pass hparams= to choose"
     )

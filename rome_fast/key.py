@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from rome_fast.errors import NonFiniteError
+from rome_fast.errors import NonFiniteError, UnsupportedModelError
 from rome_fast.intercept import StopForwardError, hooked
 from rome_fast.models import DownProjection, embedding_rows, input_device
 
@@ -86,10 +86,20 @@ def capture(
             attention_mask=attention_mask.to(device),
             use_cache=False,
         )
+    if not seen:
+        raise never_runs(projection)
     # Some families flatten batch and time before the MLP.
     n, t = input_ids.shape
     inputs, outputs = (widen(x).reshape(n, t, -1) for x in (seen["input"], seen["output"]))
     return inputs, outputs
+
+
+def never_runs(projection: DownProjection) -> UnsupportedModelError:
+    """What to raise where a text passes the matrix by."""
+    return UnsupportedModelError(
+        f"{projection.name}.weight is not used on text alone (a block that looks at images, or a "
+        "module that an adapter stands for): name another layer in hparams.layers"
+    )
 
 
 def widen(x: Tensor) -> Tensor:

@@ -63,7 +63,7 @@ def apply_rome_to_model(
             "ROMEHyperParams.from_json(path) reads files"
         )
     settings = hparams.rome()
-    projection = ModelSpec.of(model).down_projection(settings.layer)
+    projection = ModelSpec.of(model).down_projection(settings.layer, settings.shared_expert)
     hparams.check_module(projection)
     moment = find_second_moment(hparams, model, tok, projection, second_moment)
     name, weight = f"{projection.name}.weight", projection.weight

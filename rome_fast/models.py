@@ -1,36 +1,26 @@
-"""Where in a Hugging Face decoder the edit goes, found by structure.
+"""What editing needs to know of a Hugging Face decoder: its blocks, its widths, its matrices.
 
-A decoder is a list of like blocks; in each block the MLP ends in one dense matrix that maps the
-wide activation (the key) back to the residual stream (the value). No table of model names.
+All of it is found by structure (structure.py); ``config.model_type`` only selects tuned defaults.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from rome_fast.errors import (
-    HparamsError,
-    NonFiniteError,
-    TokenizerMismatchError,
-    UnsupportedModelError,
-)
+from rome_fast.errors import HparamsError, TokenizerMismatchError, UnsupportedModelError
+from rome_fast.structure import down_projections, find_blocks, routed_experts
+from rome_fast.weights import check_weight
+from rome_fast.wrappers import base_modules, eager, inner, unwrapped
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-# Attention also ends in a matrix that writes to the residual stream; it is told from the MLP by
-# the name of the submodule that holds it, the one part of a path that all families agree on.
-_ATTENTION = re.compile(r"att(n|ention)", re.IGNORECASE)
-_EXPERTS = re.compile(r"(^|[._])(experts?|router)($|[._])")
-_EDITABLE = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
@@ -38,7 +28,7 @@ class DownProjection:
     """The matrix that an edit writes to.
 
     Attributes:
-        name: path of the module; the weight is ``name + ".weight"``.
+        name: path of the module in the plain model; the weight is ``name + ".weight"``.
         weight_layout: ``"out_in"`` ([d_value, d_key], nn.Linear) or ``"in_out"``
             ([d_key, d_value], GPT-2's Conv1D).
     """
@@ -65,20 +55,29 @@ class DownProjection:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """The parts of a decoder that editing needs: its blocks and its width."""
+    """The parts of a decoder that editing needs: its blocks and its width.
+
+    Attributes:
+        model: the transformers model, without what torch.compile or PEFT put around it.
+        blocks_name: path of the list of blocks in it.
+        d_model: width of the residual stream.
+    """
 
     model: PreTrainedModel
     blocks_name: str
-    blocks: nn.ModuleList
+    blocks: tuple[nn.Module, ...]
     d_model: int
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> ModelSpec:
-        """Find the decoder's blocks.
+        """Find the text decoder's blocks, in a wrapper or in a multimodal model too.
 
         Raises:
-            UnsupportedModelError: no list of blocks and token embedding was found.
+            UnsupportedModelError: no list of blocks and token embedding was found, or a learned
+                prompt stands before every text.
         """
+        if isinstance(model, nn.Module):
+            model = unwrapped(model)
         kind = type(model).__name__
         # Base models without a head, masked and encoder-decoder models continue no prompt.
         if not isinstance(model, nn.Module) or not getattr(model, "can_generate", bool)():
@@ -89,25 +88,33 @@ class ModelSpec:
             raise UnsupportedModelError(f"{kind} does not say which module its output head is")
         if model.config.is_encoder_decoder:
             raise UnsupportedModelError(f"{kind} is an encoder-decoder; a decoder is needed")
-        lists = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.ModuleList)]
-        lists = [(n, m) for n, m in lists if not _EXPERTS.search(n)]  # may outnumber the blocks
-        if not lists:
-            raise UnsupportedModelError(f"{kind} has no list of decoder blocks to edit")
-        name, blocks = max(lists, key=lambda item: len(item[1]))
+        name, blocks = find_blocks(model)
         # Not the width of the embeddings, which may be another (OPT-350m).
-        return cls(model, name, blocks, int(model.config.hidden_size))
+        d_model = getattr(text_config(model), "hidden_size", None)
+        if d_model is None:
+            raise UnsupportedModelError(f"the configuration of {kind} has no hidden_size")
+        return cls(model, name, tuple(map(inner, blocks.children())), int(d_model))
 
     @property
     def n_layers(self) -> int:
         return len(self.blocks)
 
-    def down_projection(self, layer: int) -> DownProjection:
+    @property
+    def dense_layers(self) -> list[int]:
+        """The layers without routed experts."""
+        return [layer for layer, block in enumerate(self.blocks) if not routed_experts(block)]
+
+    def down_projection(self, layer: int, shared_expert: bool = False) -> DownProjection:
         """The down-projection of block ``layer`` (0-based), checked to be editable.
 
+        Args:
+            shared_expert: that of the expert which every token passes through, in a layer that
+                routes tokens through others.
+
         Raises:
-            HparamsError: the model has no such layer.
-            UnsupportedModelError: no dense down-projection there, or one that is quantised,
-                offloaded or sharded.
+            HparamsError: the model has no such layer, or the layer no such expert.
+            UnsupportedModelError: no dense down-projection there, or one that is offloaded or
+                sharded; a QuantizedWeightError where it is quantised.
             NonFiniteError: the weight holds NaN or infinity.
         """
         if not 0 <= layer < self.n_layers:
@@ -115,14 +122,28 @@ class ModelSpec:
                 f"hparams.layers names layer {layer}, but {type(self.model).__name__} has layers "
                 f"0 to {self.n_layers - 1}"
             )
-        block = self.blocks[layer]
-        where = f"{type(self.model).__name__} layer {layer}"
-        if any(_EXPERTS.search(name) for name, _ in block.named_modules()):
-            raise UnsupportedModelError(
-                f"{where} is a mixture of experts, and ROME is defined for one dense matrix: name "
-                "a dense layer in hparams.layers if the model has any"
+        name, module = self._only_projection(layer, shared_expert)
+        layout = "in_out" if type(module).__name__ == "Conv1D" else "out_in"
+        projection = DownProjection(f"{self.blocks_name}.{layer}.{name}", module, layer, layout)
+        check_weight(f"{projection.name}.weight", module, self.model)
+        return projection
+
+    def _only_projection(self, layer: int, shared_expert: bool) -> tuple[str, nn.Module]:
+        block, where = self.blocks[layer], f"{type(self.model).__name__} layer {layer}"
+        is_mixture = bool(routed_experts(block))
+        if shared_expert and not is_mixture:
+            raise HparamsError(
+                f"hparams.shared_expert is true, but {where} has no experts, it is dense"
             )
-        found = [(n, m) for n, m in block.named_modules() if self._writes_to_stream(n, m)]
+        found = down_projections(block, self.d_model)
+        if is_mixture and not (shared_expert and found):
+            dense = ", ".join(map(str, self.dense_layers)) or "none"
+            said = f"{where} is a mixture of experts, and ROME is defined for one dense matrix"
+            if found:
+                remedy = "its shared expert can be edited with hparams.shared_expert=True"
+            else:
+                remedy = "it has no shared expert"
+            raise UnsupportedModelError(f"{said}; {remedy}. Dense layers: {dense}.")
         if not found:
             raise UnsupportedModelError(
                 f"{where} has no dense down-projection (a linear map from a wider activation to "
@@ -133,51 +154,17 @@ class ModelSpec:
                 f"{where} has {len(found)} down-projections ({found[0][0]}, {found[1][0]}, ...), "
                 "and ROME is defined for one dense matrix"
             )
-        name, module = found[0]
-        layout = "in_out" if type(module).__name__ == "Conv1D" else "out_in"
-        projection = DownProjection(f"{self.blocks_name}.{layer}.{name}", module, layer, layout)
-        _check_weight(projection)
-        return projection
+        return found[0]
 
     def mlp(self, layer: int) -> nn.Module | None:
         """The module that is a block's MLP; None for experts, or without a module of its own."""
         block = self.blocks[layer]
-        if any(_EXPERTS.search(name) for name, _ in block.named_modules()):
+        if routed_experts(block):
             return None
-        for name, module in block.named_modules():
-            if self._writes_to_stream(name, module):
-                return block.get_submodule(name.rpartition(".")[0]) if "." in name else None
+        for name, _ in down_projections(block, self.d_model):
+            parent = name.rpartition(".")[0]
+            return dict(base_modules(block))[parent] if parent else None
         return None
-
-    def _writes_to_stream(self, name: str, module: nn.Module) -> bool:
-        if _ATTENTION.search(name):
-            return False
-        weight = getattr(module, "weight", None)
-        if type(module).__name__ == "Conv1D" and isinstance(weight, torch.Tensor):
-            return bool(weight.shape[1] == self.d_model and weight.shape[0] > self.d_model)
-        sizes = getattr(module, "in_features", 0), getattr(module, "out_features", 0)
-        return bool(sizes[1] == self.d_model and sizes[0] > self.d_model)
-
-
-def _check_weight(projection: DownProjection) -> None:
-    name, weight = f"{projection.name}.weight", getattr(projection.module, "weight", None)
-    if not isinstance(weight, torch.Tensor) or weight.dtype not in _EDITABLE or weight.dim() != 2:
-        form = getattr(weight, "dtype", type(projection.module).__name__)
-        raise UnsupportedModelError(
-            f"{name} is quantised ({form}): load the model in float32, bfloat16 or float16"
-        )
-    if weight.is_meta:
-        raise UnsupportedModelError(
-            f"{name} is offloaded (meta device): load the model fully before editing"
-        )
-    if weight.is_inference():
-        raise UnsupportedModelError(
-            f"{name} was made under torch.inference_mode(): load the model outside of it"
-        )
-    if type(weight) not in (nn.Parameter, torch.Tensor):
-        raise UnsupportedModelError(f"{name} is a {type(weight).__name__}, not a plain Parameter")
-    if not torch.isfinite(weight).all():
-        raise NonFiniteError(f"{name} already holds NaN or infinity: the model is damaged")
 
 
 def check_tokenizer(model: PreTrainedModel, tok: PreTrainedTokenizerBase) -> None:
@@ -204,13 +191,22 @@ def embedding_rows(model: PreTrainedModel) -> int:
 
 def max_positions(model: PreTrainedModel) -> int | None:
     """How many tokens a text may have; None where the configuration sets no limit."""
-    limit = getattr(model.config, "max_position_embeddings", None)
+    limit = getattr(text_config(model), "max_position_embeddings", None)
     return None if limit is None else int(limit)
 
 
+def text_config(model: PreTrainedModel) -> Any:
+    """The configuration of the text decoder, which is a part of a multimodal model's."""
+    return model.config.get_text_config(decoder=True)
+
+
 def input_device(model: PreTrainedModel) -> torch.device:
-    """Where token ids must lie: the device of the token embedding."""
-    return _embedding(model).device
+    """Where token ids must lie: the device of the token embedding.
+
+    The CPU for an offloaded embedding: its hooks move them.
+    """
+    device = _embedding(model).device
+    return torch.device("cpu") if device.type == "meta" else device
 
 
 def _embedding(model: PreTrainedModel) -> Tensor:
@@ -221,14 +217,15 @@ def _embedding(model: PreTrainedModel) -> Tensor:
 
 @contextmanager
 def frozen(model: PreTrainedModel) -> Iterator[None]:
-    """Evaluation mode and no gradients to parameters inside; all as it was afterwards."""
+    """Evaluation mode, no gradients to parameters, no compiled code; afterwards as it was."""
     modes = [(module, module.training) for module in model.modules()]
     trainable = [p for p in model.parameters() if p.requires_grad]
     model.eval()
     for parameter in trainable:
         parameter.requires_grad_(False)
     try:
-        yield
+        with eager(model):
+            yield
     finally:
         for parameter in trainable:
             parameter.requires_grad_(True)

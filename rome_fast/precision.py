@@ -20,20 +20,18 @@ class Bfloat16Weights:
     """
 
     def __init__(self, spec: ModelSpec, projection: DownProjection) -> None:
-        below = tuple(f"{spec.blocks_name}.{i}." for i in range(projection.layer))
-        self._edited = f"{spec.blocks_name}.{projection.layer}."
-        self._model = spec.model
-        self._copies = {
-            name: _copy(parameter)
-            for name, parameter in spec.model.named_parameters()
-            if not name.startswith(below)
-        }
+        below = {id(p) for block in spec.blocks[: projection.layer] for p in block.parameters()}
+        self._copies, self._edited = {}, {}
+        block = {id(p) for p in spec.blocks[projection.layer].parameters()}
+        for name, parameter in spec.model.named_parameters():
+            if id(parameter) not in below:
+                self._copies[name] = _copy(parameter)
+            if id(parameter) in block:
+                self._edited[name] = parameter
 
     def current(self) -> dict[str, Tensor]:
         """By the parameters' names, as the weights are now."""
-        for name, parameter in self._model.named_parameters():
-            if name.startswith(self._edited):
-                self._copies[name] = _copy(parameter)
+        self._copies.update({name: _copy(p) for name, p in self._edited.items()})
         return self._copies
 
 

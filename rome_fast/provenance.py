@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from rome_fast.errors import UnsupportedModelError
 from rome_fast.undo import fingerprint
+from rome_fast.wrappers import plain_name
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -130,8 +131,9 @@ def weights_hash(model: PreTrainedModel, projection: DownProjection) -> str:
     """Of the parameters that a key of this layer can depend on.
 
     Left out are the blocks above, what is registered after the blocks (final norm, head), and the
-    edited weight itself, so edits at the layer keep it. Evenly spaced elements of each parameter
-    stand for all of it: training, merging or editing a matrix changes nearly every element.
+    edited weight itself, so edits at the layer keep it; adapters are not left out. Evenly spaced
+    elements of each parameter stand for all of it: training, merging or editing a matrix changes
+    nearly every element.
 
     Raises:
         UnsupportedModelError: one of them is offloaded.
@@ -140,6 +142,7 @@ def weights_hash(model: PreTrainedModel, projection: DownProjection) -> str:
     in_block = re.compile(rf"{re.escape(blocks)}\.(\d+)\.")
     chosen, behind_blocks = [], False
     for name, parameter in model.named_parameters():
+        name = plain_name(name)
         block = in_block.match(name)
         behind_blocks |= bool(block)
         below = int(block[1]) <= projection.layer if block else not behind_blocks

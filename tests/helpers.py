@@ -20,4 +20,4 @@ def same_bits(model, before):
 
 
 def _bits(tensor):
-    return tensor.detach().contiguous().view(torch.uint8)
+    return tensor.detach().reshape(-1).contiguous().view(torch.uint8)

@@ -87,14 +87,16 @@ def collect_second_moment(
     settings = Settings(tokens, max_length, documents, first_token, damping)
     if resume and checkpoint is None:
         raise InvalidArgumentError("resume=True needs checkpoint=, the file to go on from")
+    spec = ModelSpec.of(model)
+    model = spec.model
     check_tokenizer(model, tok)
     corpus = Corpus(texts, tok, embedding_rows(model), text_column)
     ranks = Ranks.current() if distributed else Ranks()
-    spec = ModelSpec.of(model)
     wanted = list(layers) if isinstance(layers, Iterable) else [layers]
     if not all(type(layer) is int for layer in wanted):
         raise InvalidArgumentError(f"layers must be a number or a list of numbers, got {layers!r}")
-    projections = [spec.down_projection(layer) for layer in sorted(set(wanted))]
+    mixtures = set(range(spec.n_layers)).difference(spec.dense_layers)
+    projections = [spec.down_projection(i, i in mixtures) for i in sorted(set(wanted))]
     if not projections:
         raise InvalidArgumentError("layers must name at least one layer, got none")
     if any(p.weight.dtype == torch.float64 for p in projections):

@@ -15,6 +15,7 @@ import torch
 from rome_fast.collect.packing import Row, block_mask, stack
 from rome_fast.errors import SecondMomentError
 from rome_fast.intercept import StopForwardError
+from rome_fast.key import never_runs
 from rome_fast.memory import is_out_of_memory
 from rome_fast.models import embedding_rows, input_device
 
@@ -119,6 +120,7 @@ class KeyReader:
                 use_cache=False,
                 **inputs(positions.to(device), self.model.dtype),
             )
+            raise never_runs(wanted[-1])
         except StopForwardError:
             pass
         finally:

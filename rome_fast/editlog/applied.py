@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,10 +9,13 @@ from rome_fast.errors import RomeFastError
 from rome_fast.models import DownProjection
 from rome_fast.owner import check_free
 from rome_fast.undo import WeightHistory
+from rome_fast.weights import check_weight
+from rome_fast.wrappers import base_modules, unwrapped
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from rome_fast.editlog.base import EditedWeight
     from rome_fast.editlog.log import EditLog
 
 
@@ -26,16 +28,19 @@ class AppliedLog:
     @classmethod
     def of(cls, log: EditLog, model: PreTrainedModel) -> AppliedLog:
         """Write the log into the model (``EditLog.apply``)."""
-        for name in log.base.edited:
-            with suppress(AttributeError):  # the check below says what is missing
-                check_free(model.get_parameter(name), name)
+        model = unwrapped(model)
+        modules = dict(base_modules(model))
+        projections = [
+            DownProjection(name, modules[name], weight.layer, weight.weight_layout)
+            for name, weight in _by_module(log)
+            if name in modules  # the check of the base says what is missing
+        ]
+        for projection in projections:
+            name = f"{projection.name}.weight"
+            check_weight(name, projection.module, model)
+            check_free(projection.weight, name)
         log.base.check(model)
-        applied = cls(
-            tuple(
-                WeightHistory(_projection(model, name, log), backend="auto")
-                for name in log.base.edited
-            )
-        )
+        applied = cls(tuple(WeightHistory(p, backend="auto") for p in projections))
         try:
             for name, history in zip(log.base.edited, applied.histories, strict=True):
                 for update in log.updates(name):
@@ -59,7 +64,5 @@ class AppliedLog:
             history.rewind(0)
 
 
-def _projection(model: PreTrainedModel, weight_name: str, log: EditLog) -> DownProjection:
-    name = weight_name.removesuffix(".weight")
-    weight = log.base.edited[weight_name]
-    return DownProjection(name, model.get_submodule(name), weight.layer, weight.weight_layout)
+def _by_module(log: EditLog) -> list[tuple[str, EditedWeight]]:
+    return [(name.removesuffix(".weight"), weight) for name, weight in log.base.edited.items()]

@@ -10,6 +10,7 @@ from rome_fast.errors import EditLogError
 from rome_fast.models import DownProjection
 from rome_fast.provenance import sampled_hash
 from rome_fast.undo import fingerprint
+from rome_fast.wrappers import base_parameters
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -64,7 +65,7 @@ class Base:
 
     def check(self, model: PreTrainedModel) -> None:
         """Raise EditLogError, naming the weight, unless the model is this one, unedited."""
-        parameters = dict(model.named_parameters())
+        parameters = base_parameters(model)
         for name, then in self.edited.items():
             now = parameters.get(name)
             if now is None:
@@ -135,6 +136,6 @@ def _check_edited(name: str, then: EditedWeight, now: Tensor) -> None:
 def _others(model: PreTrainedModel, edited: Iterable[str]) -> dict[str, str]:
     return {
         name: sampled_hash([parameter])[:16]
-        for name, parameter in model.named_parameters()
+        for name, parameter in base_parameters(model).items()
         if name not in edited and not parameter.is_meta
     }

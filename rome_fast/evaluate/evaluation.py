@@ -103,7 +103,7 @@ def evaluate(
                 "distributed=True, and the processes have different models, records or arguments: "
                 "give all the same"
             )
-        judge = Judge(model, tok, editor.projection, records, generate_tokens, held_texts)
+        judge = Judge(editor.model, tok, editor.projection, records, generate_tokens, held_texts)
         run = _Run(editor, judge, ranks, progress and ranks.rank == 0)
         if mode == "single":
             return run.single(setting, Journal(resume, setting, ranks), window)

@@ -86,6 +86,7 @@ def suggest_layer(
     """
     records = load_records(requests)
     spec = ModelSpec.of(model)
+    model = spec.model
     check_tokenizer(model, tok)
     settings = TraceSettings.of(spec.n_layers, noise, samples, window, seed)
     if not isinstance(hparams, RomeHparams | None):

@@ -154,6 +154,7 @@ def locate(
     request = EditRequest(prompt, subject, target=".")
     chosen = _checked_kinds(kinds)
     spec = ModelSpec.of(model)
+    model = spec.model
     check_tokenizer(model, tok)
     settings = TraceSettings.of(spec.n_layers, noise, samples, window, seed)
     with torch.no_grad(), frozen(model):

@@ -59,8 +59,8 @@ def open_new(
     options: Mapping[str, Any],
 ) -> Opened:
     """The arguments of ``Session``; ``options`` are the fields of Settings that are left."""
-    with torch.inference_mode(False), frozen(model), ExitStack() as stack:
-        spec, backend = ModelSpec.of(model), options["backend"]
+    spec, backend = ModelSpec.of(model), options["backend"]
+    with torch.inference_mode(False), frozen(spec.model), ExitStack() as stack:
         editor = Editor(spec, tok, hparams, variant, backend, stop_loss)
         editor.prepare(context_templates, second_moment)
         settings = Settings(
@@ -68,7 +68,7 @@ def open_new(
             context_templates=tuple(editor.context_templates),
             **options,
         )
-        log = EditLog(Base.of(model, editor.projection, editor.history.base))
+        log = EditLog(Base.of(spec.model, editor.projection, editor.history.base))
         file = None
         if journal is not None:
             file = stack.enter_context(closing(Journal(journal)))
@@ -89,13 +89,14 @@ def reopen(
     second_moment: object,
 ) -> Opened:
     """The arguments of ``Session.resume``."""
-    with torch.inference_mode(False), frozen(model), ExitStack() as stack:
+    spec = ModelSpec.of(model)
+    with torch.inference_mode(False), frozen(spec.model), ExitStack() as stack:
         file = stack.enter_context(closing(Journal(path)))
         records = file.reopen()
         first = records[0].fields
         settings, log = Settings.from_json(first["settings"]), replay(records)
-        editor = Editor(ModelSpec.of(model), tok, settings.hparams, None, settings.backend)
-        log.base.check(model)
+        editor = Editor(spec, tok, settings.hparams, None, settings.backend)
+        log.base.check(spec.model)
         editor.prepare(settings.context_templates, second_moment)
         if _digest(editor) != first["second_moment"]:
             raise JournalError(

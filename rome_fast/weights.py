@@ -1,0 +1,64 @@
+"""Which weights can be written to, and what to do about the others."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from rome_fast.errors import NonFiniteError, QuantizedWeightError, UnsupportedModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_EDITABLE = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+def check_weight(name: str, module: nn.Module, model: PreTrainedModel) -> None:
+    """Raise unless ``module.weight`` is a plain, finite matrix that is there.
+
+    Raises:
+        QuantizedWeightError: it is stored in another form.
+        UnsupportedModelError: it is offloaded, sharded or made under inference mode.
+        NonFiniteError: it holds NaN or infinity.
+    """
+    method = _quantisation(module, model)
+    if method is not None:
+        raise QuantizedWeightError(
+            f"{name} is quantised ({method}) and cannot be edited in place: edit the same model "
+            "in bfloat16 or float32 (loaded so, or model.dequantize()) in a rome_fast.Session, "
+            "write session.log.to_lora(path), and load that adapter on this model with PEFT"
+        )
+    weight = module.weight
+    assert isinstance(weight, torch.Tensor)
+    if weight.is_meta:
+        raise UnsupportedModelError(
+            f"{name} is offloaded (meta device): load the model fully before editing"
+        )
+    if weight.is_inference():
+        raise UnsupportedModelError(
+            f"{name} was made under torch.inference_mode(): load the model outside of it"
+        )
+    if type(weight) not in (nn.Parameter, torch.Tensor):
+        raise UnsupportedModelError(f"{name} is a {type(weight).__name__}, not a plain Parameter")
+    if not torch.isfinite(weight).all():
+        raise NonFiniteError(f"{name} already holds NaN or infinity: the model is damaged")
+
+
+def _quantisation(module: nn.Module, model: PreTrainedModel) -> str | None:
+    """How a linear map's weight is quantised; None where it is not.
+
+    There is none (GPTQ, AWQ, HQQ), it holds packed or 8-bit numbers (bitsandbytes, FP8), or it is
+    a tensor that only calls itself a float (torchao).
+    """
+    weight = getattr(module, "weight", None)
+    kind: type = type(module)
+    if isinstance(weight, torch.Tensor) and weight.dtype in _EDITABLE and weight.dim() == 2:
+        kind = type(weight)
+        if kind.__module__.partition(".")[0] == "torch":
+            return None
+    config = getattr(model.config, "quantization_config", None) or {}
+    settings = config if isinstance(config, dict) else vars(config)
+    method = settings.get("quant_method") or kind.__module__.partition(".")[0]
+    return f"{getattr(method, 'value', method)}, {kind.__name__}"
