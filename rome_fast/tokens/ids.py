@@ -65,9 +65,11 @@ def pad_right(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     return input_ids, attention_mask
 
 
-def decode(tok: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    """Token ids -> text, exactly, without special tokens."""
-    text = tok.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+def decode(tok: PreTrainedTokenizerBase, ids: Sequence[int], *, special: bool = False) -> str:
+    """Token ids -> text, exactly; special tokens are left out unless ``special``."""
+    text = tok.decode(
+        list(ids), skip_special_tokens=not special, clean_up_tokenization_spaces=False
+    )
     return str(text)
 
 
@@ -79,8 +81,18 @@ def pieces(
     One token alone loses the space at its start with many tokenizers. A token that completes no
     character, such as a byte of a Chinese one, is shown as the replacement character.
     """
-    upto = [decode(tok, [*before, *ids[:n]]).rstrip(_INCOMPLETE) for n in range(len(ids) + 1)]
-    return tuple(b[len(a) :] or _INCOMPLETE for a, b in pairwise(upto))
+    said = [whole_text(tok, [*before, *ids[:n]]) for n in range(len(ids) + 1)]
+    return tuple(b[len(a) :] or _INCOMPLETE for a, b in pairwise(said))
+
+
+def whole_text(tok: PreTrainedTokenizerBase, ids: Sequence[int], *, special: bool = False) -> str:
+    """Token ids -> text up to the last whole character.
+
+    A single byte too many turns all bytes before it into replacement characters with some
+    decoders; there are three at most.
+    """
+    texts = (decode(tok, ids[: len(ids) - n], special=special) for n in range(4))
+    return next((text for text in texts if not text.endswith(_INCOMPLETE)), "")
 
 
 def skeleton(text: str) -> str:

@@ -12,7 +12,7 @@ from itertools import takewhile
 from typing import TYPE_CHECKING, NamedTuple
 
 from rome_fast.errors import TokenizerMismatchError
-from rome_fast.tokens.ids import begin, leading_ids, skeleton
+from rome_fast.tokens.ids import begin, leading_ids, skeleton, whole_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -78,9 +78,7 @@ def _token_at(
     wanted = skeleton(text[:end])
 
     def covers(n: int) -> bool:
-        return skeleton(str(tok.decode(ids[:n], clean_up_tokenization_spaces=False))).startswith(
-            wanted
-        )
+        return skeleton(whole_text(tok, ids[:n], special=True)).startswith(wanted)
 
     hint = [i for i, (a, b) in enumerate(offsets) if a < end <= b][-1:]
     if hint and covers(hint[0] + 1) and not covers(hint[0]):
