@@ -1,4 +1,4 @@
-"""A real trained Llama with a BOS and SentencePiece tokens: a name in its stories becomes another."""
+"""A real trained Llama (BOS, SentencePiece tokens): a name in its stories becomes another."""
 
 from __future__ import annotations
 
