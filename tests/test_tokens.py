@@ -1,17 +1,32 @@
-"""The subject's token and the target's ids, with tokenizers that differ in every habit."""
+"""Ids, rows and the subject's token, with tokenizers that differ in every habit."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from shared_data import shared
 from tiny import tiny_gpt2, tiny_llama
-from tokenizers import processors
+from token_bytes import expected_token
+from trained_tokenizers import ALL, FAITHFUL, Slow
 from transformers import AutoTokenizer
 
 from rome_fast import EditRequest
 from rome_fast.errors import TokenizerMismatchError
-from rome_fast.tokens import encode, find_target_ids, locate_subject, pad_right
+from rome_fast.tokens import Passage, encode, locate_subject, pad_right, text_ids
+
+WORDS = (
+    *("Ray Charles", "the", "Zoë", "Zoe\u0308", "n't", "{", "}", "{x}", "%s", '"', "'", "\n"),
+    *("北京", "的首都是", "東京", "กรุงเทพ", "서울은", "برج إيفل", "ירושלים"),
+    *("👩\u200d🚀", "👍🏽", "𓀀"),
+)
+SIGNS = st.characters(categories=["L", "M", "N", "P", "S"], exclude_characters="\ufffd{}")
+PARTS = st.one_of(st.sampled_from(WORDS), st.text(SIGNS, min_size=1, max_size=4))
+BETWEEN = st.lists(st.tuples(PARTS, st.sampled_from(["", " "])), max_size=6).map(
+    lambda parts: "".join(word + space for word, space in parts)
+)
+PROPERTY = settings(max_examples=60, deadline=None, derandomize=True, database=None)
 
 
 @pytest.fixture(scope="module")
@@ -19,42 +34,87 @@ def gpt2_tok():
     return AutoTokenizer.from_pretrained(shared("tokenizers/gpt2"))
 
 
-TOKENIZERS = {"bytes": lambda: tiny_gpt2()[1], "metaspace": lambda: tiny_llama()[1]}
-
-
-@pytest.fixture(params=TOKENIZERS, scope="module")
+@pytest.fixture(params=ALL, scope="module")
 def tok(request):
-    return TOKENIZERS[request.param]()
+    return ALL[request.param]()
+
+
+@pytest.fixture(params=FAITHFUL, scope="module")
+def faithful(request):
+    return ALL[request.param]()
+
+
+def located(tok, template, subject, fact_token="subject_last"):
+    start = template.index("{}")
+    text = template.replace("{}", subject, 1)
+    return locate_subject(tok, Passage(text, start, start + len(subject)), fact_token)
 
 
 PROMPTS = [
     ("{} plays the", "Ray Charles"),
-    ("The instrument of {} is the", "Ray Charles"),
     ("The founder is {}", "Steve Jobs"),
     ('"{}" is a', "Ada"),
     ("({}, born", "Megan"),
     ("中国的首都{}是", "北京"),
+    ("日本の首都は{}です", "東京"),
     ("يقع {} في", "برج إيفل"),
+    ("{} היא עיר", "ירושלים"),
+    ("เมือง{}เป็น", "กรุงเทพ"),
+    ("{}은 수도", "서울"),
     ("Die Stadt {} liegt", "Köln"),
+    ("Die Stadt {} liegt", "Ko\u0308ln"),
+    ("the astronaut {} flies", "👩\u200d🚀"),
     ("Ray Charles met {} and", "Ray Charles"),
     ("x{}y", "Zoë"),
 ]
 
 
 @pytest.mark.parametrize(("prompt", "subject"), PROMPTS)
-def test_last_subject_token_completes_the_subject(tok, prompt, subject):
-    ids, index = locate_subject(tok, prompt, subject, "subject_last")
-    wanted = prompt.split("{}")[0] + subject
-    plain = "".join(wanted.split())
-    upto = "".join(tok.decode(ids[: index + 1]).replace("<s>", "").split())
-    before = "".join(tok.decode(ids[:index]).replace("<s>", "").split())
-    assert upto.startswith(plain)
-    assert not before.startswith(plain)
-    assert ids == tok(prompt.replace("{}", subject)).input_ids
+def test_last_subject_token_completes_the_subject(faithful, prompt, subject):
+    ids, index = located(faithful, prompt, subject)
+    text = prompt.replace("{}", subject)
+    assert ids == text_ids(faithful, text)
+    assert index == expected_token(faithful, ids, prompt.split("{}")[0] + subject)
+
+
+@PROPERTY
+@given(name=st.sampled_from(FAITHFUL), before=BETWEEN, subject=BETWEEN, after=BETWEEN)
+def test_the_located_token_covers_the_subjects_last_character(name, before, subject, after):
+    tok, subject, before = ALL[name](), subject.strip(), before.lstrip()
+    assume(subject)
+    ids, index = located(tok, before.replace("{}", "") + "{}" + after, subject)
+    assert index == expected_token(tok, ids, before.replace("{}", "") + subject)
+
+
+@PROPERTY
+@given(name=st.sampled_from(sorted(ALL)), before=BETWEEN, subject=BETWEEN, after=BETWEEN)
+def test_padding_and_what_is_set_for_it_are_of_no_account(name, before, subject, after):
+    tok = ALL[name]()
+    assume(subject.strip() and tok.tokenize(subject) and "{}" not in before + subject + after)
+    request = EditRequest(before + "{}" + after, subject, "Rome")
+    plain = encode(tok, request, ["{}", "It is. {}"])
+    tok.pad_token = tok.eos_token or tok.unk_token
+    for side in ("left", "right"):
+        tok.padding_side = side
+        padded = encode(tok, request, ["{}", "It is. {}"])
+        for field in ("input_ids", "attention_mask", "lookup_idx", "target_ids", "target_start"):
+            assert torch.equal(getattr(padded, field), getattr(plain, field))
+
+
+def test_nothing_of_the_tokenizer_is_changed(tok):
+    tok.padding_side, tok.pad_token = "left", tok.unk_token
+    before = state_of(tok)
+    encode(tok, EditRequest("{} is in", "Ada", "Rome"), ["{}", "It is. {}"])
+    assert state_of(tok) == before
+
+
+def state_of(tok):
+    kept = {name: value for name, value in vars(tok).items() if name != "_tokenizer"}
+    return repr(sorted(kept.items())), tok.backend_tokenizer.to_str() if tok.is_fast else ""
 
 
 def test_known_ids_of_the_real_gpt2_tokenizer(gpt2_tok):
-    ids, index = locate_subject(gpt2_tok, "{} was the founder of", "Steve Jobs", "subject_last")
+    ids, index = located(gpt2_tok, "{} was the founder of", "Steve Jobs")
     assert ids[: index + 1] == [19206, 19161]
     tokens = encode(gpt2_tok, EditRequest("{} was the founder of", "Steve Jobs", "Apple"), ["{}"])
     assert tokens.subject_token == " Jobs"
@@ -72,96 +132,100 @@ def test_known_ids_of_the_real_gpt2_tokenizer(gpt2_tok):
     ],
 )
 def test_fact_tokens(gpt2_tok, fact_token, expected):
-    text = "In 2010 {} plays the sport of"
-    ids, index = locate_subject(gpt2_tok, text, "LeBron James", fact_token)
+    ids, index = located(gpt2_tok, "In 2010 {} plays the sport of", "LeBron James", fact_token)
     assert gpt2_tok.decode([ids[index]]) == expected
     assert (fact_token == "last") == (index == len(ids) - 1)
 
 
 def test_first_after_last_falls_back_where_nothing_follows(tok):
-    ids, index = locate_subject(tok, "The founder is {}", "Ada", "subject_first_after_last")
+    ids, index = located(tok, "The founder is {}", "Ada", "subject_first_after_last")
     assert index == len(ids) - 1
 
 
-def test_lying_offsets_are_found_out(gpt2_tok):
-    class Liar:
-        """Reports (0, 0) for every token, as one Llama-3 tokenizer did."""
+@pytest.mark.parametrize(
+    ("template", "subject", "expected"),
+    [
+        ("🎻 Zoë, {} plays", "Ada Lovelace", "lovelace"),  # an unknown word before
+        ("{} 🎻 plays the", "Zoë", "zoe"),  # its accent is dropped
+        ("{}🎻 plays the", "Ada", "[UNK]"),  # the unknown word is longer than the subject
+        ("I play {} well", "🎻", "[UNK]"),
+        ("中国的首都{}是", "北京", "京"),
+        ("x {}ing", "play", "play"),
+    ],
+)
+def test_wordpiece_loses_case_accents_and_words(template, subject, expected):
+    tok = ALL["wordpiece"]()
+    ids, index = located(tok, template, subject)
+    upto = tok.convert_tokens_to_string(tok.convert_ids_to_tokens(ids[: index + 1]))
+    assert upto.endswith(expected)
+    before = tok.convert_tokens_to_string(tok.convert_ids_to_tokens(ids[:index]))
+    assert len(before) < len(upto) - (expected in ("[UNK]", "京"))
 
-        is_fast = True
-        eos_token = None
 
-        def __call__(self, text, **options):
-            encoded = gpt2_tok(text, return_offsets_mapping=True)
-            shifted = [(0, len(text))] * len(encoded["input_ids"])
-            return {"input_ids": encoded["input_ids"], "offset_mapping": shifted}
-
-        decode = gpt2_tok.decode
-
-    expected = locate_subject(gpt2_tok, "{} plays the", "Ray Charles", "subject_last")
-    assert locate_subject(Liar(), "{} plays the", "Ray Charles", "subject_last") == expected
+@pytest.mark.parametrize("name", ["slow", "slow, bos and eos"])
+def test_slow_tokenizers_need_no_offsets(name):
+    tok = ALL[name]()
+    for template, subject in [("𓀀 {} plays", "Ray Charles"), ("x {}𓀀", "𓀀y"), ("{}ing", "Meg")]:
+        ids, index = located(tok, template, subject)
+        text = template.replace("{}", subject)
+        pieces, end = tok.tokenize(text), template.index("{}") + len(subject)
+        lengths = [len("".join(pieces[: n + 1])) for n in range(len(pieces))]
+        assert ids[0] == 1 and index == 1 + next(n for n, m in enumerate(lengths) if m >= end)
 
 
-def test_slow_tokenizers_are_read_by_decoding(gpt2_tok):
-    class Slow:
-        is_fast = False
-        eos_token = None
-        decode = gpt2_tok.decode
+def test_a_long_prompt_takes_few_calls_of_the_tokenizer():
+    class Counting(Slow):
+        n_calls = 0
 
-        def __call__(self, text):
-            return {"input_ids": gpt2_tok(text)["input_ids"]}
+        def decode(self, *arguments, **options):
+            self.n_calls += 1
+            return super().decode(*arguments, **options)
 
-    expected = locate_subject(gpt2_tok, "{} plays the", "Ray Charles", "subject_last")
-    assert locate_subject(Slow(), "{} plays the", "Ray Charles", "subject_last") == expected
+    tok = Counting()
+    ids, index = located(tok, "the weather is fine " * 300 + "{}" + " and so on" * 300, "Ada")
+    assert len(ids) > 2000
+    assert ids[: index + 1] == text_ids(tok, "the weather is fine " * 300 + "Ada")
+    assert tok.n_calls < 60
 
 
 def test_tokenizer_that_loses_the_subject_is_an_error():
-    tok = tiny_llama()[1]
-
-    class Lossy:
-        is_fast = False
-        eos_token = None
-        convert_ids_to_tokens = tok.convert_ids_to_tokens
-
-        def __call__(self, text):
-            return {"input_ids": tok(text)["input_ids"]}
-
-        def decode(self, ids):
+    class Lossy(Slow):
+        def decode(self, ids, **options):
             return "?" * len(ids)
 
-    with pytest.raises(TokenizerMismatchError, match="do not decode to it"):
-        locate_subject(Lossy(), "{} plays", "Ada", "subject_last")
+        def _tokenize(self, text, **options):
+            return super()._tokenize(text[::-1])
+
+    with pytest.raises(TokenizerMismatchError, match="ends 'Ada' cannot be found: Lossy gave"):
+        located(Lossy(), "{} plays the old piano in a large house near the river", "Ada")
 
 
-def test_appended_eos_is_not_part_of_a_prompt():
-    tok = tiny_llama()[1]
-    tok._tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
-    )
-    plain = tiny_llama()[1]
-    assert tok("Ada").input_ids == [*plain("Ada").input_ids, tok.eos_token_id]
-    request = EditRequest("{} is in", "Ada", "old Rome")
-    assert torch.equal(
-        encode(tok, request, ["{}"]).input_ids, encode(plain, request, ["{}"]).input_ids
-    )
+@pytest.mark.parametrize("name", ["bos and eos", "slow, bos and eos", "unigram", "wordpiece"])
+def test_what_a_tokenizer_appends_is_not_part_of_a_prompt(name):
+    tok = ALL[name]()
+    assert tok("Ada").input_ids[-1] in (2, tok.eos_token_id)
+    assert text_ids(tok, "Ada") == tok("Ada").input_ids[:-1]
+    rows = encode(tok, EditRequest("{} is in", "Ada", "old Rome"), ["{}"]).input_ids
+    assert tok("Ada").input_ids[-1] not in rows
 
 
-def test_newline_at_the_end_belongs_to_the_prompt(tok):
+@pytest.mark.parametrize(
+    "name", ["metaspace", "bos and eos", "slow", "unigram without dummy prefix"]
+)
+def test_bos_is_there_once_also_where_the_text_spells_it(name):
+    tok = ALL[name]()
+    plain, spelled = text_ids(tok, "Ada plays"), text_ids(tok, "<s>Ada plays")
+    assert plain.count(tok.bos_token_id) == spelled.count(tok.bos_token_id) == 1
+    assert plain[0] == spelled[0] == tok.bos_token_id
+    ids, index = located(tok, "<s>{} plays", "Ada")
+    assert ids == spelled
+    assert tok.decode(ids[: index + 1]).replace(" ", "") == "<s>Ada"
+
+
+def test_newline_at_the_end_belongs_to_the_prompt(faithful):
     request = EditRequest("Q: who is {}?\nA:\n", "Ada", "Rome")
-    tokens = encode(tok, request, ["{}"])
-    assert tokens.prompt_ids.tolist() == tok(request.text).input_ids
-
-
-def test_target_gets_one_space_and_no_bos(tok):
-    prompt = "The founder is"
-    for target in ("Rome", " Rome"):
-        ids = find_target_ids(tok, prompt, target)
-        assert tok(prompt).input_ids + ids == tok("The founder is Rome").input_ids
-        assert tok.bos_token_id not in ids or tok.bos_token_id == tok.eos_token_id
-
-
-def test_chinese_target_gets_no_space(gpt2_tok):
-    ids = find_target_ids(gpt2_tok, "中国的首都是", "上海")
-    assert gpt2_tok.decode(ids) == "上海"
+    tokens = encode(faithful, request, ["{}"])
+    assert tokens.prompt_ids.tolist() == text_ids(faithful, request.text)
 
 
 def test_trailing_space_of_a_prompt_is_the_targets_own(tok):
@@ -171,8 +235,10 @@ def test_trailing_space_of_a_prompt_is_the_targets_own(tok):
     assert torch.equal(spaced.target_ids, plain.target_ids)
 
 
-def test_rows_and_labels_line_up(tok):
+@pytest.mark.parametrize("make", [tiny_gpt2, tiny_llama])
+def test_rows_and_labels_line_up(make):
     """The positions that the loss reads predict the target's tokens, in every row."""
+    tok = make()[1]
     contexts = ["{}", "The weather was fine in the north. {}", "It is. {}"]
     request = EditRequest("The mother tongue of {} is", "Danielle Darrieux", "old computing")
     tokens = encode(tok, request, contexts)
@@ -195,30 +261,3 @@ def test_pad_right():
     ids, mask = pad_right([[5, 6, 7], [8]])
     assert ids.tolist() == [[5, 6, 7], [8, 0, 0]]
     assert mask.tolist() == [[1, 1, 1], [1, 0, 0]]
-
-
-def test_requests_of_every_peer_mean_the_same():
-    plain = EditRequest("Ray Charles, the", "Ray Charles", "violin")
-    for request in (
-        {"prompt": "{}, the", "subject": "Ray Charles", "target_new": {"str": "violin"}},
-        {
-            "prompt": "Ray Charles, the",
-            "subject": "Ray Charles",
-            "target_new": "violin",
-            "ground_truth": "piano",
-            "locality": {},
-        },
-        {"prompt": "{}, the", "subject": " Ray Charles ", "target": "violin"},
-        {
-            "case_id": 3,
-            "requested_rewrite": {
-                "prompt": "{}, the",
-                "subject": "Ray Charles",
-                "target_new": {"str": "violin"},
-            },
-        },
-        plain,
-    ):
-        assert EditRequest.parse(request) == plain
-    assert plain.prompt == "{}, the"
-    assert EditRequest("Ada met Ada in", "Ada", "Rome").prompt == "Ada met {} in"

@@ -1,9 +1,4 @@
-"""Tokenizers of every habit, trained here in a moment: BYTES, METASPACE, ... by name in ``ALL``.
-
-    tok = ALL["wordpiece"]()
-
-Some know few characters and have an unknown token for the others: ``LOSSY``.
-"""
+"""Tokenizers of every habit, trained here in a moment: ``ALL["wordpiece"]()``."""
 
 from __future__ import annotations
 
@@ -96,8 +91,13 @@ def _trained(model, pre_tokenizer, decoder, trainer, normalizer=None, texts=TEXT
     return tokenizer
 
 
+def byte_fallback(texts):
+    """One with a dummy prefix and BOS, trained on these texts."""
+    return _fast(_byte_fallback(True, texts), "<s> $A", **_BOS, **_EOS)
+
+
 @cache
-def _byte_fallback(dummy_prefix):
+def _byte_fallback(dummy_prefix, texts=SENTENCES):
     """Like Llama's: bytes, which are no special tokens, for scripts that it was not trained on."""
     fallback = [f"<0x{byte:02X}>" for byte in range(256)]
     strip = [decoders.Strip(" ", 1, 0)] if dummy_prefix else []
@@ -110,7 +110,7 @@ def _byte_fallback(dummy_prefix):
             special_tokens=["<unk>", "<s>", "</s>", *fallback],
             show_progress=False,
         ),
-        texts=SENTENCES,
+        texts=texts,
     )
     read = json.loads(tokenizer.to_str())
     read["added_tokens"] = read["added_tokens"][:3]
@@ -162,7 +162,7 @@ def _fast(text, single="$A", kind=PreTrainedTokenizerFast, **names):
 
 ALL = {
     "bytes": byte_level_tokenizer,
-    "metaspace": lambda: _fast(_byte_fallback(True), "<s> $A", **_BOS, **_EOS),
+    "metaspace": lambda: byte_fallback(SENTENCES),
     "metaspace without dummy prefix": lambda: _fast(_byte_fallback(False), **_BOS, **_EOS),
     "bos and eos": lambda: _fast(_byte_fallback(True), "<s> $A </s>", **_BOS, **_EOS),
     "offsets that lie": lambda: _fast(_byte_fallback(True), "<s> $A", kind=Liar, **_BOS, **_EOS),
@@ -174,5 +174,11 @@ ALL = {
     "slow": Slow,
     "slow, bos and eos": lambda: Slow(adds_eos=True),
 }
-# Those that have an unknown token for what they do not know, or change letters.
-LOSSY = ("wordpiece", "unigram", "unigram without dummy prefix", "slow", "slow, bos and eos")
+# Those that lose nothing of a text; the others have an unknown token, or change letters.
+FAITHFUL = (
+    "bytes",
+    "metaspace",
+    "metaspace without dummy prefix",
+    "bos and eos",
+    "offsets that lie",
+)
