@@ -151,7 +151,8 @@ def livened(model, vocabulary: int) -> transformers.PreTrainedModel:
 
     Freshly drawn, attention is uniform, blocks add next to nothing and all logits are alike.
     """
-    for parameter in model.parameters():
+    # Apertus builds its activation's parameters in bfloat16, whatever the model is in.
+    for parameter in model.float().parameters():
         if parameter.dim() in (2, 3):
             is_table = vocabulary in parameter.shape
             parameter.mul_((0.35 if is_table else 0.25) / parameter.std())

@@ -1,6 +1,6 @@
-"""Miniature multimodal models: an image tower longer than the text decoder that stands behind it.
+"""Miniature multimodal models: an image tower that is longer than the text decoder behind it.
 
-Each maker gives (the wrapper, a text model of the same weights for the same prompts).
+Each maker gives (the wrapper, a plain text model with the decoder's weights).
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ def llava(vocabulary: int):
         vision_config=transformers.CLIPVisionConfig(**_VISION, projection_dim=32),
         image_token_index=vocabulary,
     )
-    return _pair(transformers.LlavaForConditionalGeneration(config), transformers.LlamaForCausalLM)
+    model = transformers.LlavaForConditionalGeneration(config)
+    return _pair(model, transformers.LlamaForCausalLM(text))
 
 
 def gemma3(vocabulary: int):
@@ -41,9 +42,8 @@ def gemma3(vocabulary: int):
         boi_token_index=vocabulary + 1,
         eoi_token_index=vocabulary + 2,
     )
-    return _pair(
-        transformers.Gemma3ForConditionalGeneration(config), transformers.Gemma3ForCausalLM
-    )
+    model = transformers.Gemma3ForConditionalGeneration(config)
+    return _pair(model, transformers.Gemma3ForCausalLM(text))
 
 
 def qwen2_vl(vocabulary: int):
@@ -55,9 +55,8 @@ def qwen2_vl(vocabulary: int):
         vision_config={"depth": 5, "embed_dim": 32, "hidden_size": 32, "num_heads": 4},
         **_image_ids(vocabulary),
     )
-    return _pair(
-        transformers.Qwen2VLForConditionalGeneration(config), transformers.Qwen2ForCausalLM
-    )
+    model = transformers.Qwen2VLForConditionalGeneration(config)
+    return _pair(model, _qwen2(vocabulary))
 
 
 def qwen2_5_vl(vocabulary: int):
@@ -76,18 +75,18 @@ def qwen2_5_vl(vocabulary: int):
         **_image_ids(vocabulary),
     )
     model = transformers.Qwen2_5_VLForConditionalGeneration(config)
-    return _pair(model, transformers.Qwen2ForCausalLM)
+    return _pair(model, _qwen2(vocabulary))
 
 
 def idefics3(vocabulary: int):
+    text = transformers.LlamaConfig(**_text(vocabulary))
     config = transformers.Idefics3Config(
-        text_config=transformers.LlamaConfig(**_text(vocabulary)),
+        text_config=text,
         vision_config=_VISION,
         image_token_id=vocabulary,
     )
-    return _pair(
-        transformers.Idefics3ForConditionalGeneration(config), transformers.LlamaForCausalLM
-    )
+    model = transformers.Idefics3ForConditionalGeneration(config)
+    return _pair(model, transformers.LlamaForCausalLM(text))
 
 
 def mllama(vocabulary: int):
@@ -112,7 +111,7 @@ def mllama(vocabulary: int):
         text_config=text, vision_config=vision, image_token_index=vocabulary
     )
     model = transformers.MllamaForConditionalGeneration(config)
-    return _pair(model, transformers.MllamaForCausalLM)
+    return _pair(model, transformers.MllamaForCausalLM(text))
 
 
 WRAPPERS = {
@@ -125,8 +124,21 @@ WRAPPERS = {
 }
 
 
+def build(name: str, vocabulary: int):
+    """Seeded and livened."""
+    torch.manual_seed(0)
+    return WRAPPERS[name](vocabulary)
+
+
 def _text(vocabulary: int) -> dict:
     return {**LLAMA_LIKE, "vocab_size": vocabulary + _EXTRA, "pad_token_id": 0}
+
+
+def _qwen2(vocabulary: int):
+    """Positions in three dimensions are plain ones where there is only text."""
+    return transformers.Qwen2ForCausalLM(
+        transformers.Qwen2Config(**_text(vocabulary), rope_theta=1e6, rms_norm_eps=1e-5)
+    )
 
 
 def _image_ids(vocabulary: int) -> dict:
@@ -138,7 +150,10 @@ def _image_ids(vocabulary: int) -> dict:
     }
 
 
-def _pair(model, text_class):
-    torch.manual_seed(0)
+def _pair(model, text):
     model = livened(model.eval(), model.get_input_embeddings().weight.shape[0])
-    return model, text_class
+    inside = model.model
+    decoder = inside.language_model if hasattr(inside, "language_model") else inside.text_model
+    text.model.load_state_dict(decoder.state_dict())
+    text.lm_head.load_state_dict(model.lm_head.state_dict())
+    return model, text.eval()
