@@ -1,5 +1,6 @@
 # make demo | test | lint | build | bench: each sets up .venv first, from constraints.txt.
 # make test-oldest: the tests with the oldest transformers that is tested, in .venv-oldest.
+# make models: docs/models.md, measured with the newest and the oldest transformers.
 # make docs: the documentation as a site, with what it needs in .venv-docs (no torch).
 # Stamps make a second run start in seconds; nothing is fetched twice.
 
@@ -13,7 +14,7 @@ PIP_DOCS := $(subst .venv/,.venv-docs/,$(PIP_INSTALL))
 DOCS := .venv-docs/deps.stamp
 NATIVE := $(shell find csrc -type f)
 
-.PHONY: demo test test-oldest lint build bench docs
+.PHONY: demo test test-oldest lint build bench models docs
 demo: $(BUILT)
 	.venv/bin/rome-fast demo
 
@@ -41,6 +42,12 @@ bench: $(BUILT)
 	$(BENCH) benchmarks/bench_ops.py --benchmark-only --save-result ops-cpu
 	$(BENCH) benchmarks/bench_second_moment.py --benchmark-only --save-result second-moment-cpu
 	$(BENCH) benchmarks/bench_collect.py --benchmark-only --save-result collect-cpu
+
+MODELS := benchmarks/results/models
+models: $(BUILT) $(OLDEST)
+	.venv/bin/python tools/models_table.py --measure $(MODELS)-newest.json
+	.venv-oldest/bin/python tools/models_table.py --measure $(MODELS)-oldest.json
+	.venv/bin/python tools/models_table.py $(MODELS)-newest.json $(MODELS)-oldest.json > docs/models.md
 
 # Docstrings are read without importing them; signatures are laid out by the ruff in the PATH.
 docs: $(DOCS)

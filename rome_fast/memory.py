@@ -178,7 +178,8 @@ class _Attention:
     @classmethod
     def of(cls, spec: ModelSpec) -> _Attention:
         config = spec.model.config.get_text_config()
-        heads = int(config.num_attention_heads)
+        # A model's own code may name them otherwise: then as if there were one of full width.
+        heads = int(getattr(config, "num_attention_heads", None) or 1)
         sharing = int(getattr(config, "num_key_value_heads", None) or heads)
         d_head = int(getattr(config, "head_dim", None) or spec.d_model // heads)
         stored, whole = 2 * sharing * d_head, 2 * heads * d_head

@@ -168,9 +168,7 @@ class Finder:
 
     def _bytes(self, edits: Sequence[TokenizedEdit], rows_at_once: int | None = None) -> int:
         """What the activations take."""
-        return estimate(
-            self._spec, self._projection, edits, rows_at_once=rows_at_once
-        ).activations
+        return estimate(self._spec, self._projection, edits, rows_at_once=rows_at_once).activations
 
     def _shortage(self, batch: EditBatch, n_rows: int) -> str:
         needed = as_text(self._bytes(batch.edits))
