@@ -1,4 +1,4 @@
-"""docs/models.md is what `make models` has measured, of every family and with nothing gone wrong."""
+"""docs/models.md is what `make models` has measured: of every family, and nothing gone wrong."""
 
 from __future__ import annotations
 

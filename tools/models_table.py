@@ -35,14 +35,15 @@ Row = dict[str, Any]
 INTRO = """\
 # Models
 
-Nothing here depends on a model's name: its parts are found by structure (`rome-fast probe`), and any
-dense decoder of transformers should work. These were tested, each as a miniature of random weights
-made from its configuration, with the versions of transformers in the table. Made by `make models`.
+Nothing here depends on a model's name: its parts are found by structure (`rome-fast probe`), and
+any dense decoder of transformers should work. These were tested, each as a miniature of random
+weights made from its configuration, with the versions of transformers in the table. Made by
+`make models`.
 
 - **layer found**: the matrix that an edit of the layer in question writes to.
-- **exact**: the largest relative difference of losses, v\\* and the update from those of an independent
-  implementation that runs the whole model in float64; the limit is 1e-4, in float32. "whole model": exact
-  too, but without the shortened forward, so slower.
+- **exact**: the largest relative difference of losses, v\\* and the update from those of an
+  independent implementation that runs the whole model in float64; the limit is 1e-4, in float32.
+  "whole model": exact too, but without the shortened forward, so slower.
 - **edit**: the edit makes the target likelier; **undo**: it gives back every bit.
 - "-": this version of transformers does not have the family, or does not run it in float64.
 """
@@ -50,8 +51,8 @@ REFUSED = """\
 
 ## Mixtures of experts
 
-A layer that routes its tokens is refused, because ROME is defined for one dense matrix. Dense layers of
-the same model can be edited, and an expert that all tokens share on request
+A layer that routes its tokens is refused, because ROME is defined for one dense matrix. Dense
+layers of the same model can be edited, and an expert that all tokens share on request
 (`hparams.replace(shared_expert=True)`); both are in the table above. What the others say:
 """
 
