@@ -28,20 +28,24 @@ def unwrapped(model: Any) -> PreTrainedModel:
     Raises:
         UnsupportedModelError: the model runs behind a learned prompt.
     """
-    while True:
-        if "_orig_mod" in vars(model).get("_modules", ()):
-            model = model._orig_mod
-        elif callable(getattr(model, "get_base_model", None)):
-            for name, config in model.peft_config.items():
-                if config.is_prompt_learning:
-                    raise UnsupportedModelError(
-                        f"{type(model).__name__} has the prompt-learning adapter {name!r} "
-                        f"({config.peft_type.value}), whose virtual tokens stand before every "
-                        "prompt: edit model.get_base_model() without it"
-                    )
-            model = model.get_base_model()
-        else:
-            return model
+    *_, plain = shells(model)
+    return plain  # type: ignore[no-any-return]
+
+
+def shells(model: Any) -> Iterator[Any]:
+    """The model as it was given, what it is a wrapper of, and so on. Raises as ``unwrapped``."""
+    yield model
+    if "_orig_mod" in model._modules:
+        yield from shells(model._orig_mod)
+    elif callable(getattr(model, "get_base_model", None)):
+        for name, config in model.peft_config.items():
+            if config.is_prompt_learning:
+                raise UnsupportedModelError(
+                    f"{type(model).__name__} has the prompt-learning adapter {name!r} "
+                    f"({config.peft_type.value}), whose virtual tokens stand before every "
+                    "prompt: edit model.get_base_model(), without it"
+                )
+        yield from shells(model.get_base_model())
 
 
 def plain_name(name: str) -> str:

@@ -9,12 +9,16 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+from torch.compiler import is_compiling
 
 from rome_fast.errors import SessionError
+from rome_fast.wrappers import shells
 
 if TYPE_CHECKING:
+    from torch import nn
     from transformers import PreTrainedModel
 
 
@@ -22,6 +26,10 @@ class Gate:
     """Readers are the threads that run the model, the one writer is the thread that edits it.
 
     Either may enter again while it is inside; an editor's own forwards pass.
+
+    Args:
+        model: perhaps in a wrapper; the way in is watched there and at the model itself. What is
+            compiled later than this is not watched.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -29,16 +37,35 @@ class Gate:
         self._readers: Counter[int] = Counter()
         self._editor: int | None = None
         self._depth = self._n_waiting = 0
-        self._handles = [
-            model.register_forward_pre_hook(lambda *_: self._enter()),
-            # Also after an error of the forward, or the next edit would wait for ever.
-            model.register_forward_hook(lambda *_: self._leave(), always_call=True),
-        ]
+        self._resources = ExitStack()
+        for shell in shells(model):
+            self._watch(shell)
 
     def remove(self) -> None:
         """Take the hooks off the model."""
-        for handle in self._handles:
-            handle.remove()
+        self._resources.close()
+
+    def _watch(self, model: nn.Module) -> None:
+        # Within code that is being compiled a hook has no part: the way into it is watched.
+        enter = model.register_forward_pre_hook(
+            lambda *_: None if is_compiling() else self._enter()
+        )
+        leave = model.register_forward_hook(
+            # Also after an error of the forward, or the next edit would wait for ever.
+            lambda *_: None if is_compiling() else self._leave(),
+            always_call=True,
+        )
+        self._resources.callback(enter.remove)
+        self._resources.callback(leave.remove)
+        compiled = model._compiled_call_impl
+        if compiled is not None:  # model.compile() runs the hooks in compiled code
+
+            def call(*args: Any, **kwargs: Any) -> Any:
+                with self.reading():
+                    return compiled(*args, **kwargs)
+
+            model._compiled_call_impl = call
+            self._resources.callback(setattr, model, "_compiled_call_impl", compiled)
 
     @contextmanager
     def reading(self) -> Iterator[None]:

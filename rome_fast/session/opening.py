@@ -79,7 +79,7 @@ def open_new(
                 "second_moment": _digest(editor),
             }
             file.create(Record(first, {}))
-        return _opened(stack, editor, settings, log, file, {}, [])
+        return _opened(stack, model, editor, settings, log, file, {}, [])
 
 
 def reopen(
@@ -113,11 +113,12 @@ def reopen(
             for record in records
             if record.fields["kind"] == "health"
         ]
-        return _opened(stack, editor, settings, log, file, keys, checks)
+        return _opened(stack, model, editor, settings, log, file, keys, checks)
 
 
 def _opened(
     stack: ExitStack,
+    model: PreTrainedModel,
     editor: Editor,
     settings: Settings,
     log: EditLog,
@@ -130,7 +131,7 @@ def _opened(
     retained = None
     if settings.retain:
         retained = RetainedMoment(editor.second_moment, settings.retain, projection, editor.backend)
-    gate = Gate(editor.model)
+    gate = Gate(model)
     stack.callback(gate.remove)
     book = Book(log, editor.history, retained, journal, keys)
     return Opened(editor, settings, book, gate, checks, stack.pop_all())
