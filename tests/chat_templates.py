@@ -27,6 +27,8 @@ GEMMA = (
     "+ m.content | trim + '<end_of_turn>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
 )
+# Messages one after the other: a conversation is the text that somebody could have typed.
+PLAIN = "{% for m in messages %}{{ '' if loop.first else ' ' }}{{ m.content }}{% endfor %}"
 # Answers begin with thoughts that are over, in the template's own words.
 THINKING = CHATML.replace(
     "\n{{ m.content }}", "\n{{ '<think></think>' if m.role == 'assistant' }}{{ m.content }}"
