@@ -75,11 +75,11 @@ class EditRequest:
         return f"{self.asked!r} -> {self.target.strip()!r}"
 
     def same_fact(self, other: EditRequest) -> bool:
-        """Whether both are about one subject in one prompt, in a chat or not.
+        """Whether both are about one subject in one prompt, in one chat or none.
 
         The targets may differ.
         """
-        if self.subject != other.subject:
+        if (self.subject, self.chat) != (other.subject, other.chat):
             return False
         return self.prompt.split() == other.prompt.split()
 

@@ -15,6 +15,9 @@ def doctor(
     prompt: Annotated[str, typer.Option(help="a sentence with the subject, or with {} for it")],
     subject: Annotated[str, typer.Option(help="whom or what the fact is about")],
     target: Annotated[str, typer.Option(help="what the model shall say next")],
+    chat: Annotated[
+        bool, typer.Option("--chat", help="put the prompt in the chat template")
+    ] = False,
     hparams: Annotated[Path | None, typer.Option(help="kmeng01 JSON or EasyEdit YAML")] = None,
     second_moment: Annotated[str | None, typer.Option(help="a saved file, or 'identity'")] = None,
     variant: Annotated[str | None, typer.Option(help="overrides the hparams")] = None,
@@ -28,7 +31,7 @@ def doctor(
     with one_line_errors():
         chosen = None if hparams is None else rome_fast.RomeHparams.from_file(hparams)
         loaded, tok = load_model(model)
-        request = rome_fast.EditRequest(prompt, subject, target)
+        request = rome_fast.EditRequest(prompt, subject, target, chat)
         with rome_fast.trial(
             loaded, tok, request, chosen, second_moment=second_moment, variant=variant
         ) as result:

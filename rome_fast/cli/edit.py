@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,9 +16,6 @@ from rome_fast.cli.records import FormatOption, LimitOption, SkipBadOption, read
 from rome_fast.errors import InvalidArgumentError
 from rome_fast.types import EditRequest
 
-# Rows of a table that still fit a terminal.
-_ROWS = 25
-
 
 def edit(
     model: Annotated[str, typer.Option(help="folder (or hub name) of a Hugging Face decoder")],
@@ -26,6 +24,10 @@ def edit(
     ] = None,
     subject: Annotated[str | None, typer.Option(help="whom or what the fact is about")] = None,
     target: Annotated[str | None, typer.Option(help="what the model shall say next")] = None,
+    chat: Annotated[
+        bool,
+        typer.Option("--chat", help="put the prompt, or those of --requests, in the chat template"),
+    ] = False,
     requests: Annotated[
         Path | None,
         typer.Option(
@@ -64,6 +66,8 @@ def edit(
     with one_line_errors():
         chosen = None if hparams is None else rome_fast.RomeHparams.from_file(hparams)
         parsed = _requests(prompt, subject, target, requests, format, limit, skip_bad)
+        if chat:
+            parsed = [replace(r, chat=True) if r.chat is None else r for r in parsed]
         if journal is not None and requests is None:
             raise InvalidArgumentError("--journal is for many edits: give --requests")
         if save is not None and save.exists() and any(save.iterdir()):

@@ -11,7 +11,8 @@ counts, and of several answers (aliases) to one prompt the first, as EasyEdit ta
 
     ======================  ====================================================================
     ``prompt``              ``prompt``, ``text``
-    ``subject``             ``subject``, ``concept``
+    ``subject``             ``subject``, ``concept``; may be left out beside a ``span``
+    ``chat``, ``span``      as in an EditRequest; ``prompt`` may also be a list of messages
     ``target_new``          ``target_new``, ``target``, ``target_false``, ``labels``
     ``target_true``         ``target_true``, ``ground_truth``
     ``paraphrases``         ``paraphrases``, ``paraphrase_prompts``, ``rephrase_prompt``,
@@ -68,7 +69,7 @@ _GROUPS = ("locality", "portability")
 
 # A cell of these columns of a CSV may hold JSON, as text can hold no list.
 JSON_COLUMNS = frozenset({*(key for keys in _TEXTS.values() for key in keys), *_NEIGHBORHOOD})
-JSON_COLUMNS |= frozenset(_GROUPS)
+JSON_COLUMNS |= frozenset({*_GROUPS, "chat", "span"})
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,9 @@ FORMATS = {
     "counterfact": Format((("requested_rewrite",),), _counterfact),
     "zsre": Format((("subject",), ("src",), ("alt",)), _zsre),
     "zsre_rome": Format((("subject",), ("src",), ("answers",)), _zsre_rome),
-    "flat": Format((_ONE["prompt"], _ONE["subject"], _ONE["target_new"]), lambda raw: raw),
+    "flat": Format(
+        (_ONE["prompt"], (*_ONE["subject"], "span"), _ONE["target_new"]), lambda raw: raw
+    ),
 }
 
 
@@ -138,6 +141,10 @@ def parse_record(raw: Mapping[str, Any], layout: Format, case_id: int) -> EditRe
     flat = layout.flatten(raw)
     one = {name: _text(_first(flat, keys)) for name, keys in _ONE.items()}
     true = one.pop("target_true") or None
+    # A cell of a CSV that is empty says nothing.
+    chat, span = (None if flat.get(key) == "" else flat.get(key) for key in ("chat", "span"))
+    if span is not None and one["subject"] is None:
+        one["subject"] = ""
     if missing := [name for name, value in one.items() if value is None]:
         raise InvalidRequestError(
             f"{', '.join(missing)} missing; it has "
@@ -151,7 +158,7 @@ def parse_record(raw: Mapping[str, Any], layout: Format, case_id: int) -> EditRe
     }
     return EditRecord(
         case_id=own_id if isinstance(own_id, int | str) and own_id != "" else case_id,
-        request=EditRequest(one["prompt"], one["subject"], one["target_new"]),
+        request=EditRequest(one["prompt"], one["subject"], one["target_new"], chat, span),
         target_true=None if true is None else _string(true, "target_true"),
         neighborhood=tuple(_neighborhood(flat, true)),
         **groups,
@@ -164,7 +171,9 @@ def _first(flat: Mapping[str, Any], keys: tuple[str, ...]) -> Any:
 
 
 def _text(value: Any) -> Any:
-    """The text in ``"x"``, ``{"str": "x"}`` or ``[["x", "alias"], ...]``."""
+    """The text in ``"x"``, ``{"str": "x"}`` or ``[["x", "alias"], ...]``; messages as they are."""
+    if isinstance(value, list) and all(isinstance(x, Mapping) and "role" in x for x in value):
+        return value
     while isinstance(value, list | tuple) and value:
         value = value[0]
     return value.get("str") if isinstance(value, Mapping) else value

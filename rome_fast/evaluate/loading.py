@@ -216,7 +216,7 @@ def _from_csv(file: IO[str]) -> Iterator[_Item]:
 def _decoded(row: dict[str, Any]) -> Any:
     """The row with the lists and dicts that its cells spell in JSON."""
     for key in JSON_COLUMNS & row.keys():
-        if (row[key] or "").startswith(("[", "{")):
+        if (row[key] or "").startswith(("[", "{")) or (key == "chat" and row[key]):
             row[key] = _json(row[key], f"column {key}")
             if isinstance(row[key], InvalidRequestError):
                 return row[key]
