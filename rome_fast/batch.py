@@ -85,7 +85,7 @@ class EditBatch:
         return EditBatch.of([self.edits[i] for i in edits])
 
     def parts(self, n_rows: int) -> list[EditBatch]:
-        """The rows of its one request, at most ``n_rows`` at a time; reads stay in order."""
+        """The rows of its one request, at most ``n_rows`` at a time, each part with its reads."""
         assert self.n_edits == 1
         n_parts = -(-self.n_rows // n_rows)
         return [self._part(rows) for rows in torch.arange(self.n_rows).tensor_split(n_parts)]

@@ -7,12 +7,15 @@ the call that made them, and come back in the result; nothing is kept between mo
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 
 from rome_fast.errors import InvalidArgumentError, NonFiniteError
 from rome_fast.models import embedding_rows, input_device, max_positions
+from rome_fast.nonfinite import where_not_finite
+from rome_fast.readback import logits_at
 from rome_fast.request import SLOT
 from rome_fast.tokens import decode
 
@@ -82,7 +85,8 @@ def sample_ids(
     device = input_device(model)
     special = [i for i in tok.all_special_ids if i < embedding_rows(model)]
     last = torch.full((n_rows, 1), start_token(tok), device=device)
-    drawn, cache = [], None
+    drawn: list[Tensor] = []
+    cache = None
     for position in range(n_tokens):
         out = model(
             input_ids=last,
@@ -93,9 +97,11 @@ def sample_ids(
         cache = out.past_key_values
         logits = out.logits[:, -1].float().cpu()
         if not torch.isfinite(logits).all():
+            so_far = torch.cat([torch.full((n_rows, 1), start_token(tok)), *drawn], dim=1)
+            again = partial(logits_at, model, so_far.tolist(), [(0, 0)])
             raise NonFiniteError(
-                "the model's logits are NaN or infinite while sampling from it: run it in float32 "
-                "or bfloat16, or check its weights"
+                "the model's logits are NaN or infinite while sampling from it: "
+                f"{where_not_finite(model, again)}"
             )
         logits[:, special] = float("-inf")
         if top_k is not None:

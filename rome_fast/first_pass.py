@@ -111,12 +111,13 @@ def _run_with_cache(
     layers = [x for x in cache.layers if isinstance(x, DynamicLayer) and x.keys is not None]
     if len(layers) != len(blocks):
         raise ValueError(f"{len(blocks)} blocks keep {len(layers)} sets of keys and values")
+    stored: list[Any] = [(layer.keys, layer.values) for layer in layers]
     if below is None:
-        seen["attention_below"] = tuple((x.keys, x.values) for x in layers[: projection.layer])
+        seen["attention_below"] = tuple(stored[: projection.layer])
     before = Cut.at_lookup(batch).before
     seen["attention"] = tuple(
-        (at_positions(x.keys, before), at_positions(x.values, before))
-        for x in layers[projection.layer :]
+        (at_positions(keys, before), at_positions(values, before))
+        for keys, values in stored[projection.layer :]
     )
     return FirstPass(**seen)
 

@@ -45,8 +45,7 @@ def mean_keys(projection: DownProjection, batch: EditBatch, first: FirstPass) ->
     """
     if not (torch.isfinite(first.keys).all() and torch.isfinite(first.values).all()):
         raise NonFiniteError(
-            f"activations at {projection.name} are NaN or infinite: run the model in float32 or "
-            "bfloat16, or check its weights"
+            f"activations at {projection.name} are NaN or infinite in the first pass"
         )
     n_rows = [len(edit.lookup_idx) for edit in batch.edits]
     parts = zip(batch.edits, first.keys.split(n_rows), first.values.split(n_rows), strict=True)

@@ -135,19 +135,21 @@ def estimate(
     before = max(int(edit.lookup_idx.max()) for edit in edits)
     columns = max(columns_of(edit) for edit in edits)
     n_reads = sum(edit.n_contexts * len(edit.target_ids) + 1 for edit in edits)
-    attention, d_key, d_model = _Attention.of(spec), projection.d_key, spec.d_model
+    size, attention = projection.weight.itemsize, _Attention.of(spec)
+    d_key, d_model = projection.d_key, spec.d_model
     layer, n_above = projection.layer, spec.n_layers - projection.layer
     # The states of the contexts are kept for later requests, but not of rows that run in parts.
     n_kept = n_above * before + (layer * length if at_once == n_rows else 0)
-    one_block = length * (4 * d_model + 3 * d_key) + length**2 * attention.per_pair
-    # With gradients: three values of width d_key, as gated and composed activations have.
-    one_step = columns * (5 * d_model + 3 * d_key) + (before + columns) * attention.in_step
-    size = projection.weight.itemsize
+    one_block = length * (4 * d_model + 3 * d_key) + length**2 * attention.scores
+    mask = length**2 * (1 + size)
+    # Kept for gradients, as gated and composed activations do, and on the way to them.
+    one_step = columns * (6 * d_model + 4 * d_key) + (before + columns) * attention.in_step
+    first_pass = (spec.n_layers * length * attention.stored + one_block) * size + mask
     return MemoryEstimate(
         weight=_weight_bytes(spec, projection, bfloat16_copies),
         second_moment=0 if identity else 12 * d_key**2,
         attention=n_rows * n_kept * attention.stored * size,
-        first_pass=at_once * (spec.n_layers * length * attention.stored + one_block) * size,
+        first_pass=at_once * first_pass,
         search=at_once * n_above * one_step * size,
         # Logits, their log-softmax, and the gradients of both, in float32.
         logits=n_reads * embedding_rows(spec.model) * 16,
@@ -167,13 +169,12 @@ class _Attention:
         stored: keys and values in the cache, a token.
         in_step: keys and values that a step with gradients holds, a token of the cache or of
             its own: joined, and repeated where heads share them.
-        per_pair: for two tokens of a row in the first pass: scores of all heads where the family
-            has no fused kernel, else the mask.
+        scores: of two tokens, with their softmax, where the family has no fused kernel.
     """
 
     stored: int
     in_step: int
-    per_pair: int
+    scores: int
 
     @classmethod
     def of(cls, spec: ModelSpec) -> _Attention:
@@ -184,7 +185,7 @@ class _Attention:
         d_head = int(getattr(config, "head_dim", None) or spec.d_model // heads)
         stored, whole = 2 * sharing * d_head, 2 * heads * d_head
         in_step = whole if sharing == heads else whole + stored
-        return cls(stored, in_step, 3 * heads if config._attn_implementation == "eager" else 2)
+        return cls(stored, in_step, 3 * heads if config._attn_implementation == "eager" else 0)
 
 
 def _weight_bytes(spec: ModelSpec, projection: DownProjection, bfloat16_copies: bool) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ import torch
 from rome_fast.errors import NonFiniteError
 from rome_fast.intercept import reading_only
 from rome_fast.models import input_device, max_positions
+from rome_fast.nonfinite import located, where_not_finite
 from rome_fast.tokens import decode, pad_right
 
 if TYPE_CHECKING:
@@ -21,9 +23,7 @@ if TYPE_CHECKING:
 # Rows of logits at a time.
 SLICE = 64
 
-_NOT_FINITE = (
-    "the model's logits are NaN or infinite: run it in float32 or bfloat16, or check its weights"
-)
+_NOT_FINITE = "reading what the model says, its logits are NaN or infinite"
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,9 @@ def read_logits(
     """
     logits = logits.double().cpu()
     target_ids = torch.tensor(target)
-    prob = float(log_probs_of(logits, torch.arange(len(target)), target_ids).sum().exp())
+    with located(model, lambda: logits_at(model, [[*prompt, *target[:-1]]], [(0, 0)])):
+        log_probs = log_probs_of(logits, torch.arange(len(target)), target_ids)
+    prob = float(log_probs.sum().exp())
     chosen = logits.gather(1, target_ids[:, None])
     # Of equal logits argmax takes the first, so that one ranks higher.
     earlier = torch.arange(logits.shape[1]) < target_ids[:, None]
@@ -207,7 +209,9 @@ def _continue(
             out = model(**inputs, use_cache=True)
         logits, cache = out.logits[0], out.past_key_values
         if not torch.isfinite(logits.amax(1)).all():
-            raise NonFiniteError(_NOT_FINITE)
+            texts = [row[real.bool()].tolist() for row, real in zip(ids, mask, strict=True)]
+            again = partial(logits_at, model, texts, [(0, 0)])
+            raise NonFiniteError(f"{_NOT_FINITE}: {where_not_finite(model, again)}")
         best = logits.argmax(1).to(device)
         ids = torch.cat([ids, best[:, None]], 1)
         mask = torch.cat([mask, torch.ones_like(best)[:, None]], 1)

@@ -17,6 +17,7 @@ import torch
 from rome_fast.errors import NonFiniteError
 from rome_fast.key import widen
 from rome_fast.models import DownProjection
+from rome_fast.nonfinite import where_not_finite
 from rome_fast.search import Search
 
 if TYPE_CHECKING:
@@ -96,7 +97,9 @@ def optimize_values(
             losses, reads = objective(search.logits(deltas), deltas)
         for i, loss in zip(active, losses.tolist(), strict=True):
             histories[i].append(loss)
-            _check_finite(loss, step, projection)
+            if not math.isfinite(loss):
+                said = f"the loss became {loss} at step {step} of v* in layer {projection.layer}"
+                raise NonFiniteError(f"{said}: {_cause(model, search, deltas, step)}")
         last = step == hparams.v_num_grad_steps
         found = [last or f for f in objective.found(losses, reads)]
         for j, i in enumerate(active):
@@ -115,12 +118,13 @@ def optimize_values(
     return [values[i] for i in range(batch.n_edits)]
 
 
-def _check_finite(loss: float, step: int, projection: DownProjection) -> None:
-    if not math.isfinite(loss):
-        raise NonFiniteError(
-            f"the loss became {loss} at step {step} of v* in layer {projection.layer} "
-            f"({projection.name}): run the model in float32 or bfloat16, or lower hparams.v_lr"
-        )
+def _cause(model: PreTrainedModel, search: Search, deltas: Tensor, step: int) -> str:
+    if not torch.isfinite(deltas).all():
+        dtype = str(model.dtype).removeprefix("torch.")
+        return f"the gradient of step {step - 1} overflows {dtype}: load the model in bfloat16"
+    moved = "" if step == 1 else "moved by the offset, "
+    where = where_not_finite(model, lambda: search.logits(deltas))
+    return f"{moved}{where}" + (", or lower hparams.v_lr" if moved else "")
 
 
 class _Adam:

@@ -7,7 +7,7 @@ of their search. Where not even one does, its rows run in parts.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -17,9 +17,10 @@ from rome_fast.batch import EditBatch
 from rome_fast.context_states import FirstPasses
 from rome_fast.errors import InsufficientMemoryError
 from rome_fast.first_pass import FirstPass, run_in_parts
-from rome_fast.key import Keys, mean_keys
+from rome_fast.key import Keys, capture, mean_keys
 from rome_fast.memory import as_text, columns_of, estimate, free_bytes, is_out_of_memory
 from rome_fast.models import DownProjection, ModelSpec
+from rome_fast.nonfinite import located
 from rome_fast.precision import Bfloat16Weights
 from rome_fast.readback import Reading, read_logits, read_targets
 from rome_fast.value import Value, optimize_values
@@ -104,7 +105,8 @@ class Finder:
             first = run_in_parts(model, projection, batch, n_rows)
         else:
             first = self._first_passes.run(batch)
-        keys = mean_keys(projection, batch, first)
+        with located(model, lambda: self._run_again(first.parts or [(batch, first)])):
+            keys = mean_keys(projection, batch, first)
         clock.lap("key")
         value_init = torch.stack([k.value_init for k in keys])
         weights = None if self._copies is None else self._copies.current()
@@ -117,6 +119,10 @@ class Finder:
         before = self._read_before(batch, first)
         clock.lap("read before")
         return [Found(*f) for f in zip(batch.edits, keys, values, before, strict=True)]
+
+    def _run_again(self, parts: Iterable[tuple[EditBatch, FirstPass]]) -> None:
+        for part, _ in parts:
+            capture(self._spec.model, self._projection, part.input_ids, part.attention_mask)
 
     def _read_before(self, batch: EditBatch, first: FirstPass) -> list[Reading]:
         """From the logits of the first pass where they are those of the bare prompts."""

@@ -43,10 +43,12 @@ def test_a_tie_ranks_as_argmax_breaks_it():
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_non_finite_logits_are_no_success(value):
-    _, tok = tiny_gpt2()
-    with pytest.raises(NonFiniteError, match="logits are NaN or infinite"):
-        read_targets(stub(torch.full((len(tok),), value)), tok, [[1, 2]], [[7]])
+def test_non_finite_logits_are_no_success(gpt2, value):
+    model, tok = gpt2
+    with torch.no_grad():
+        model.transformer.ln_f.bias[3] = value
+    with pytest.raises(NonFiniteError, match=r"logits are NaN or infinite: .*ln_f\.bias holds"):
+        read_targets(model, tok, [[1, 2]], [[7]])
 
 
 def test_greedy_continuations_are_those_of_generate(tiny):

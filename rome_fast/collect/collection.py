@@ -203,10 +203,7 @@ class Collection:
         try:
             moment.add(keys, mask.to(keys.device))
         except NonFiniteError as error:
-            raise NonFiniteError(
-                f"{projection.name}: {error}; run the model in float32 or bfloat16, or check its "
-                "weights"
-            ) from error
+            raise NonFiniteError(f"second moment of {projection.name}: {error}") from error
 
     def _check_due(self) -> bool:
         return self.settings.tokens == "auto" and self.tokens_read >= self.next_check

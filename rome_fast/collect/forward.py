@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,8 @@ from rome_fast.intercept import StopForwardError
 from rome_fast.key import never_runs
 from rome_fast.memory import is_out_of_memory
 from rome_fast.models import embedding_rows, input_device
+from rome_fast.nonfinite import located
+from rome_fast.readback import logits_at
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -82,7 +85,9 @@ class KeyReader:
             self._read_halving(second, take, set(taken))
             return
         try:
-            self._forward(rows, take, taken, self._inputs)
+            ids = [row.ids for row in rows]
+            with located(self.model, partial(logits_at, self.model, ids, [(0, 0)])):
+                self._forward(rows, take, taken, self._inputs)
             return
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):

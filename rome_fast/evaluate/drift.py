@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,7 +19,8 @@ import torch
 from rome_fast.errors import InvalidArgumentError
 from rome_fast.evaluate.scoring import BATCH_LOGITS, batches, tokens_of_a_forward
 from rome_fast.models import embedding_rows, input_device, max_positions
-from rome_fast.readback import SLICE, log_probs_of
+from rome_fast.nonfinite import located
+from rome_fast.readback import SLICE, log_probs_of, logits_at
 from rome_fast.tokens import all_text_ids, pad_right
 
 if TYPE_CHECKING:
@@ -92,7 +94,8 @@ class Drift:
             with _head_beside(model, part, before):
                 now, then = _run(model, part).split(len(before))
             targets = torch.tensor([i for row in part for i in row[1:]], device=now.device)
-            nll -= float(log_probs_of(now, torch.arange(len(now)), targets).sum())
+            with located(model, partial(logits_at, model, part, [(0, 0)])):
+                nll -= float(log_probs_of(now, torch.arange(len(now)), targets).sum())
             kl += _kl(now, then)
             n += len(now)
         return {"perplexity": math.exp(nll / n), "kl": kl / n}

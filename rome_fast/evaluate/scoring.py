@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from rome_fast.errors import InvalidRequestError
 from rome_fast.intercept import hooked
 from rome_fast.models import embedding_rows, input_device, max_positions
+from rome_fast.nonfinite import located
 from rome_fast.readback import log_probs_of, logits_at
 from rome_fast.tokens import continuations
 
@@ -210,7 +211,8 @@ def _score_batch(
     ]
     logits = logits_at(model, rows, list(places))
     targets = torch.tensor([i for _, question in asked for i in question.target_ids])
-    log_probs = log_probs_of(logits, torch.tensor(at), targets)
+    with located(model, lambda: logits_at(model, rows, list(places))):
+        log_probs = log_probs_of(logits, torch.tensor(at), targets)
     best = logits.argmax(-1)[at]
     counts = [len(question.target_ids) for _, question in asked]
     parts = zip(asked, _split(log_probs, counts), _split(best, counts), strict=True)

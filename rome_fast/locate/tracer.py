@@ -17,6 +17,7 @@ from torch import nn
 from rome_fast.intercept import answering, hidden_of, hooked, reading_only, with_hidden
 from rome_fast.locate.parts import find_part, residual_of
 from rome_fast.models import input_device
+from rome_fast.nonfinite import located
 from rome_fast.readback import log_probs_of
 
 if TYPE_CHECKING:
@@ -189,4 +190,5 @@ class Tracer:
         """Of the answer in each row, float64 [n_rows]."""
         targets = torch.full((len(logits),), self.answer_id, device=logits.device)
         places = torch.arange(len(logits), device=logits.device)
-        return log_probs_of(logits, places, targets).exp().cpu()
+        with located(self._spec.model, lambda: self._logits(1)):
+            return log_probs_of(logits, places, targets).exp().cpu()
