@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
@@ -243,3 +244,6 @@ def test_activations_that_are_large_for_float16_do_not_lengthen_the_search():
     search = Search(model, projection, batch, first)
     search.logits(torch.zeros(2, 32))
     assert not search.obstacle
+    search = Search(model, projection, batch, replace(first, logits=0.9 * first.logits))
+    search.logits(torch.zeros(2, 32))
+    assert "off by 0.1" in search.obstacle
