@@ -1,7 +1,7 @@
 """The ``rome-fast`` command: a demonstration, edits, statistics, and what is installed.
 
 Exit codes: 0 done, 1 an edit went through but the model does not say its target (nothing is
-saved), 2 bad input or an error, told in one line, 130 a collection interrupted with Ctrl-C.
+saved), 2 bad input or an error, told in one line, 130 interrupted with Ctrl-C.
 """
 
 from __future__ import annotations
