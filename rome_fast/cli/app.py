@@ -25,6 +25,7 @@ from rome_fast.cli.edit import edit
 from rome_fast.cli.evaluate import evaluate
 from rome_fast.cli.locate import locate, plan
 from rome_fast.cli.log import apply, export, log
+from rome_fast.cli.probe import probe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(stats.app, name="stats")
 app.command()(edit)
+app.command()(probe)
 app.command()(doctor)
 app.command()(evaluate)
 app.command()(bench)
