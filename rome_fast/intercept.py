@@ -59,13 +59,14 @@ def reading_only(head: nn.Module, rows: Tensor, positions: Tensor) -> Iterator[N
 
     def run(hidden: Tensor) -> Tensor:
         chosen = hidden[rows.to(hidden.device), positions.to(hidden.device)][None]
-        if plain and type(head.weight) is nn.Parameter and _slices_pay(hidden):
+        if type(head) is nn.Linear and plain and _slices_pay(hidden):
             return linear_in_slices(chosen, head.weight, head.bias)
         output: Tensor = own(chosen)
         return output
 
-    # Accelerate and the like put a forward of their own in place.
-    own, plain = head.forward, type(head) is nn.Linear and "forward" not in vars(head)
+    # Accelerate and the like put a forward of their own in place, torchao a weight of its own.
+    own = head.forward
+    plain = "forward" not in vars(head) and type(head.weight) is nn.Parameter
     with _forward(head, run):
         yield
 
