@@ -134,6 +134,11 @@ class Session:
         return self._book.log.copy()
 
     @property
+    def hparams(self) -> RomeHparams:
+        """What it edits with."""
+        return self._editor.hparams
+
+    @property
     def checks(self) -> list[Health]:
         """Every look at the model's health so far, in order."""
         return list(self._watch.checks)
