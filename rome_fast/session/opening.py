@@ -132,7 +132,11 @@ def _opened(
         retained = RetainedMoment(editor.second_moment, settings.retain, projection, editor.backend)
     gate = Gate(model)
     stack.callback(gate.remove)
-    book = Book(log, editor.history, retained, journal, keys)
+    try:
+        book = Book(log, editor.history, retained, journal, keys)
+    except BaseException:  # also Ctrl-C: the edits of a journal are in the weight, or none is
+        editor.history.replay([])
+        raise
     return Opened(editor, settings, book, gate, checks, stack)
 
 

@@ -14,6 +14,7 @@ from helpers import same_bits, state
 
 from rome_fast import EditLog, Guard, HealthCheck, Session
 from rome_fast.errors import EditLogError, JournalError, SessionWarning
+from rome_fast.session.retention import RetainedMoment
 
 pytestmark = pytest.mark.filterwarnings("ignore::rome_fast.errors.EditWarning")
 
@@ -42,6 +43,22 @@ def test_resume_goes_on_where_it_ended(written, requests):
         result = session.edit(requests[1])
         assert result.edit_id == 7
     assert [edit.edit_id for edit in EditLog.load(path).holding()] == [1, 3, 4, 5, 7]
+
+
+def test_ctrl_c_while_a_journal_is_resumed_leaves_the_unedited_model(written, monkeypatch):
+    path, (model, tok), edited = written
+    before = state(model)
+
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RetainedMoment, "retain", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            Session.resume(path, model, tok)
+    assert same_bits(model, before)
+    with Session.resume(path, model, tok):
+        assert same_bits(model, state(edited))
 
 
 def test_a_resumed_session_edits_as_one_that_never_stopped(gpt2, options, requests, tmp_path):
