@@ -79,9 +79,12 @@ class EditRequest:
 
         The targets may differ.
         """
-        if (self.subject, self.chat) != (other.subject, other.chat):
-            return False
-        return self.prompt.split() == other.prompt.split()
+        return self.fact == other.fact
+
+    @property
+    def fact(self) -> tuple[Any, ...]:
+        """What tells facts apart, to look them up by; spaces do not."""
+        return self.subject, self.chat, tuple(self.prompt.split())
 
     def findings(self) -> list[str]:
         """What a user should know about the request."""
