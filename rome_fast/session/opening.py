@@ -14,11 +14,11 @@ from rome_fast.editlog import EditLog
 from rome_fast.editlog.base import Base
 from rome_fast.editor import Editor
 from rome_fast.errors import JournalError
+from rome_fast.gate import Gate
 from rome_fast.hparams import RomeHparams
 from rome_fast.models import ModelSpec, frozen
-from rome_fast.owner import owned
+from rome_fast.owner import edited, gated, owned
 from rome_fast.session.book import Book
-from rome_fast.session.gate import Gate
 from rome_fast.session.health import Health
 from rome_fast.session.journal import Journal, Record, replay
 from rome_fast.session.retention import RetainedMoment
@@ -60,7 +60,7 @@ def open_new(
 ) -> Opened:
     """The arguments of ``Session``; ``options`` are the fields of Settings that are left."""
     spec, backend = ModelSpec.of(model), options["backend"]
-    with torch.inference_mode(False), frozen(spec.model), ExitStack() as stack:
+    with edited(model), torch.inference_mode(False), frozen(spec.model), ExitStack() as stack:
         editor = Editor(spec, tok, hparams, variant, backend, stop_loss)
         editor.prepare(context_templates, second_moment)
         settings = Settings(
@@ -90,7 +90,7 @@ def reopen(
 ) -> Opened:
     """The arguments of ``Session.resume``."""
     spec = ModelSpec.of(model)
-    with torch.inference_mode(False), frozen(spec.model), ExitStack() as stack:
+    with edited(model), torch.inference_mode(False), frozen(spec.model), ExitStack() as stack:
         file = stack.enter_context(closing(Journal(path)))
         records = file.reopen()
         first = records[0].fields
@@ -131,8 +131,7 @@ def _opened(
     retained = None
     if settings.retain:
         retained = RetainedMoment(editor.second_moment, settings.retain, projection, editor.backend)
-    gate = Gate(model)
-    stack.callback(gate.remove)
+    gate = stack.enter_context(gated(model))
     book = Book(log, editor.history, retained, journal, keys)
     return Opened(editor, settings, book, gate, checks, stack.pop_all())
 

@@ -245,8 +245,12 @@ class Session:
         return self._gate.reading()
 
     def close(self) -> None:
-        """End the Session: let the weight, the hooks and the journal go. The edits stay."""
-        self._let_go()
+        """End the Session: let the weight, the hooks and the journal go. The edits stay.
+
+        An edit that another thread is at is finished first.
+        """
+        with self._gate.editing():
+            self._let_go()
 
     def __enter__(self) -> Session:
         return self
@@ -257,11 +261,12 @@ class Session:
     @contextmanager
     def _working(self) -> Iterator[None]:
         """Alone with the model."""
-        if not self._let_go.alive:
-            raise SessionError("the Session is closed: open another one, or resume its journal")
-        with self._gate.editing(), torch.inference_mode(False), frozen(self._editor.model):
-            self._book.check_weight()
-            yield
+        with self._gate.editing():
+            if not self._let_go.alive:
+                raise SessionError("the Session is closed: open another one, or resume its journal")
+            with torch.inference_mode(False), frozen(self._editor.model):
+                self._book.check_weight()
+                yield
 
     def _edit_next(self, requests: Sequence[EditRequest]) -> list[Outcome]:
         with self._working():
