@@ -18,6 +18,7 @@ from rome_fast.gate import Gate
 from rome_fast.hparams import RomeHparams
 from rome_fast.models import ModelSpec, frozen
 from rome_fast.owner import edited, gated, owned
+from rome_fast.session.baseline import Baseline
 from rome_fast.session.book import Book
 from rome_fast.session.health import Health
 from rome_fast.session.journal import Journal, Record, replay
@@ -35,7 +36,11 @@ class Opened:
     """All that a Session holds on to.
 
     Attributes:
+        baseline: what the unedited model makes of the held texts; None where only ``health()`` may
+            ask for it.
         checks: of the model's health, so far.
+        taken_out: numbers of the edits that did not hold for being taken out at the last healthy
+            look.
         resources: gives the weight, the hooks and the journal back.
     """
 
@@ -43,7 +48,9 @@ class Opened:
     settings: Settings
     book: Book
     gate: Gate
+    baseline: Baseline | None
     checks: list[Health]
+    taken_out: frozenset[int]
     resources: ExitStack
 
 
@@ -69,6 +76,7 @@ def open_new(
             **options,
         )
         log = EditLog(Base.of(spec.model, editor.projection, editor.history.base))
+        baseline = _baseline(settings, editor)
         file = None
         if journal is not None:
             file = stack.enter_context(closing(Journal(journal)))
@@ -79,7 +87,7 @@ def open_new(
                 "second_moment": _digest(editor),
             }
             file.create(Record(first, {}))
-        return _opened(stack, model, editor, settings, log, file, {}, [])
+        return _opened(stack, model, editor, settings, log, file, {}, baseline, [], frozenset())
 
 
 def reopen(
@@ -102,18 +110,35 @@ def reopen(
             raise JournalError(
                 f"journal {str(path)!r} was begun with another second_moment: give that one"
             )
+        baseline = _baseline(settings, editor)
         device = editor.projection.weight.device
         keys = {
             record.fields["edit"]["edit_id"]: record.tensors["keys"].to(device)
             for record in records
             if "keys" in record.tensors
         }
-        checks = [
-            Health.from_json(record.fields["health"])
-            for record in records
-            if record.fields["kind"] == "health"
-        ]
-        return _opened(stack, model, editor, settings, log, file, keys, checks)
+        checks, taken_out = _looks(records)
+        return _opened(stack, model, editor, settings, log, file, keys, baseline, checks, taken_out)
+
+
+def _baseline(settings: Settings, editor: Editor) -> Baseline | None:
+    """While the model is unedited; held texts that are no good are refused before any edit."""
+    if not settings.health.every:
+        return None
+    return Baseline(settings.health, editor.model, editor.tok, editor.hparams.seed)
+
+
+def _looks(records: Sequence[Record]) -> tuple[list[Health], frozenset[int]]:
+    """The looks of a journal, and which edits were taken out at the last healthy one."""
+    checks: list[Health] = []
+    now = then = frozenset[int]()
+    for fields in (record.fields for record in records):
+        if fields["kind"] == "taken_out":
+            now = frozenset(fields["edits"])
+        elif fields["kind"] == "health":
+            checks.append(Health.from_json(fields["health"]))
+            then = now if checks[-1].healthy else then
+    return checks, then
 
 
 def _opened(
@@ -124,7 +149,9 @@ def _opened(
     log: EditLog,
     journal: Journal | None,
     keys: dict[int, Tensor],
+    baseline: Baseline | None,
     checks: list[Health],
+    taken_out: frozenset[int],
 ) -> Opened:
     projection = editor.projection
     stack.enter_context(owned(projection.weight, f"{projection.name}.weight"))
@@ -133,7 +160,8 @@ def _opened(
         retained = RetainedMoment(editor.second_moment, settings.retain, projection, editor.backend)
     gate = stack.enter_context(gated(model))
     book = Book(log, editor.history, retained, journal, keys)
-    return Opened(editor, settings, book, gate, checks, stack.pop_all())
+    resources = stack.pop_all()
+    return Opened(editor, settings, book, gate, baseline, checks, taken_out, resources)
 
 
 def _digest(editor: Editor) -> str:
