@@ -56,7 +56,15 @@ class InsufficientMemoryError(RomeFastError, MemoryError):
 
 
 class EditRejectedError(RomeFastError):
-    """The update was refused before it was written (its denominator is too small)."""
+    """The update was refused before it was written: its denominator is too small, or it too large.
+
+    Attributes:
+        numbers: what decided, by name: "norm", "limit", "denominator", "cost"; those that apply.
+    """
+
+    def __init__(self, message: str, **numbers: float) -> None:
+        super().__init__(message)
+        self.numbers = numbers
 
 
 class EditFailedError(RomeFastError):

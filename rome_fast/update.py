@@ -105,7 +105,8 @@ def mix_keys(constraints: Sequence[Constraint], metric: Metric | None) -> tuple[
     if not cost < 1 / MIN_DENOMINATOR:
         raise EditRejectedError(
             f"no update meets all keys: it would be {cost:.3g} times that of one key; use "
-            "variant='prompt_key', other context_templates, or fewer requests at once"
+            "variant='prompt_key', other context_templates, or fewer requests at once",
+            cost=cost,
         )
     return mixes @ keys, lengths**2
 
@@ -128,7 +129,7 @@ def apply_update_(
     """
     solution = solve_and_apply_(history, constraint, metric)
     if not solution.applied:
-        raise EditRejectedError(solution.refusal(history.projection.name))
+        raise solution.refusal(history.projection.name)
     history.record(solution.update)
     return solution.update
 
@@ -149,12 +150,14 @@ class Solution:
     applied: bool
     is_sound: bool
 
-    def refusal(self, name: str) -> str:
+    def refusal(self, name: str) -> EditRejectedError:
         """Why an update that is not of its size was not applied."""
-        return (
+        return EditRejectedError(
             f"the update of {name} was refused: denominator {self.denominator:.3g}, norm "
             f"{self.norm:.3g}. The mean key and the prompt key disagree, or the residual is not "
-            "finite; use the default variant, or more keys in second_moment"
+            "finite; use the default variant, or more keys in second_moment",
+            norm=self.norm,
+            denominator=self.denominator,
         )
 
 

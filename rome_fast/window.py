@@ -158,7 +158,7 @@ class Finder:
         n_rows = sum(len(edit.lookup_idx) for edit in edits[:n])
         while n == 1 and self._bytes(edits[:1], n_rows) > room:
             if n_rows == 1:
-                raise self._insufficient(edits[0])
+                raise self._insufficient(edits[0], f"{as_text(room)} are free")
             n_rows = _half(n_rows)
         return edits[:n], n_rows
 
@@ -168,7 +168,7 @@ class Finder:
         What is free is not asked again: what the attempt has freed may not be told as such.
         """
         if n_rows == 1:
-            raise self._insufficient(batch[0])
+            raise self._insufficient(batch[0], "an allocation failed")
         if len(batch) > 1:
             self._room = self._bytes(batch[_half(len(batch)) :])  # the longer ones
         else:
@@ -188,9 +188,7 @@ class Finder:
             f"they would take about {needed} of memory"
         )
 
-    def _insufficient(self, edit: TokenizedEdit) -> InsufficientMemoryError:
-        free = free_bytes(self._projection.weight.device)
-        there = "an allocation failed" if free is None else f"{as_text(free)} are free"
+    def _insufficient(self, edit: TokenizedEdit, there: str) -> InsufficientMemoryError:
         return InsufficientMemoryError(
             f"no memory for a request of {edit.input_ids.shape[1]} tokens in {edit.n_contexts} "
             f"contexts: with one row at a time it takes about {as_text(self._bytes([edit], 1))}, "

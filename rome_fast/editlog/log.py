@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rome_fast.editlog.base import Base
-from rome_fast.errors import EditLogError
+from rome_fast.errors import EditLogError, EditRejectedError, RomeFastError
 from rome_fast.types import EditRequest, RankOneUpdate
 
 if TYPE_CHECKING:
@@ -43,11 +44,23 @@ class LoggedEdit:
 
 @dataclass(frozen=True)
 class Rejection:
-    """A request that was refused; the model was left as it was."""
+    """A request that was refused; the model was left as it was.
+
+    Attributes:
+        numbers: what decided, where numbers did; those of an EditRejectedError that are finite.
+    """
 
     request: EditRequest
     reason: str
+    numbers: Mapping[str, float] = field(default_factory=dict)
     time: float = field(default_factory=time.time)
+
+    @classmethod
+    def of(cls, request: EditRequest, error: RomeFastError) -> Rejection:
+        """Of the error that refused the request."""
+        decided = error.numbers if isinstance(error, EditRejectedError) else {}
+        finite = {name: number for name, number in decided.items() if math.isfinite(number)}
+        return cls(request, f"{type(error).__name__}: {error}", finite)
 
 
 class EditLog:

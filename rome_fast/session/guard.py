@@ -5,13 +5,38 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from rome_fast.errors import InvalidArgumentError
+from rome_fast.errors import EditRejectedError, InvalidArgumentError
+from rome_fast.types import RankOneUpdate
 
 ACTIONS = ("shrink", "reject", "stop")
 # How many updates make a running median, and how many it takes to begin.
 _WINDOW, _ENOUGH = 32, 8
+
+
+@dataclass(frozen=True, eq=False)
+class Written:
+    """An update that goes into the weight, and what the guard has said of it.
+
+    Attributes:
+        limit: the largest norm that it might have; infinite for the first updates.
+        asked: the norm that it would have had.
+        denominator: what the request's key says of the unit vector u.
+    """
+
+    update: RankOneUpdate
+    limit: float
+    asked: float
+    denominator: float
+
+    def findings(self) -> list[str]:
+        """What a user should know."""
+        if self.asked <= self.limit:
+            return []
+        share = self.limit / self.asked
+        said = f"the update of norm {self.asked:.3g} was out of proportion to those before it"
+        return [f"{said} and was shrunk to {share:.0%} (guard.max_growth)"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +64,27 @@ class Guard:
             raise InvalidArgumentError(
                 f"guard.action must be one of {ACTIONS}, got {self.action!r}"
             )
+
+    def decide(
+        self, update: RankOneUpdate, norm: float, limit: float, denominator: float
+    ) -> Written:
+        """Let an update of this norm pass, or shrink it.
+
+        Raises:
+            EditRejectedError: it is too large, and not to be shrunk.
+        """
+        if norm <= limit:
+            return Written(update, limit, norm, denominator)
+        if self.action != "shrink":
+            raise EditRejectedError(
+                f"the update's norm of {norm:.3g} is out of proportion to those before it: the "
+                f"guard allows {limit:.3g} (guard.max_growth={self.max_growth:g}); "
+                'guard.action="shrink" would scale it down',
+                norm=norm,
+                limit=limit,
+                denominator=denominator,
+            )
+        return Written(replace(update, v=update.v * (limit / norm)), limit, norm, denominator)
 
     def limit(self, norms: Sequence[float]) -> float:
         """The largest norm that the next update may have, after those of ``norms``."""

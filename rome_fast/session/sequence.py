@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from rome_fast.clock import Clock
 from rome_fast.editlog import LoggedEdit, Rejection
-from rome_fast.errors import REFUSALS, EditRejectedError, RomeFastError
+from rome_fast.errors import REFUSALS, RomeFastError
 from rome_fast.joint import count_independent, solve_updates
+from rome_fast.session.guard import Written
 from rome_fast.types import EditRequest, EditResult, RankOneUpdate, Undo
 from rome_fast.update import Constraint, Metric, solve_and_apply_
 
@@ -37,28 +38,6 @@ class RejectedEdit:
 
 
 Outcome = EditResult | RejectedEdit
-
-
-@dataclass(frozen=True, eq=False)
-class Written:
-    """An update that is in the weight, and what the guard has said of it.
-
-    Attributes:
-        limit: the largest norm that it might have; infinite for the first updates.
-        asked: the norm that it would have had.
-    """
-
-    update: RankOneUpdate
-    limit: float
-    asked: float
-
-    def findings(self) -> list[str]:
-        """What a user should know."""
-        if self.asked <= self.limit:
-            return []
-        share = self.limit / self.asked
-        said = f"the update of norm {self.asked:.3g} was out of proportion to those before it"
-        return [f"{said} and was shrunk to {share:.0%} (guard.max_growth)"]
 
 
 class Sequencer:
@@ -102,8 +81,7 @@ class Sequencer:
         try:
             return self._attempt([request], replaced)[0]
         except REFUSALS as error:
-            reason = f"{type(error).__name__}: {error}"
-            self._book.reject(Rejection(request, reason))
+            self._book.reject(Rejection.of(request, error))
             if self._settings.guard.action == "stop":
                 raise
             return RejectedEdit(request, error)
@@ -182,31 +160,22 @@ class Sequencer:
         limit = guard.limit([e.numbers["update_norm"] for e in self._book.log.holding()])
         if len(constraints) > 1:
             updates = solve_updates(history.projection, constraints, self._metric)
-            decided = [self._decide(update, update.norm, limit) for update in updates]
+            decided = [
+                guard.decide(update, update.norm, limit, _denominator(update, constraint))
+                for update, constraint in zip(updates, constraints, strict=True)
+            ]
             for written in decided:
                 history.add(written.update)
             return decided
         solution = solve_and_apply_(history, constraints[0], self._metric, limit)
         if solution.applied:
             history.record(solution.update)
-            return [Written(solution.update, limit, solution.norm)]
+            return [Written(solution.update, limit, solution.norm, solution.denominator)]
         if not solution.is_sound:
-            raise EditRejectedError(solution.refusal(history.projection.name))
-        written = self._decide(solution.update, solution.norm, limit)
+            raise solution.refusal(history.projection.name)
+        written = guard.decide(solution.update, solution.norm, limit, solution.denominator)
         history.add(written.update)
         return [written]
-
-    def _decide(self, update: RankOneUpdate, norm: float, limit: float) -> Written:
-        if norm <= limit:
-            return Written(update, limit, norm)
-        if self._settings.guard.action != "shrink":
-            raise EditRejectedError(
-                f"the update's norm of {norm:.3g} is out of proportion to those before it: the "
-                f"guard allows {limit:.3g} (guard.max_growth={self._settings.guard.max_growth:g}); "
-                'guard.action="shrink" would scale it down'
-            )
-        shrunk = replace(update, v=update.v * (limit / norm))
-        return Written(shrunk, limit, norm)
 
     def _logged(
         self, result: EditResult, found: Found, written: Written, near: list[int]
@@ -223,6 +192,7 @@ class Sequencer:
             "steps": len(result.losses),
             "update_norm": written.update.norm,
             "asked_norm": written.asked,
+            "denominator": written.denominator,
             "limit": written.limit if math.isfinite(written.limit) else None,
             "weight_norm": result.weight_norm,
             "value_norm": float(solved.norm()),
@@ -233,6 +203,11 @@ class Sequencer:
             result.edit_id, result.request, result.weight_name, written.update,
             result.replaced, tuple(near), numbers,
         )  # fmt: skip
+
+
+def _denominator(update: RankOneUpdate, constraint: Constraint) -> float:
+    u = update.u.double()
+    return float(constraint.denominator_keys[0].to(u) @ u)
 
 
 def _replacing(replaced: Sequence[int]) -> list[str]:

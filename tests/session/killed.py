@@ -2,11 +2,13 @@
 
     python killed.py FOLDER RUNS SEED
 
-A child says which edit was acknowledged, and the weight's fingerprint, on a pipe. Its parent kills
-it at a random moment, resumes its journal, and prints what it found as JSON.
+A child says after each edit and undo what holds, with the weight's fingerprint, on a pipe. Its
+parent kills it at a random moment, resumes its journal, which must hold exactly that or one
+operation more, and prints what it found as JSON.
 """
 
 import copy
+import itertools
 import json
 import os
 import random
@@ -34,24 +36,45 @@ def weight_of(model):
     return model.transformer.h[1].mlp.c_proj.weight
 
 
+class SlowDisk:
+    """A file that takes a record piece by piece, so that some records are torn."""
+
+    def __init__(self, file):
+        self._file = file
+
+    def write(self, data):
+        time.sleep(0.002)
+        return self._file.write(data[:1000])
+
+    def __getattr__(self, name):
+        return getattr(self._file, name)
+
+
+def is_undo(n):
+    """Whether the operation after ``n`` others is an undo: every third one."""
+    return n % 3 == 2
+
+
 def edit_for_ever(model, tok, path, pipe):
     options = {"second_moment": "identity", "context_templates": CONTEXTS}
     session = Session(model, tok, HPARAMS, journal=path, health=HealthCheck(every=0), **options)
+    session._book._journal._file = SlowDisk(session._book._journal._file)
     os.write(pipe, b"open\n")
-    chosen = random.Random(str(path))
-    while True:
-        number = chosen.randrange(10**6)
-        subject = chosen.choice(SUBJECTS)
-        prompt = f"The number {number} is {{}}"
-        session.edit({"prompt": prompt, "subject": subject, "target_new": "capital"})
-        if number % 5 == 0:
+    for n in itertools.count():
+        if is_undo(n):
             session.undo()
-        ids = [edit.edit_id for edit in session.log.kept()]
-        told = {"last": session.log.next_id - 1, "kept": ids}
-        os.write(pipe, json.dumps({**told, "bits": fingerprint(weight_of(model))}).encode() + b"\n")
+        else:
+            subject, prompt = SUBJECTS[n % len(SUBJECTS)], f"The number {n} is {{}}"
+            session.edit({"prompt": prompt, "subject": subject, "target_new": "capital"})
+        told = [*state_of(session.log), fingerprint(weight_of(model))]
+        os.write(pipe, json.dumps(told).encode() + b"\n")
 
 
-def run_and_kill(pristine, path, delay):
+def state_of(log):
+    return [log.next_id - 1, [edit.edit_id for edit in log.kept()]]
+
+
+def run_and_kill(pristine, path, chosen):
     """What the child acknowledged, in order."""
     model, tok = copy.deepcopy(pristine)
     reading, writing = os.pipe()
@@ -61,11 +84,23 @@ def run_and_kill(pristine, path, delay):
     os.close(writing)
     with os.fdopen(reading) as pipe:
         assert pipe.readline() == "open\n"
-        time.sleep(delay)
+        lines = [pipe.readline() for _ in range(chosen.randrange(7))]
+        if chosen.random() < 0.5:
+            time.sleep(chosen.uniform(0, 0.2))
+        else:  # while a record is written, or soon after
+            size = path.stat().st_size
+            while path.stat().st_size == size:
+                time.sleep(0.0005)
+            time.sleep(chosen.uniform(0, 0.02))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         # A line that was being written when the child died is no acknowledgement.
-        return [json.loads(line) for line in pipe if line.endswith("\n")]
+        return [json.loads(line) for line in [*lines, *pipe] if line.endswith("\n")]
+
+
+def one_ahead(last, kept, n):
+    """The state after one more operation than the ``n`` that were acknowledged."""
+    return [last, kept[:-1]] if is_undo(n) else [last + 1, [*kept, last + 1]]
 
 
 def resumed(pristine, path, told):
@@ -73,25 +108,26 @@ def resumed(pristine, path, told):
     model, tok = copy.deepcopy(pristine)
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always", SessionWarning)
-        session = Session.resume(path, model, tok, second_moment="identity")
+        session = Session.resume(path, model, tok)
+    torn = sum("torn" in str(warning.message) for warning in seen)
     with session:
         log = session.log
-        assert not told or told[-1]["last"] <= log.next_id - 1 <= told[-1]["last"] + 1
+        last, kept, bits = told[-1] if told else (0, [], fingerprint(weight_of(pristine[0])))
+        same = state_of(log) == [last, kept]
+        assert same or state_of(log) == one_ahead(last, kept, len(told))
+        assert (bits == fingerprint(weight_of(model))) == same
+        # What is torn is the record of the operation that was not acknowledged.
+        assert torn <= same
         other, _ = copy.deepcopy(pristine)
         log.apply(other)
         assert torch.equal(weight_of(model), weight_of(other))
-        kept = [edit.edit_id for edit in log.kept()]
-        same = [line for line in told if line["last"] == log.next_id - 1 and line["kept"] == kept]
-        for line in same:
-            assert line["bits"] == fingerprint(weight_of(model))
         result = session.edit({"prompt": "It is {}", "subject": "Marie Curie", "target": "near"})
         assert result.edit_id == log.next_id
     reread = EditLog.load(path)
     assert [edit.edit_id for edit in reread.edits] == [e.edit_id for e in log.edits] + [
         result.edit_id
     ]
-    torn = sum("torn" in str(warning.message) for warning in seen)
-    return {"acknowledged": len(told), "found": len(log.edits), "same": len(same), "torn": torn}
+    return {"acknowledged": len(told), "same": same, "torn": torn}
 
 
 def main(folder, runs, seed):
@@ -101,7 +137,7 @@ def main(folder, runs, seed):
     found = []
     for number in range(runs):
         path = Path(folder) / f"{number}.journal"
-        told = run_and_kill(pristine, path, chosen.uniform(0, 0.3))
+        told = run_and_kill(pristine, path, chosen)
         found.append(resumed(pristine, path, told))
     print(json.dumps(found))
 

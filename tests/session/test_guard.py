@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers import same_bits, state
 
-from rome_fast import Guard, Session
+from rome_fast import EditLog, Guard, Session
 from rome_fast.errors import EditRejectedError, EditWarning, InvalidArgumentError, NonFiniteError
 from rome_fast.session import RejectedEdit
 
@@ -77,6 +77,9 @@ def test_reject_and_stop_leave_every_bit(guarded, requests, action):
     [rejection] = session.log.rejections
     assert rejection.request.subject == requests[2]["subject"]
     assert f"{wanted:.3g}" in rejection.reason
+    assert rejection.numbers["norm"] == pytest.approx(wanted)
+    assert rejection.numbers["limit"] == pytest.approx(wanted / 2)
+    assert rejection.numbers["denominator"] > 0
 
 
 def test_a_stream_goes_on_after_reject(guarded, requests):
@@ -108,14 +111,21 @@ def test_a_window_is_guarded_request_by_request(guarded, requests, action):
         assert len(session.log) == 5
 
 
-def test_a_tiny_denominator_is_rejected_also_by_shrink(gpt2, options, requests, monkeypatch):
+def test_a_tiny_denominator_is_rejected_also_by_shrink(
+    gpt2, options, requests, monkeypatch, tmp_path
+):
     model, tok = gpt2
     monkeypatch.setattr("rome_fast.update.MIN_DENOMINATOR", 1e6)
     before = state(model)
     with Session(model, tok, **options, variant="original") as session:
-        with pytest.raises(EditRejectedError, match="denominator"):
+        with pytest.raises(EditRejectedError, match="denominator") as refused:
             session.edit(requests[0])
         assert same_bits(model, before)
+        [rejection] = session.log.rejections
+        assert rejection.numbers == refused.value.numbers
+        assert set(rejection.numbers) == {"norm", "denominator"}
+        session.log.save(tmp_path / "edits.safetensors")
+        assert EditLog.load(tmp_path / "edits.safetensors").rejections == [rejection]
 
 
 def test_an_edit_that_is_not_finite_leaves_every_bit(gpt2, options, requests):
@@ -130,3 +140,15 @@ def test_an_edit_that_is_not_finite_leaves_every_bit(gpt2, options, requests):
         assert same_bits(model, before)
         [rejection] = session.log.rejections
         assert rejection.reason.startswith("NonFiniteError")
+
+
+@pytest.mark.parametrize("order", ["exact", "independent"])
+def test_the_denominator_is_in_the_log(gpt2, options, requests, order):
+    """What the request's key says of the unit vector: v times it moves the output on that key."""
+    model, tok = gpt2
+    with Session(model, tok, **options) as session:
+        list(session.edit_many(requests[:3], order=order, progress=False))
+        for edit in session.log.edits:
+            key = session._book._keys[edit.edit_id][0].double()
+            wanted = pytest.approx(float(key @ edit.update.u.double()), rel=1e-4)
+            assert edit.numbers["denominator"] == wanted

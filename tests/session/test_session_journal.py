@@ -87,6 +87,7 @@ def test_killed_at_any_moment(tmp_path):
     assert len(runs) == 50
     assert sum(run["acknowledged"] for run in runs) > 50
     assert sum(run["same"] for run in runs) > 10
+    assert sum(run["torn"] for run in runs) > 0
 
 
 def test_torn_anywhere_the_whole_records_remain(written):
