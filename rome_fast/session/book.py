@@ -45,6 +45,11 @@ class Book:
         self._settle()
         self._version = history.weight._version
 
+    @property
+    def n_recorded(self) -> int:
+        """How many requests have an edit or a rejection; it only grows."""
+        return len(self.log.edits) + len(self.log.rejections)
+
     def check_weight(self) -> None:
         """Raise SessionError if anything but this book has written to the weight."""
         history = self.history
@@ -115,11 +120,6 @@ class Book:
     def note(self, fields: Mapping[str, Any]) -> None:
         """Write something into the journal that is no edit."""
         self._write_down(self.log, [Record(fields, {})])
-
-    def close(self) -> None:
-        """Let others open the journal."""
-        if self._journal is not None:
-            self._journal.close()
 
     def _write_down(self, log: EditLog, records: Sequence[Record]) -> None:
         """From here on ``log`` is what holds; as before if it cannot be written, or on Ctrl-C."""

@@ -72,25 +72,29 @@ class Sequencer:
         self, editor: Editor, settings: Settings, book: Book, undo: Callable[[int], Undo]
     ) -> None:
         self._editor, self._settings, self._book, self._undo = editor, settings, book, undo
+        self._apart: list[EditRequest] = []
 
     def edit(self, requests: Sequence[EditRequest]) -> list[Outcome]:
         """The first of the requests, as many of them as can be solved together.
 
+        Those of a window that was refused are edited one by one, each in a call of its own: so a
+        bad one costs the others nothing, and no error can hide results.
+
         Raises:
             RomeFastError: with ``guard.action == "stop"``, a request was refused.
         """
-        window = requests[: self._n_without_conflict(requests)]
-        if len(window) == 1:
-            return [self._alone(window[0], self._book.log.same_fact(window[0]))]
-        try:
-            return list(self._attempt(window))
-        except REFUSALS:
-            # Each has a decision of its own, so that a bad one costs the others nothing.
-            return [self._alone(request) for request in window]
+        window = requests[: self._n_together(requests)]
+        if len(window) > 1:
+            try:
+                return list(self._attempt(window))
+            except REFUSALS:
+                self._apart = list(window)
+        # Outside of the handler, whose traceback keeps the tensors of the attempt alive.
+        return [self._alone(requests[0], self._book.log.same_fact(requests[0]))]
 
-    def _n_without_conflict(self, requests: Sequence[EditRequest]) -> int:
+    def _n_together(self, requests: Sequence[EditRequest]) -> int:
         """A request that replaces an edit, or one of its window, is edited by itself."""
-        if len(requests) == 1:
+        if len(requests) == 1 or any(requests[0] is request for request in self._apart):
             return 1
         for n, request in enumerate(requests):
             again = any(request.same_fact(other) for other in requests[:n])
@@ -98,7 +102,7 @@ class Sequencer:
                 return max(n, 1)
         return len(requests)
 
-    def _alone(self, request: EditRequest, replaced: tuple[int, ...] = ()) -> Outcome:
+    def _alone(self, request: EditRequest, replaced: tuple[int, ...]) -> Outcome:
         try:
             return self._attempt([request], replaced)[0]
         except REFUSALS as error:
@@ -106,7 +110,7 @@ class Sequencer:
             self._book.reject(Rejection(request, reason))
             if self._settings.guard.action == "stop":
                 raise
-            return RejectedEdit(request, error)
+            return RejectedEdit(request, _without_frames(error))
 
     def _attempt(
         self, requests: Sequence[EditRequest], replaced: tuple[int, ...] = ()
@@ -234,6 +238,15 @@ class Sequencer:
             result.edit_id, result.request, result.weight_name, written.update,
             result.replaced, numbers,
         )  # fmt: skip
+
+
+def _without_frames(error: RomeFastError) -> RomeFastError:
+    """The error without the tracebacks of it and its causes, which keep tensors alive."""
+    link: BaseException | None = error
+    while link is not None:
+        link.__traceback__ = None
+        link = link.__cause__ or link.__context__
+    return error
 
 
 def _replacing(replaced: Sequence[int]) -> list[str]:
