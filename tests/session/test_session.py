@@ -272,6 +272,92 @@ def test_a_weight_that_was_replaced_is_not_touched(gpt2_session, requests):
 
 
 @pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda model: weight_of(model).data.mul_(1.001), "was changed outside of the Session"),
+        (lambda model: weight_of(model).data[0].zero_(), "was changed outside of the Session"),
+        (lambda model: model.bfloat16(), "was replaced or cast outside of the Session"),
+    ],
+)
+def test_a_write_that_torch_does_not_count_is_noticed(gpt2_session, requests, write, message):
+    session, model = gpt2_session
+    session.edit(requests[0])
+    write(model)
+    before = state(model)
+    for use in (lambda: session.edit(requests[1]), session.undo):
+        with pytest.raises(SessionError, match=message):
+            use()
+    assert same_bits(model, before)
+
+
+def weight_of(model):
+    return model.transformer.h[1].mlp.c_proj.weight
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_error_after_the_write_needs_no_memory_to_be_undone(
+    gpt2, options, requests, monkeypatch, dtype
+):
+    model, tok = gpt2
+    model.to(dtype)
+
+    def no_memory(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with Session(model, tok, **options) as session:
+        session.edit(requests[0])
+        before = state(model)
+        monkeypatch.setattr(session._editor, "report", no_memory)
+        monkeypatch.setattr("rome_fast.undo.WeightHistory._replayed", no_memory)
+        with pytest.raises(torch.OutOfMemoryError):
+            session.edit(requests[1])
+        assert same_bits(model, before)
+        monkeypatch.undo()
+        session.edit(requests[1])
+
+
+def test_a_weight_that_could_not_be_put_back_is_not_trusted(gpt2_session, requests, monkeypatch):
+    session, _ = gpt2_session
+    session.edit(requests[0])
+
+    def no_memory(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(session._editor, "report", no_memory)
+    monkeypatch.setattr("rome_fast.undo.ops.rank_one_update_", no_memory)
+    with pytest.raises(torch.OutOfMemoryError):
+        session.edit(requests[1])
+    monkeypatch.undo()
+    with pytest.raises(SessionError, match="could not be put back after an error"):
+        session.edit(requests[1])
+
+
+def test_a_request_that_is_refused_before_a_write_costs_no_replay(
+    gpt2_session, requests, monkeypatch
+):
+    session, _ = gpt2_session
+    session.edit(requests[0])
+    monkeypatch.setattr(session._book.history, "replay", None)
+    with pytest.raises(InvalidRequestError):
+        session.edit({**requests[1], "target_new": "river " * 600})
+
+
+def test_an_edit_from_before_the_session_is_not_reverted_under_it(
+    gpt2, options, settings, requests
+):
+    model, tok = gpt2
+    outside = rome_fast.edit(model, tok, requests[0], **settings)
+    with Session(model, tok, **options) as session:
+        before = state(model)
+        with pytest.raises(SessionError, match="is being edited by an open Session"):
+            outside.revert()
+        assert same_bits(model, before)
+        session.edit(requests[1])
+        session.undo()
+    outside.revert()
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"retain": -1.0}, "retain must be finite and >= 0, got -1.0"),
