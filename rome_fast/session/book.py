@@ -178,6 +178,4 @@ class Book:
             self.history.replay(updates)
         if self.retained is not None:
             gone = {*released, *(n for edit in edits for n in edit.numbers.get("released", ()))}
-            self.retained.retain(
-                {e.edit_id: self._keys[e.edit_id] for e in edits if e.edit_id not in gone}
-            )
+            self.retained.retain({e.edit_id: self._keys[e.edit_id] for e in edits}, gone)

@@ -146,8 +146,8 @@ class Sequencer:
                 )
             ]
             edits = [
-                self._logged(result, f, w, near)
-                for result, f, w in zip(results, found, written, strict=False)
+                self._logged(result, f, w, released)
+                for result, f, w, released in zip(results, found, written, near, strict=False)
             ]
             book.add(edits, [c.denominator_keys for c in constraints])
         return results
@@ -170,15 +170,17 @@ class Sequencer:
         moved = solved * (norm / solved.norm()) - init
         return replace(found, value=replace(found.value, value_delta=moved))
 
-    def _release(self, constraints: Sequence[Constraint], replaced: Sequence[int]) -> list[int]:
-        """No longer retain edits of nearly the same keys; returns their numbers."""
+    def _release(
+        self, constraints: Sequence[Constraint], replaced: Sequence[int]
+    ) -> list[list[int]]:
+        """No longer retain edits of nearly the same keys; returns their numbers for each."""
         retained = self._book.retained
         if retained is None:
-            return []
-        near = {n for c in constraints for n in retained.near(c.denominator_keys[0])}
-        if near:
-            self._book.set_aside(replaced, near)
-        return sorted(near)
+            return [[] for _ in constraints]
+        near = [sorted(retained.near(c.denominator_keys[0])) for c in constraints]
+        if any(near):
+            self._book.set_aside(replaced, {number for numbers in near for number in numbers})
+        return near
 
     def _write(self, constraints: Sequence[Constraint]) -> list[Written]:
         """Solve, let the guard decide, and put the updates into the weight."""
