@@ -79,9 +79,12 @@ class EditRequest:
 
         The targets may differ.
         """
-        if (self.subject, self.chat) != (other.subject, other.chat):
-            return False
-        return self.prompt.split() == other.prompt.split()
+        return self.fact == other.fact
+
+    @property
+    def fact(self) -> tuple[Any, ...]:
+        """What tells facts apart, to look them up by; spaces do not."""
+        return self.subject, self.chat, tuple(self.prompt.split())
 
     def findings(self) -> list[str]:
         """What a user should know about the request."""
@@ -129,6 +132,13 @@ def _check_text(name: str, value: Any) -> None:
         )
     if not value.strip():
         raise InvalidRequestError(f"request {name} is empty: {value!r}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRequestError(
+            f"request {name} holds half of a character ({error.object[error.start]!r} at "
+            f"{error.start}), which no tokenizer takes: {value!r}"
+        ) from error
 
 
 def _cut(prompt: str, subject: str, span: Any) -> tuple[str, str]:

@@ -69,7 +69,7 @@ class Finder:
         self._spec, self._tok = spec, tok
         self._projection, self._hparams = projection, hparams
         self._budget = BATCH_BYTES.get(projection.weight.device.type, 2**30)
-        self._room = sys.maxsize
+        self._room: int | None = None
         self._first_passes = FirstPasses(spec.model, projection)
         self._copies: Bfloat16Weights | None = None
         if hparams.compute_dtype == "bfloat16" and projection.weight.itemsize > 2:
@@ -148,8 +148,10 @@ class Finder:
         Raises:
             InsufficientMemoryError: not a single row fits.
         """
-        free = free_bytes(self._projection.weight.device)
-        room = self._room if free is None else min(self._room, free)
+        room = self._room
+        if room is None:
+            room = free_bytes(self._projection.weight.device, wanted=self._bytes(edits[:1]))
+        room = sys.maxsize if room is None else room
         n = 1
         while n < len(edits) and self._bytes(edits[: n + 1]) <= min(room, self._budget):
             n += 1
@@ -161,11 +163,14 @@ class Finder:
         return edits[:n], n_rows
 
     def _expect_half(self, batch: Sequence[TokenizedEdit], n_rows: int) -> None:
-        """Memory ran out: from now on half of what was tried counts as what there is."""
+        """Memory ran out: from now on half of what was tried is what there is.
+
+        What is free is not asked again: what the attempt has freed may not be told as such.
+        """
         if n_rows == 1:
             raise self._insufficient(batch[0])
         if len(batch) > 1:
-            self._room = self._bytes(batch[: len(batch) // 2])
+            self._room = self._bytes(batch[_half(len(batch)) :])  # the longer ones
         else:
             self._room = self._bytes(batch, _half(n_rows))
         self._first_passes = FirstPasses(self._spec.model, self._projection)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,6 @@ from rome_fast.errors import InvalidArgumentError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from rome_fast.editlog import EditLog
     from rome_fast.hparams import RomeHparams
     from rome_fast.session import Session
     from rome_fast.types import EditRequest
@@ -38,14 +38,19 @@ def edit_with_journal(
         A row for each edit that holds, and how many requests were refused.
 
     Raises:
-        InvalidArgumentError: hyper-parameters were given for a journal that has its own.
+        InvalidArgumentError: other hyper-parameters than the journal's own were given.
     """
     from rome_fast.session import RejectedEdit
 
     with _opened(path, model, tok, hparams, options) as session:
-        left = [request for request in requests if not _is_in(session.log, request)]
-        if len(left) < len(requests):
-            console.print(f"{path} holds {len(requests) - len(left)} of them already")
+        wanted = _last_of_each_fact(requests)
+        if len(wanted) < len(requests):
+            n_again = len(requests) - len(wanted)
+            console.print(f"{n_again} requests are left out: the same fact is asked for again")
+        held = {edit.request.fact: edit.request.target for edit in session.log.holding()}
+        left = [request for request in wanted if held.get(request.fact) != request.target]
+        if len(left) < len(wanted):
+            console.print(f"{path} holds {len(wanted) - len(left)} of them already")
         n_refused = 0
         for result in session.edit_many(left, **together):
             if isinstance(result, RejectedEdit):
@@ -80,17 +85,31 @@ def _opened(
 
     if not path.exists() or not path.stat().st_size:
         return Session(model, tok, hparams, journal=path, **options)
-    if hparams is not None or options["variant"] is not None:
+    session = Session.resume(path, model, tok, second_moment=options["second_moment"])
+    differing = _differences(session.hparams, hparams, options["variant"])
+    if differing:
+        session.close()
         raise InvalidArgumentError(
-            f"--journal {path} was begun with hyper-parameters of its own: leave out --hparams and "
-            "--variant, or name a new file"
+            f"--journal {path} was begun with other hyper-parameters ({', '.join(differing)}): "
+            "give the same, leave out --hparams and --variant, or name a new file"
         )
-    return Session.resume(path, model, tok, second_moment=options["second_moment"])
+    return session
 
 
-def _is_in(log: EditLog, request: EditRequest) -> bool:
-    """Whether the fact says this target already, by an edit that holds."""
-    return any(
-        edit.request.same_fact(request) and edit.request.target == request.target
-        for edit in log.holding()
-    )
+def _differences(own: RomeHparams, given: RomeHparams | None, variant: str | None) -> list[str]:
+    """What --hparams and --variant ask for that the journal was not begun with."""
+    asked = {} if given is None else asdict(given)
+    asked.pop("v_stop_loss", None)  # a Session has its own
+    if variant is not None:
+        asked["variant"] = variant
+    return [
+        f"{name} is {getattr(own, name)!r}, not {value!r}"
+        for name, value in asked.items()
+        if getattr(own, name) != value
+    ]
+
+
+def _last_of_each_fact(requests: Sequence[EditRequest]) -> list[EditRequest]:
+    """Without those that a later one of the file replaces: they would be edited at every run."""
+    last = {request.fact: place for place, request in enumerate(requests)}
+    return [request for place, request in enumerate(requests) if last[request.fact] == place]

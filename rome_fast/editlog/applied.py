@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rome_fast.errors import RomeFastError
+from rome_fast.errors import NonFiniteError
 from rome_fast.models import DownProjection
 from rome_fast.owner import check_free
 from rome_fast.undo import WeightHistory
@@ -43,12 +43,16 @@ class AppliedLog:
         applied = cls(tuple(WeightHistory(p, backend="auto") for p in projections))
         try:
             for name, history in zip(log.base.edited, applied.histories, strict=True):
-                for update in log.updates(name):
-                    history.add(update)
+                history.replay(log.updates(name))
                 history.drop_sum()
-        except RomeFastError:
+                if not history.weight.isfinite().all():
+                    raise NonFiniteError(
+                        f"{name} overflows {history.weight.dtype} with the edits of the log: load "
+                        "the model in float32 or bfloat16"
+                    )
+        except BaseException:  # also Ctrl-C: a half-edited model would pass for an edited one
             for history in applied.histories:
-                history.rewind(0)
+                history.replay([])
             raise
         return applied
 
@@ -57,11 +61,13 @@ class AppliedLog:
 
         Raises:
             RevertError: a weight was changed after the log was applied; nothing was written.
+            SessionError: an open Session edits a weight; nothing was written.
         """
         for history in self.histories:
+            check_free(history.weight, f"{history.projection.name}.weight")
             history.check_current(len(history))
         for history in self.histories:
-            history.rewind(0)
+            history.replay([])
 
 
 def _by_module(log: EditLog) -> list[tuple[str, EditedWeight]]:

@@ -59,7 +59,7 @@ def read(path: Path) -> EditLog:
     """
     from safetensors import SafetensorError, safe_open
 
-    from rome_fast.session.journal import is_journal, read_log
+    from rome_fast.editlog.journal import is_journal, read_log
 
     if not path.is_file():
         raise EditLogError(f"there is no edit log {str(path)!r}")
@@ -90,6 +90,7 @@ def edit_to_json(edit: LoggedEdit) -> dict[str, Any]:
         "weight": edit.weight_name,
         "weight_layout": edit.update.weight_layout,
         "replaced": list(edit.replaced),
+        "released": list(edit.released),
         "numbers": dict(edit.numbers),
         "time": edit.time,
     }
@@ -103,6 +104,7 @@ def edit_from_json(fields: Mapping[str, Any], u: Tensor, v: Tensor) -> LoggedEdi
         weight_name=fields["weight"],
         update=RankOneUpdate(u, v, fields["weight_layout"]),
         replaced=tuple(fields["replaced"]),
+        released=tuple(fields["released"]),
         numbers=fields["numbers"],
         time=fields["time"],
     )

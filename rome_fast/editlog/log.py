@@ -26,6 +26,7 @@ class LoggedEdit:
     Attributes:
         edit_id: 1, 2, ... in the order of the edits.
         replaced: earlier edits of the same fact; they do not hold while this one does.
+        released: earlier edits whose keys a Session does not retain while this one holds.
         numbers: what was measured when it was made; plain numbers, texts and lists.
         time: seconds since the epoch.
     """
@@ -35,6 +36,7 @@ class LoggedEdit:
     weight_name: str
     update: RankOneUpdate
     replaced: tuple[int, ...] = ()
+    released: tuple[int, ...] = ()
     numbers: Mapping[str, Any] = field(default_factory=dict)
     time: float = field(default_factory=time.time)
 

@@ -15,8 +15,9 @@ import torch
 
 from rome_fast.editlog import EditLog, LoggedEdit, Rejection
 from rome_fast.editlog.files import edit_to_json
+from rome_fast.editlog.journal import Record
 from rome_fast.errors import SessionError
-from rome_fast.session.journal import Journal, Record
+from rome_fast.session.journal import Journal
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -141,7 +142,9 @@ class Book:
         new = self.log.copy()
         new.taken_out = set(numbers)
         with self.attempt():
-            record = Record({"kind": "taken_out", "edits": sorted(new.taken_out)}, {})
+            out = sorted(new.taken_out - self.log.taken_out)
+            back = sorted(self.log.taken_out - new.taken_out)
+            record = Record({"kind": "taken_out", "out": out, "back": back}, {})
             self._write_down(new, [record])
             self._settle()
 
@@ -157,12 +160,16 @@ class Book:
 
     def _write_down(self, log: EditLog, records: Sequence[Record]) -> None:
         """From here on ``log`` is what holds; as before if it cannot be written, or on Ctrl-C."""
-        before, self.log = self.log, log
+        before, journal = self.log, self._journal
+        end = 0 if journal is None else journal.end
         try:
-            if self._journal is not None:
-                self._journal.append(*records)
+            if journal is not None:
+                journal.append(*records)
+            self.log = log
         except BaseException:
             self.log = before
+            if journal is not None:
+                journal.cut_back(end)
             raise
 
     def _settle(
@@ -177,5 +184,5 @@ class Book:
         if rewrite or self.history.updates != tuple(updates):
             self.history.replay(updates)
         if self.retained is not None:
-            gone = {*released, *(n for edit in edits for n in edit.numbers.get("released", ()))}
+            gone = {*released, *(n for edit in edits for n in edit.released)}
             self.retained.retain({e.edit_id: self._keys[e.edit_id] for e in edits}, gone)

@@ -1,92 +1,92 @@
-"""A Session's records on disk: appended, and on the disk before an edit is acknowledged.
+"""A Session's journal while it is written: on the disk before an edit is acknowledged.
 
-The file is a line that names the format, then frames: a mark of 4 bytes, the payload's length (8
-bytes, little endian), its SHA-256, and the payload, which is a safetensors file of its own:
-tensors, and one JSON object as metadata. A last frame that was torn by the end of the process is
-dropped; one with whole frames behind it is damage, and an error.
+One open file for the whole Session. ``end`` is where its acknowledged records end; whatever is
+behind that, after an error, is no record and is cut off.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-import struct
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
-from rome_fast.editlog.base import Base
-from rome_fast.editlog.files import edit_from_json, rejection_from_json
-from rome_fast.editlog.log import EditLog
-from rome_fast.errors import EditLogError, JournalError, SessionWarning
+from rome_fast.editlog.journal import FIRST_LINE, Record, read_records
+from rome_fast.errors import JournalError, SessionWarning
+from rome_fast.whole_files import write_whole
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from io import FileIO
 
-_FIRST_LINE = b"rome_fast.journal.1\n"
-_MARK = b"\xf5RF1"
-_HEAD = struct.Struct("<4sQ32s")
-
-
-@dataclass(frozen=True, eq=False)
-class Record:
-    """What happened: ``fields["kind"]`` is "session", "edit", "undo", "redo", ..."""
-
-    fields: Mapping[str, Any]
-    tensors: Mapping[str, Tensor]
-
-    def __bytes__(self) -> bytes:
-        from safetensors.torch import save
-
-        tensors = {name: tensor.cpu().contiguous() for name, tensor in self.tensors.items()}
-        payload = save(tensors, {"record": json.dumps(dict(self.fields), ensure_ascii=False)})
-        return _HEAD.pack(_MARK, len(payload), hashlib.sha256(payload).digest()) + payload
-
-    @classmethod
-    def of(cls, payload: bytes) -> Record:
-        """What a frame holds."""
-        from safetensors.torch import load
-
-        size = int.from_bytes(payload[:8], "little")
-        metadata = json.loads(payload[8 : 8 + size])["__metadata__"]
-        return cls(json.loads(metadata["record"]), load(payload))
+    from rome_fast.moments import SecondMoment
 
 
 class Journal:
     """The file of one Session, which no other process can open meanwhile.
 
+    Attributes:
+        path: resolved once: a later ``os.chdir`` does not move it.
+        end: where the records that count end, in bytes.
+
     Raises:
-        JournalError: it cannot be created, opened or locked.
+        JournalError: it cannot be opened or locked.
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        self._lock = FileLock(f"{self.path}.lock", timeout=0)
+        self.path, self.end = Path(path).resolve(), 0
+        self._file: FileIO | None = None
+        if self.path.exists() and not self.path.is_file():
+            raise self._error("is no regular file: name another")
+        # Of the process, not of a thread: another thread may close the Session.
+        self._lock = FileLock(f"{self.path}.lock", timeout=0, thread_local=False)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._lock.acquire()
         except (OSError, Timeout) as error:
             reason = "another Session has it open" if isinstance(error, Timeout) else error
             raise self._error(f"cannot be opened: {reason}") from error
-        self._end = 0
 
-    def create(self, first: Record) -> None:
-        """Begin a new file."""
+    def check_new(self) -> None:
+        """Raise JournalError if there is a journal, or anything else, in the file."""
         if self.path.exists() and self.path.stat().st_size:
             raise self._error(
                 "exists already: Session.resume(path, model, tok) goes on with it; or name another"
             )
-        self._write(_FIRST_LINE + bytes(first))
-        _sync_folder(self.path.parent)
+
+    @property
+    def moment_path(self) -> Path:
+        """Where a second moment is kept that could not be had again."""
+        return self.path.with_name(f"{self.path.name}.moment.safetensors")
+
+    def create(self, first: Record, moment: SecondMoment | None) -> None:
+        """Begin a new file; it is there with its first record and the moment, or not at all.
+
+        Args:
+            moment: to be kept beside it.
+        """
+        data = FIRST_LINE + bytes(first)
+        try:
+            if moment is not None:
+                moment.save(self.moment_path)
+                _sync(self.moment_path)
+            write_whole(self.path, lambda partial: _store(partial, data))
+            _sync_folder(self.path.parent)
+            self._file = self.path.open("r+b", buffering=0)
+        except BaseException as error:
+            with suppress(OSError):
+                self.path.unlink(missing_ok=True)
+                self.moment_path.unlink(missing_ok=True)
+            if isinstance(error, OSError):
+                raise self._error(f"cannot be written: {error}") from error
+            raise
+        self.end = len(data)
 
     def reopen(self) -> list[Record]:
         """Read an existing file; what a torn end left behind is dropped, with a warning."""
-        records, self._end, torn = _read(self.path)
+        records, self.end, torn = read_records(self.path)
         if torn:
             warnings.warn(
                 f"journal {str(self.path)!r}: the last record was torn ({torn} bytes) and is "
@@ -95,125 +95,84 @@ class Journal:
                 stacklevel=4,
             )
         try:
-            os.truncate(self.path, self._end)
+            self._file = self.path.open("r+b", buffering=0)
+            self._cut()
         except OSError as error:
             raise self._error(f"cannot be written: {error}") from error
         return records
 
     def append(self, *records: Record) -> None:
-        """Put records on the disk.
+        """Put records on the disk. After an error, here or later, ``cut_back`` takes them away.
 
         Raises:
-            JournalError: they cannot be written; the file is as it was.
+            JournalError: they cannot be written, or the file is no longer the one of this path.
         """
-        self._write(b"".join(map(bytes, records)))
+        data = b"".join(map(bytes, records))
+        file = self._opened()
+        try:
+            self._cut()
+            file.seek(self.end)
+            left = memoryview(data)
+            while left:
+                left = left[file.write(left) or 0 :]
+            os.fsync(file.fileno())
+            in_place = self._is_in_place()
+        except JournalError:
+            raise
+        except OSError as error:
+            raise self._error(f"cannot be written: {error}") from error
+        if not in_place:
+            raise self._error(
+                "was moved, deleted or replaced while the Session has it open: put it back"
+            )
+        self.end += len(data)
+
+    def cut_back(self, end: int) -> None:
+        """Let the records end where they ended before."""
+        self.end = end
+        with suppress(OSError):  # what the disk does not take now, the next write cuts off
+            self._cut()
 
     def close(self) -> None:
         """Let others open the file."""
+        if self._file is not None:
+            self.cut_back(self.end)
+            self._file.close()
         self._lock.release()
 
-    def _write(self, data: bytes) -> None:
+    def _opened(self) -> FileIO:
+        assert self._file is not None
+        return self._file
+
+    def _is_in_place(self) -> bool:
         try:
-            with self.path.open("ab") as file:
-                try:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
-                except BaseException:
-                    # Also for Ctrl-C: half a record would hide those that follow it.
-                    os.ftruncate(file.fileno(), self._end)
-                    raise
-        except OSError as error:
-            raise self._error(f"cannot be written: {error}") from error
-        self._end += len(data)
+            return os.path.samestat(os.stat(self.path), os.fstat(self._opened().fileno()))
+        except FileNotFoundError:
+            return False
+
+    def _cut(self) -> None:
+        """Cut off what is behind the records."""
+        handle = self._opened().fileno()
+        size = os.fstat(handle).st_size
+        if size < self.end:
+            raise self._error(
+                f"was cut short by something else: it has {size} bytes, and {self.end} were written"
+            )
+        if size > self.end:
+            os.ftruncate(handle, self.end)
 
     def _error(self, reason: object) -> JournalError:
         return JournalError(f"journal {str(self.path)!r} {reason}")
 
 
-def is_journal(path: Path) -> bool:
-    """Whether a file begins like a journal."""
-    with path.open("rb") as file:
-        return file.read(len(_FIRST_LINE)) == _FIRST_LINE
+def _store(path: Path, data: bytes) -> None:
+    path.write_bytes(data)
+    _sync(path)
 
 
-def read_log(path: Path) -> EditLog:
-    """The log in a journal, without the Session.
-
-    Raises:
-        EditLogError: it is damaged.
-    """
-    try:
-        records, _, _ = _read(path)
-        return replay(records)
-    except JournalError as error:
-        raise EditLogError(str(error)) from error
-
-
-def replay(records: list[Record]) -> EditLog:
-    """The log that the records tell of."""
-    log = EditLog(Base.from_json(records[0].fields["base"]))
-    for record in records[1:]:
-        fields = record.fields
-        if fields["kind"] == "edit":
-            log.edits.append(
-                edit_from_json(fields["edit"], record.tensors["u"], record.tensors["v"])
-            )
-        elif fields["kind"] == "taken_out":
-            log.taken_out = set(fields["edits"])
-        elif fields["kind"] == "rejection":
-            log.rejections.append(rejection_from_json(fields["rejection"]))
-    return log
-
-
-def _read(path: Path) -> tuple[list[Record], int, int]:
-    """(records, where the whole ones end, how many bytes follow)."""
-    if not path.is_file():
-        raise JournalError(f"there is no journal {str(path)!r}")
-    records, size = [], path.stat().st_size
-    with path.open("rb") as file:
-        if file.readline() != _FIRST_LINE:
-            raise JournalError(f"{str(path)!r} is not a Session's journal")
-        end = file.tell()
-        while (payload := _next_payload(file)) is not None:
-            try:
-                records.append(Record.of(payload))
-            except (ValueError, KeyError) as error:
-                raise JournalError(f"journal {str(path)!r} is damaged: {error}") from error
-            end = file.tell()
-        if _holds_a_frame(file, end):
-            raise JournalError(
-                f"journal {str(path)!r} is damaged at byte {end}, after {len(records) - 1} "
-                "records, and whole ones follow: nothing was changed; restore the file from a copy"
-            )
-    if not records:
-        raise JournalError(f"journal {str(path)!r} has lost its first record: delete it")
-    return records, end, size - end
-
-
-def _next_payload(file: BinaryIO) -> bytes | None:
-    """None at the end, and at a frame that is not whole."""
-    head = file.read(_HEAD.size)
-    if len(head) < _HEAD.size:
-        return None
-    mark, size, digest = _HEAD.unpack(head)
-    # A damaged head may name any size: no more is asked for than there is.
-    left = os.fstat(file.fileno()).st_size - file.tell()
-    if mark != _MARK or size > left:
-        return None
-    payload = file.read(size)
-    return payload if hashlib.sha256(payload).digest() == digest else None
-
-
-def _holds_a_frame(file: BinaryIO, start: int) -> bool:
-    """Whether a whole frame begins anywhere behind ``start``."""
-    file.seek(start)
-    rest, at = file.read(), 0
-    while (at := rest.find(_MARK, at + 1)) > 0:
-        file.seek(start + at)
-        if _next_payload(file) is not None:
-            return True
-    return False
+def _sync(path: Path) -> None:
+    with path.open("r+b") as file:
+        os.fsync(file.fileno())
 
 
 def _sync_folder(folder: Path) -> None:

@@ -233,12 +233,11 @@ class Sequencer:
             "weight_norm": result.weight_norm,
             "value_norm": float(solved.norm()),
             "window": result.window,
-            "released": near,
             "warnings": list(result.warnings),
         }
         return LoggedEdit(
             result.edit_id, result.request, result.weight_name, written.update,
-            result.replaced, numbers,
+            result.replaced, tuple(near), numbers,
         )  # fmt: skip
 
 

@@ -109,7 +109,8 @@ class Session:
 
         Args:
             model: the unedited model, as it was loaded when the journal was begun.
-            second_moment: the one that the journal was begun with.
+            second_moment: the file or SecondMoment that the journal was begun with; needed only if
+                it was begun with one. What was sampled or collected is kept beside the journal.
 
         Raises:
             JournalError: absent, damaged, open elsewhere, or begun with another second moment.
@@ -133,6 +134,11 @@ class Session:
     def log(self) -> EditLog:
         """Every edit so far, as it is now; changing or saving it does nothing to the Session."""
         return self._book.log.copy()
+
+    @property
+    def hparams(self) -> RomeHparams:
+        """What it edits with."""
+        return self._editor.hparams
 
     @property
     def checks(self) -> list[Health]:

@@ -119,19 +119,41 @@ def test_the_same_command_again_adds_only_what_is_new(folder, tmp_path):
     for name in ("facts.jsonl", "edits.journal"):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
     requests_of(tmp_path / "facts.jsonl", 4)
-    result = run(*edit_words(tmp_path))
+    words = (*edit_words(tmp_path), "--hparams", folder / "settings.yaml")
+    result = run(*words)
     assert "holds 3 of them already" in result.output
     assert "4 of 4 edits hold" in result.output
     assert len(EditLog.load(tmp_path / "edits.journal")) == 4
-    again = run(*edit_words(tmp_path), "--variant", "mean_key", code=None)
-    assert "was begun with hyper-parameters of its own" in refusal(again)
+    for kept in (words, edit_words(tmp_path), (*words, "--variant", "both_keys")):
+        assert "holds 4 of them already" in run(*kept).output
+    again = refusal(run(*words, "--variant", "mean_key", code=None))
+    assert "other hyper-parameters (variant is 'both_keys', not 'mean_key'): give" in again
+    (tmp_path / "other.yaml").write_text(SETTINGS.replace("20", "19"))
+    again = refusal(run(*edit_words(tmp_path), "--hparams", tmp_path / "other.yaml", code=None))
+    assert "v_num_grad_steps is 20, not 19" in again
+
+
+def test_a_fact_that_the_file_holds_twice_ends_at_the_last(folder, tmp_path):
+    """Also when the command is run again: the first of the two is not missing."""
+    requests_of(tmp_path / "facts.jsonl", 2)
+    first, second = map(json.loads, (tmp_path / "facts.jsonl").read_text().splitlines())
+    lines = [first, second, {**first, "target": second["target"]}]
+    (tmp_path / "facts.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    words = (*edit_words(tmp_path), "--hparams", folder / "settings.yaml")
+    told = run(*words, code=None).output
+    assert "1 requests are left out: the same fact is asked for again" in told
+    made = EditLog.load(tmp_path / "edits.journal")
+    assert [edit.request.target for edit in made.holding()] == [second["target"]] * 2
+    assert "holds 2 of them already" in run(*words, code=None).output
+    again = EditLog.load(tmp_path / "edits.journal")
+    assert [edit.edit_id for edit in again.edits] == [edit.edit_id for edit in made.edits]
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL here")
 def test_a_killed_command_goes_on(tmp_path):
     (tmp_path / "settings.yaml").write_text(SETTINGS)
     requests_of(tmp_path / "facts.jsonl", 8)
-    words = [*edit_words(tmp_path)]
+    words = [*edit_words(tmp_path), "--hparams", tmp_path / "settings.yaml"]
     journal = tmp_path / "edits.journal"
     child = subprocess.Popen(
         [
@@ -139,8 +161,6 @@ def test_a_killed_command_goes_on(tmp_path):
             "-m",
             "rome_fast",
             *map(str, words),
-            "--hparams",
-            str(tmp_path / "settings.yaml"),
         ],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,
@@ -162,7 +182,7 @@ def test_a_killed_command_goes_on(tmp_path):
 
 def test_what_is_refused_is_told_and_nothing_is_saved(folder, tmp_path):
     requests_of(tmp_path / "facts.jsonl", 1)
-    long = {"prompt": "{} plays the", "subject": "Ray Charles", "target": "violin " * 500}
+    long = {"prompt": "{} has played the", "subject": "Ray Charles", "target": "violin " * 500}
     with (tmp_path / "facts.jsonl").open("a") as file:
         file.write("\n" + json.dumps(long))
     result = run(
@@ -173,11 +193,11 @@ def test_what_is_refused_is_told_and_nothing_is_saved(folder, tmp_path):
         tmp_path / "edited",
         code=EDIT_FAILED,
     )
-    assert "REJECTED: 'Ray Charles plays the'" in result.stderr
+    assert "REJECTED: 'Ray Charles has played the'" in result.stderr
     assert "1 of 1 edits hold" in result.output
     assert not (tmp_path / "edited").exists()
     shown = run("log", tmp_path / "edits.journal")
-    assert "refused: 'Ray Charles plays the'" in shown.output
+    assert "refused: 'Ray Charles has played the'" in shown.output
 
 
 @pytest.mark.parametrize(

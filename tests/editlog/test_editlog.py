@@ -1,13 +1,14 @@
 """The log as data: which edits hold, files, merging, and writing it into a model."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 from helpers import same_bits, state
 
-from rome_fast import EditLog, HealthCheck, Session
-from rome_fast.errors import EditLogError, RevertError
+from rome_fast import EditLog, HealthCheck, Session, ops
+from rome_fast.errors import EditLogError, NonFiniteError, RevertError, SessionError
 
 pytestmark = pytest.mark.filterwarnings("ignore::rome_fast.errors.EditWarning")
 
@@ -121,6 +122,53 @@ def test_merging_logs_of_two_weights(gpt2, settings):
     assert torch.equal(model.get_parameter(other), two.get_parameter(other))
     assert len(applied.histories) == 2
     applied.revert()
+
+
+def two_weights(model, tok, settings):
+    """A log of an edit in each of two layers."""
+    log, _ = edited(model, tok, settings, REQUESTS[:1])
+    lower = {**settings, "hparams": settings["hparams"].replace(layers=[0])}
+    log.merge(edited(model, tok, lower, REQUESTS[1:2])[0])
+    return log
+
+
+def test_ctrl_c_while_a_log_is_applied_leaves_no_half_edited_model(gpt2, settings, monkeypatch):
+    model, tok = gpt2
+    log, before, calls = two_weights(model, tok, settings), state(model), []
+    update = ops.rank_one_update_
+
+    def interrupted(*args, **options):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        update(*args, **options)
+
+    monkeypatch.setattr(ops, "rank_one_update_", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        log.apply(model)
+    assert same_bits(model, before)
+
+
+def test_edits_that_overflow_are_not_applied(gpt2, settings):
+    model, tok = gpt2
+    log, before = two_weights(model, tok, settings), state(model)
+    last = log.edits[-1]
+    log.edits[-1] = replace(last, update=replace(last.update, v=last.update.v * 1e39))
+    with pytest.raises(NonFiniteError, match=r"h\.0\.mlp\.c_proj\.weight overflows torch.float32"):
+        log.apply(model)
+    assert same_bits(model, before)
+
+
+def test_a_log_is_not_reverted_while_a_session_edits_the_weight(gpt2, settings):
+    model, tok = gpt2
+    log, _ = edited(model, tok, settings, REQUESTS[:1])
+    before = state(model)
+    applied = log.apply(model)
+    with Session(model, tok, **settings, health=HealthCheck(every=0)):
+        with pytest.raises(SessionError, match=f"{NAME} is being edited by an open Session"):
+            applied.revert()
+    applied.revert()
+    assert same_bits(model, before)
 
 
 def test_merging_logs_of_two_models_is_refused(gpt2, settings):

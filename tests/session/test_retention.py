@@ -163,7 +163,7 @@ def test_an_edit_of_nearly_the_same_key_releases_the_earlier_one(gpt2, options):
         session.edit(one)
         result = session.edit(other)
         assert result.replaced == ()
-        assert session.log.edits[1].numbers["released"] == [1]
+        assert session.log.edits[1].released == (1,)
         assert session._book.retained.retained == {2}
         assert len(session.log) == 2
         assert result.relative_norm < 1
