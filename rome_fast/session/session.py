@@ -153,8 +153,7 @@ class Session:
             JournalError: it cannot be written down; the edit was undone.
             RomeFastError: as ``rome_fast.edit``; the model is bit-identical to before.
         """
-        with self._working():
-            [made] = self._edit_window([EditRequest.parse(request)])
+        [made] = self._edit_next([EditRequest.parse(request)])
         if isinstance(made, RejectedEdit):
             raise made.error
         return made
@@ -278,16 +277,26 @@ class Session:
                 self._book.check_weight()
                 yield
 
-    def _edit_next(self, requests: Sequence[EditRequest]) -> list[Outcome]:
+    def _edit_next(self, waiting: list[EditRequest]) -> list[Outcome]:
+        """Edit the first of the requests; those that were decided are taken out of the list."""
         with self._working():
-            return self._edit_window(requests)
+            before = self._book.n_recorded
+            try:
+                return self._edit_window(waiting)
+            finally:
+                # Also after an error: what a rollback has undone is not edited again.
+                del waiting[: self._book.n_recorded - before]
 
     def _edit_window(self, requests: Sequence[EditRequest]) -> list[Outcome]:
         self._watch.may_edit()
-        made = self._sequencer.edit(requests)
+        first = self._book.log.next_id
+        try:
+            made = self._sequencer.edit(requests)
+        finally:
+            if self._book.log.next_id > first:
+                self._undone.clear()
         for result in made:
             if isinstance(result, EditResult):
-                self._undone.clear()
                 for text in result.warnings:
                     warnings.warn(text, EditWarning, stacklevel=4)
         self._watch.after_edits()

@@ -79,11 +79,11 @@ class Watch:
             health = self.look()
         except Exception as error:
             text = f"no look at the model's health was possible after edit {made}: {error}"
-            warnings.warn(text, SessionWarning, stacklevel=6)
+            warnings.warn(text, SessionWarning, stacklevel=5)
             return
         if health.healthy:
             return
-        warnings.warn(str(health), SessionWarning, stacklevel=6)
+        warnings.warn(str(health), SessionWarning, stacklevel=5)
         if self._check.on_unhealthy == "stop":
             self._stop(health)
         elif self._check.on_unhealthy == "rollback":

@@ -10,6 +10,7 @@ from helpers import same_bits, state
 
 from rome_fast import HealthCheck, Session
 from rome_fast.errors import (
+    EditWarning,
     InvalidArgumentError,
     JournalError,
     MissingExtraError,
@@ -326,3 +327,18 @@ def test_rollback_brings_back_what_was_taken_out_since(
     assert same_bits(model, healthy)
     assert session.redo() == [4]
     session.close()
+
+
+@pytest.mark.filterwarnings("always")
+def test_warnings_point_at_the_caller(gpt2, options, requests):
+    model, tok = gpt2
+    check = HealthCheck(every=1, texts=TEXTS, max_perplexity=0.0)
+    with Session(model, tok, **{**options, "health": check}) as session:
+        for request in requests[:2]:
+            session.edit(request)  # so that it is edited again below, which warns
+        again = [{**request, "target_new": "river"} for request in requests[:2]]
+        with pytest.warns() as seen:
+            session.edit(again[0])
+            list(session.edit_many(again[1:], progress=False))
+    assert {w.filename for w in seen} == {__file__}
+    assert {w.category for w in seen} == {EditWarning, SessionWarning}
