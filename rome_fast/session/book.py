@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from rome_fast.session.retention import RetainedMoment
+    from rome_fast.types import EditRequest
     from rome_fast.undo import WeightHistory
 
 
@@ -65,6 +66,8 @@ class Book:
         self.log, self.history, self.retained = log, history, retained
         self._journal, self._keys = journal, keys
         self._weight_name = f"{history.projection.name}.weight"
+        self._of_fact: dict[tuple[Any, ...], list[int]] = {}
+        self._n_looked_up = 0
         self._left: _Weight | None = None
         self._settle()
         self._left = _Weight.of(history.weight)
@@ -73,6 +76,15 @@ class Book:
     def n_recorded(self) -> int:
         """How many requests have an edit or a rejection; it only grows."""
         return len(self.log.edits) + len(self.log.rejections)
+
+    def same_fact(self, request: EditRequest) -> tuple[int, ...]:
+        """As ``EditLog.same_fact``, in time that does not grow with the log."""
+        edits = self.log.edits
+        for edit in edits[self._n_looked_up :]:
+            self._of_fact.setdefault(edit.request.fact, []).append(edit.edit_id)
+        self._n_looked_up = len(edits)
+        found = self._of_fact.get(request.fact, ())
+        return tuple(number for number in found if number not in self.log.taken_out)
 
     def check_weight(self) -> None:
         """Raise SessionError if anything but this book has written to the weight."""

@@ -24,8 +24,8 @@ class HealthCheck:
         max_perplexity: of the texts, relative to the unedited model.
         min_retention: share of the sampled edits that the model still says.
         min_neighbourhood: share of the prompts with the unedited model's answer.
-        on_unhealthy: "warn"; "stop": raise UnhealthyError; "rollback": undo the edits since the
-            last healthy check, then raise it.
+        on_unhealthy: "warn"; "stop": raise UnhealthyError; "rollback": go back to the edits
+            of the last healthy check, then raise it.
     """
 
     every: int = 50

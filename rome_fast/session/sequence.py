@@ -69,7 +69,7 @@ class Sequencer:
             except REFUSALS:
                 self._apart = list(window)
         # Outside of the handler, whose traceback keeps the tensors of the attempt alive.
-        return [self._alone(requests[0], self._book.log.same_fact(requests[0]))]
+        return [self._alone(requests[0], self._book.same_fact(requests[0]))]
 
     def _n_together(self, requests: Sequence[EditRequest]) -> int:
         """A request that replaces an edit, or one of its window, is edited by itself."""
@@ -77,7 +77,7 @@ class Sequencer:
             return 1
         for n, request in enumerate(requests):
             again = any(request.same_fact(other) for other in requests[:n])
-            if again or self._book.log.same_fact(request):
+            if again or self._book.same_fact(request):
                 return max(n, 1)
         return len(requests)
 

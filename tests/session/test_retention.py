@@ -186,7 +186,7 @@ def test_a_revert_in_a_chain_of_near_keys_retains_the_last_alone(gpt2, options):
     with Session(model, tok, **{**options, "context_templates": ["{}"]}, retain=1.0) as session:
         for request in NEAR:
             session.edit(request)
-        assert session.log.edits[2].numbers["released"] == [1, 2]
+        assert session.log.edits[2].released == (1, 2)
         session.revert(2)
         assert session._book.retained.retained == {3}
         session.undo()
@@ -200,7 +200,7 @@ def test_an_edit_of_a_window_releases_its_own_near_keys_only(gpt2, options, requ
         session.edit(NEAR[0])
         list(session.edit_many([requests[1], NEAR[1]], order="independent", progress=False))
         assert [edit.numbers["window"] for edit in session.log.edits[1:]] == [2, 2]
-        assert [edit.numbers["released"] for edit in session.log.edits[1:]] == [[], [1]]
+        assert [edit.released for edit in session.log.edits[1:]] == [(), (1,)]
         session.undo()
         assert session._book.retained.retained == {1, 2}
 

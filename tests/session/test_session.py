@@ -154,12 +154,18 @@ def test_a_failed_replacement_leaves_the_old_edit(gpt2_session, requests):
     session, model = gpt2_session
     session.edit(requests[0])
     session.edit(requests[1])
+    session.edit(requests[2])
+    whole = state(model)
+    session.undo()
     before = state(model)
     too_long = {**requests[0], "target_new": "river " * 600}
     with pytest.raises(InvalidRequestError, match="shorten the prompt"):
         session.edit(too_long)
     assert same_bits(model, before)
     assert len(session.log) == 2
+    assert session._book.retained.retained == {1, 2}
+    assert session.redo() == [3]
+    assert same_bits(model, whole)
 
 
 def test_a_window_of_independent_requests(tiny, options, requests):
