@@ -13,6 +13,7 @@ import rome_fast
 from rome_fast.collect import collect_second_moment
 from rome_fast.contexts import sample_context_templates
 from rome_fast.errors import NonFiniteError
+from rome_fast.intercept import with_hidden
 from rome_fast.nonfinite import where_not_finite
 from rome_fast.readback import greedy_continuations, read_targets
 
@@ -152,7 +153,13 @@ def test_attention_that_overflows_between_its_modules_is_named_itself(family):
 def test_a_block_that_adds_in_place_is_found_as_well(gpt2, monkeypatch):
     model, _ = gpt2
     block = model.transformer.h[1]
-    monkeypatch.setattr(block, "forward", lambda hidden, *_, **__: hidden.add_(float("inf")))
+    own = block.forward
+
+    def adding(hidden, *args, **kwargs):
+        output = own(hidden, *args, **kwargs)
+        return with_hidden(output, hidden.add_(float("inf")))
+
+    monkeypatch.setattr(block, "forward", adding)
     said = where_not_finite(model, lambda: model(input_ids=torch.tensor([[1, 2, 3]])))
     assert said.startswith("transformer.h.1 (layer 1) gives infinity")
 

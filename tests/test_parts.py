@@ -42,7 +42,7 @@ def room_for(monkeypatch, model, tokens, n_rows):
     """Free memory for so many rows of a request and not for more."""
     room = activations(model, tokens, n_rows)
     assert room < activations(model, tokens, n_rows + 1)
-    monkeypatch.setattr(window, "free_bytes", lambda *_, **__: room)
+    monkeypatch.setattr(window, "free_bytes", lambda *_: int(window.MARGIN * room) + 1)
 
 
 def test_parts_are_the_rows_and_their_reads_in_order():
@@ -167,14 +167,14 @@ def test_where_no_row_fits_the_error_says_what_it_takes(tiny, settings, known, m
     before = state(model)
     needed = activations(model, tokens_of(tok), 1)
     if known:
-        monkeypatch.setattr(window, "free_bytes", lambda *_, **__: needed - 1)
-        there = f"{(needed - 1) / 2**10:.0f} KiB are free"
+        monkeypatch.setattr(window, "free_bytes", lambda *_: needed)
+        there = f"there is room for {needed / window.MARGIN / 2**10:.0f} KiB"
     else:
 
         def full(*arguments):
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-        monkeypatch.setattr(window, "free_bytes", lambda *_, **__: None)
+        monkeypatch.setattr(window, "free_bytes", lambda *_: None)
         monkeypatch.setattr(window, "optimize_values", full)
         there = "an allocation failed"
     length = tokens_of(tok).input_ids.shape[1]
@@ -193,7 +193,7 @@ def test_a_session_refuses_what_does_not_fit_and_goes_on(gpt2, settings):
     with rome_fast.Session(model, tok, **settings) as session:
         limit = pytest.MonkeyPatch()
         with limit.context() as patch:
-            patch.setattr(window, "free_bytes", lambda *_, **__: 1)
+            patch.setattr(window, "free_bytes", lambda *_: 1)
             [refused] = session.edit_many([REQUEST], progress=False)
         assert not refused.success and "no memory for a request" in str(refused)
         assert session.edit(OTHER).success
