@@ -6,8 +6,9 @@ import copy
 
 import pytest
 import torch
+from family_checks import case, options
 from pretend_devices import PretendDevices, device
-from test_exactness import STRUCTURES, built, case, options
+from test_exactness import STRUCTURES, built
 
 import rome_fast
 from rome_fast import window

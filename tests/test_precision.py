@@ -11,8 +11,9 @@ import pytest
 import torch
 import transformers
 from families import FAMILIES
+from family_checks import case, expected_of, off_by, options
 from helpers import REQUEST, same_bits, state
-from test_exactness import STRUCTURES, built, case, expected_of, off_by, options
+from test_exactness import STRUCTURES, built
 from test_tail import prepared, two_edits
 from tiny import tiny_llama
 
@@ -184,8 +185,9 @@ def test_an_edit_in_any_dtype_is_the_oracles(family, dtype):
     of_losses, of_update = TOLERANCES[dtype]
     model, tok = built(family, STRUCTURES[family])
     model = copy.deepcopy(model).to(dtype)
-    expected = expected_of(model, tok, case(), 1)
-    with rome_fast.trial(model, tok, case(), **options(model, 1)) as result:
+    settings = options(model, 1)
+    expected = expected_of(model, tok, case(), settings["hparams"])
+    with rome_fast.trial(model, tok, case(), **settings) as result:
         assert not obstacles(result)
     assert result.losses == pytest.approx(expected.losses, rel=of_losses)
     assert off_by(result.update.dense(), expected.dense) <= of_update
