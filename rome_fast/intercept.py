@@ -66,7 +66,7 @@ def reading_only(head: nn.Module, rows: Tensor, positions: Tensor) -> Iterator[N
 
     # Accelerate and the like put a forward of their own in place, torchao a weight of its own.
     own = head.forward
-    plain = "forward" not in vars(head) and type(head.weight) is nn.Parameter
+    plain = "forward" not in vars(head) and type(getattr(head, "weight", None)) is nn.Parameter
     with _forward(head, run):
         yield
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from types import SimpleNamespace
 
 import pytest
+import torch
+import transformers
 
 from rome_fast import RomeHparams
 from rome_fast.errors import EditWarning, HparamsError
@@ -123,9 +124,22 @@ def test_broken_files(tmp_path, content, message):
     ],
 )
 def test_presets(model_type, n_layers, width, layer, steps):
-    config = SimpleNamespace(model_type=model_type, num_hidden_layers=n_layers, hidden_size=width)
-    hparams = RomeHparams.for_model(SimpleNamespace(config=config))
+    config = transformers.AutoConfig.for_model(
+        model_type, num_hidden_layers=n_layers, hidden_size=width, num_attention_heads=8
+    )
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(config)
+    hparams = RomeHparams.for_model(model)
     assert hparams.layer == layer and hparams.v_num_grad_steps == steps
+
+
+def test_the_preset_of_a_multimodal_model_is_its_text_decoders():
+    text = transformers.LlamaConfig(num_hidden_layers=32, hidden_size=4096)
+    with torch.device("meta"):
+        model = transformers.LlavaForConditionalGeneration(
+            transformers.LlavaConfig(text_config=text)
+        )
+    assert RomeHparams.for_model(model).layer == 5
 
 
 def test_derived_defaults_warn_and_follow_the_values(gpt2):
