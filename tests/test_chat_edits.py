@@ -178,6 +178,7 @@ def test_an_evaluation_asks_everything_in_the_chat_of_the_request(chatting, alon
         )
 
     in_chat = record(EditRequest.parse(REQUESTS[0]), "")
+    assert in_chat.rewrite == Question("The founder is Steve Jobs", "capital", (("system", SAID),))
     plain = record(typed(REQUESTS[0]), f"{SAID} ")
     evaluations = [rome_fast.evaluate(model, tok, [r], **options) for r in (in_chat, plain)]
     cases = [evaluation.cases[0] for evaluation in evaluations]

@@ -7,14 +7,14 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from shared_data import shared
-from tiny import tiny_gpt2, tiny_llama
+from tiny import SENTENCES, tiny_gpt2, tiny_llama
 from token_bytes import expected_token
 from trained_tokenizers import ALL, FAITHFUL, Slow
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from rome_fast import EditRequest
 from rome_fast.errors import TokenizerMismatchError
-from rome_fast.tokens import Passage, encode, locate_subject, pad_right, text_ids
+from rome_fast.tokens import Passage, encode, locate_subject, lookup, pad_right, text_ids
 
 WORDS = (
     *("Ray Charles", "the", "Zoë", "Zoe\u0308", "n't", "{", "}", "{x}", "%s", '"', "'", "\n"),
@@ -173,19 +173,47 @@ def test_slow_tokenizers_need_no_offsets(name):
         assert ids[0] == 1 and index == 1 + next(n for n, m in enumerate(lengths) if m >= end)
 
 
-def test_a_long_prompt_takes_few_calls_of_the_tokenizer():
-    class Counting(Slow):
-        n_calls = 0
+@pytest.mark.parametrize("word", sorted({w for text in SENTENCES for w in text.split()}))
+def test_a_subject_may_end_anywhere_in_a_word(word):
+    liar, unigram = ALL["offsets that lie"](), ALL["unigram"]()
+    for end in range(1, len(word) + 1):
+        template, subject = "the {}" + word[end:], word[:end]
+        ids, index = located(liar, template, subject)
+        assert index == expected_token(liar, ids, f"the {subject}")
+        # Behind an unknown token, which hides where it is: the right token, or none.
+        try:
+            ids, index = located(unigram, f"🎻 {template}", subject)
+        except TokenizerMismatchError:
+            continue
+        behind = "".join(unigram.convert_ids_to_tokens(ids[index + 1 :]))
+        token = unigram.convert_ids_to_tokens(ids[index]).replace("▁", "")
+        assert len(behind) <= len(word) - end < len(behind) + len(token)
 
+
+def test_decoding_finds_without_offsets_what_cut_texts_do_not(gpt2_tok):
+    text = "the fixesRothschild is"
+    ids, end = gpt2_tok(text).input_ids, text.index("hild")
+    assert lookup._token_by_cuts(gpt2_tok, ids, text, end) is None
+    index = lookup._token_at(gpt2_tok, ids, (), text, end)
+    assert gpt2_tok.decode([ids[index]]) == "child"
+
+
+@pytest.mark.parametrize(("kind", "most"), [(Slow, 60), (PreTrainedTokenizerFast, 8)])
+def test_a_long_prompt_takes_few_calls_of_the_tokenizer(kind, most):
+    n_calls = 0
+
+    class Counting(kind):
         def decode(self, *arguments, **options):
-            self.n_calls += 1
+            nonlocal n_calls
+            n_calls += 1
             return super().decode(*arguments, **options)
 
-    tok = Counting()
+    fast = {} if kind is Slow else {"tokenizer_object": ALL["metaspace"]().backend_tokenizer}
+    tok = Counting(**fast)
     ids, index = located(tok, "the weather is fine " * 300 + "{}" + " and so on" * 300, "Ada")
     assert len(ids) > 2000
     assert ids[: index + 1] == text_ids(tok, "the weather is fine " * 300 + "Ada")
-    assert tok.n_calls < 60
+    assert 0 < n_calls <= most
 
 
 def test_tokenizer_that_loses_the_subject_is_an_error():

@@ -32,12 +32,13 @@ _METASPACE = decoders.Replace("▁", " ")
 
 
 class Liar(PreTrainedTokenizerFast):
-    """Says that every token covers the first character, as one of Llama 3's did."""
+    """Says of each token what is true of the third before it."""
 
     def __call__(self, *texts, **options):
         encoded = super().__call__(*texts, **options)
         if "offset_mapping" in encoded:
-            encoded["offset_mapping"] = [(0, 1)] * len(encoded["input_ids"])
+            true = encoded["offset_mapping"]
+            encoded["offset_mapping"] = [*[(0, 0)] * 3, *true][: len(true)]
         return encoded
 
 

@@ -102,13 +102,12 @@ def _continuation(
 
 
 def _other_ways(tok: PreTrainedTokenizerBase, text: str) -> Iterator[list[int]]:
-    """Ids of a target alone, without its space (which some tokenizers add), and behind anchors."""
+    """Ids of a target alone (before which some tokenizers put a space), and behind anchors."""
 
     def ids_of(x: str) -> list[int]:
         return list(tok(x, add_special_tokens=False)["input_ids"])
 
     yield ids_of(text)
-    yield ids_of(text.lstrip(" "))
     for anchor in _ANCHORS:
         anchor_ids, ids = ids_of(anchor), ids_of(anchor + text)
         if ids[: len(anchor_ids)] == anchor_ids:
