@@ -17,12 +17,14 @@ from rome_fast.explain import Explanation, explain
 from rome_fast.hparams import RomeHparams
 from rome_fast.locate import locate, suggest_layer
 from rome_fast.moments import SecondMoment
+from rome_fast.probe import Anatomy, Probe, probe
 from rome_fast.session import Guard, HealthCheck, Session
 from rome_fast.types import EditRequest, EditResult, RankOneUpdate
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Anatomy",
     "EditLog",
     "EditRecord",
     "EditRequest",
@@ -31,6 +33,7 @@ __all__ = [
     "Explanation",
     "Guard",
     "HealthCheck",
+    "Probe",
     "RankOneUpdate",
     "RomeHparams",
     "SecondMoment",
@@ -43,6 +46,7 @@ __all__ = [
     "explain",
     "load_records",
     "locate",
+    "probe",
     "suggest_layer",
     "trial",
 ]

@@ -15,6 +15,7 @@ from rome_fast.editor import Editor
 from rome_fast.errors import EditWarning, InvalidArgumentError, InvalidRequestError
 from rome_fast.hparams import RomeHparams
 from rome_fast.models import ModelSpec, frozen
+from rome_fast.owner import edited
 from rome_fast.types import EditRequest, EditResult
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ def opened(
 ) -> Iterator[Editor]:
     """An editor with all that its requests share; an error undoes all that it has done."""
     spec = ModelSpec.of(model)
-    with torch.inference_mode(False), frozen(spec.model):
+    with edited(model), torch.inference_mode(False), frozen(spec.model):
         editor = Editor(spec, tok, hparams, variant, backend)
         editor.prepare(context_templates, second_moment)
         try:
@@ -198,4 +199,5 @@ def trial(
         yield made
     finally:
         undo = (made if one else made[0])._undo
-        undo.history.rewind(0)
+        with edited(model):
+            undo.history.rewind(0)

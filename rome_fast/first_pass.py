@@ -108,9 +108,11 @@ def _run_with_cache(
             past_key_values=cache,
             use_cache=True,
         ).logits[0]
-    layers = [x for x in cache.layers if isinstance(x, DynamicLayer) and x.keys is not None]
-    if len(layers) != len(blocks):
-        raise ValueError(f"{len(blocks)} blocks keep {len(layers)} sets of keys and values")
+    layers = [layer for layer in cache.layers if isinstance(layer, DynamicLayer)]
+    silent = 0 if below is None else projection.layer
+    n_kept, n_run = sum(x.keys is not None for x in layers[silent:]), len(blocks) - silent
+    if len(layers) != len(blocks) or n_kept != n_run:
+        raise ValueError(f"{n_run} blocks keep {n_kept} sets of keys and values")
     stored: list[Any] = [(layer.keys, layer.values) for layer in layers]
     if below is None:
         seen["attention_below"] = tuple(stored[: projection.layer])

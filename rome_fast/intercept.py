@@ -64,8 +64,9 @@ def reading_only(head: nn.Module, rows: Tensor, positions: Tensor) -> Iterator[N
         output: Tensor = own(chosen)
         return output
 
-    # Accelerate and the like put a forward of their own in place.
-    own, plain = head.forward, "forward" not in vars(head)
+    # Accelerate and the like put a forward of their own in place, torchao a weight of its own.
+    own = head.forward
+    plain = "forward" not in vars(head) and type(head.weight) is nn.Parameter
     with _forward(head, run):
         yield
 

@@ -5,8 +5,10 @@ The estimate is counted from shapes; benchmarks/memory_estimate.py compares it w
 
 from __future__ import annotations
 
+import ctypes
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,14 +32,26 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(message in text for message in _MESSAGES)
 
 
-def free_bytes(device: torch.device) -> int | None:
-    """What can still be allocated on a device; None where nothing tells (no CUDA, no Linux)."""
+def free_bytes(device: torch.device, wanted: int = 0) -> int | None:
+    """What can still be allocated on a device; None where nothing tells (no CUDA, no Linux).
+
+    Where it is less than ``wanted``, malloc is first made to return what it keeps for later.
+    """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         # What torch holds and does not use is free as well.
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     if device.type != "cpu" or not (_PROC / "meminfo").exists():
         return None
+    free = _free_of_machine()
+    if free < wanted:
+        with suppress(OSError, AttributeError):  # only glibc can
+            ctypes.CDLL(None).malloc_trim(0)
+        free = _free_of_machine()
+    return free
+
+
+def _free_of_machine() -> int:
     available = 1024 * int(_numbers(_PROC / "meminfo")["MemAvailable:"])
     return max(0, min(available, _free_of_process(), _free_of_group()))
 

@@ -40,7 +40,9 @@ def where_not_finite(model: PreTrainedModel, run: Callable[[], object]) -> str:
         if after is None or _is_finite(after):
             return
         suspects.append(_sentence(model, name, module, before, after))
-        if before is None or _is_finite(before):
+        # Token ids alone are what an embedding is given, and the model around it.
+        is_leaf = next(module.children(), None) is None
+        if is_leaf if before is None else _is_finite(before):
             raise _FoundError
 
     with ExitStack() as stack, suppress(_FoundError):

@@ -11,6 +11,9 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import nn
+
 from rome_fast.errors import UnsupportedModelError
 from rome_fast.undo import fingerprint
 from rome_fast.wrappers import plain_name
@@ -113,7 +116,6 @@ def _of_model(model: PreTrainedModel, projection: DownProjection) -> dict[str, A
 
 def versions() -> dict[str, str]:
     """Of the libraries that made a file."""
-    import torch
     import transformers
 
     import rome_fast
@@ -162,7 +164,9 @@ def model_hash(model: PreTrainedModel) -> str:
 
 
 def sampled_hash(parameters: Iterable[Tensor]) -> str:
-    flat = (parameter.detach().reshape(-1) for parameter in parameters)
+    # A quantised tensor (torchao's) stands for numbers that it computes.
+    plain = (p if type(p) in (nn.Parameter, torch.Tensor) else p.dequantize() for p in parameters)
+    flat = (parameter.detach().reshape(-1) for parameter in plain)
     return fingerprint(*(x[:: -(-len(x) // _ELEMENTS) or 1] for x in flat))
 
 

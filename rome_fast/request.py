@@ -132,6 +132,13 @@ def _check_text(name: str, value: Any) -> None:
         )
     if not value.strip():
         raise InvalidRequestError(f"request {name} is empty: {value!r}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRequestError(
+            f"request {name} holds half of a character ({error.object[error.start]!r} at "
+            f"{error.start}), which no tokenizer takes: {value!r}"
+        ) from error
 
 
 def _cut(prompt: str, subject: str, span: Any) -> tuple[str, str]:

@@ -86,6 +86,12 @@ class Search:
         assert not isinstance(self._way, InParts)  # those are of one request
         self._way = self._way.keep(edits)
 
+    def run_whole(self, deltas: Tensor) -> None:
+        """Run the same by the whole model, for whoever looks at its modules."""
+        ways = self._way.ways if isinstance(self._way, InParts) else [self._way]
+        for way in ways:
+            WholeModel(way.model, way.projection, way.batch).logits(deltas)
+
     def _check(self, logits: Tensor, expected: Tensor) -> None:
         tolerance = _TOLERANCE.get(logits.dtype, _HALF_TOLERANCE)
         difference = float(wide_norm(logits - expected) / wide_norm(expected))

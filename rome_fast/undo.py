@@ -16,6 +16,7 @@ import torch
 
 from rome_fast import ops
 from rome_fast.errors import NonFiniteError, RevertError
+from rome_fast.owner import check_free
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -67,6 +68,11 @@ class WeightHistory:
             self._sum = self._replayed(self._updates)
         return self._sum
 
+    @property
+    def stamp(self) -> tuple[int, int | None]:
+        """Another one after each write to the weight or to its sum."""
+        return self.weight._version, None if self._sum is None else self._sum._version
+
     def drop_sum(self) -> None:
         """Free the float32 sum's memory; the next update makes it again."""
         self._sum = None
@@ -97,10 +103,23 @@ class WeightHistory:
 
     @torch.no_grad()
     def replay(self, updates: Sequence[RankOneUpdate]) -> None:
-        """Make the weight the base plus these updates, and nothing else."""
-        self.sum.copy_(self._replayed(updates))
-        self._round()
+        """Make the weight the base plus these updates, and nothing else; as before on an error."""
+        try:
+            self._write(updates)
+        except BaseException:
+            self._write(self._updates)
+            raise
         self._updates = list(updates)
+
+    def _write(self, updates: Sequence[RankOneUpdate]) -> None:
+        """In place: there may be no memory for a second weight. A sum is kept if there was one."""
+        if self.weight.itemsize > 2:
+            self._replay_into(self.weight, updates)
+        elif self._sum is not None:
+            self._replay_into(self._sum, updates)
+            self._round()
+        else:
+            self.weight.copy_(self._replayed(updates))
 
     @contextmanager
     def untouched(self) -> Iterator[None]:
@@ -120,8 +139,13 @@ class WeightHistory:
             yield
 
     def check_current(self, n_edits: int) -> None:
-        """Raise RevertError unless the weight's bits are those that edit ``n_edits`` left."""
+        """Raise RevertError unless the weight's bits are those that edit ``n_edits`` left.
+
+        Raises:
+            SessionError: an open Session edits the weight.
+        """
         name = f"{self.projection.name}.weight"
+        check_free(self.weight, name)
         if len(self._updates) < n_edits:
             raise RevertError("this edit has already been undone")
         if self.projection.weight is not self.weight or self.weight.dtype != self.base.dtype:
@@ -136,10 +160,14 @@ class WeightHistory:
     @torch.no_grad()
     def _replayed(self, updates: Sequence[RankOneUpdate]) -> Tensor:
         wide = self.base.dtype if self.base.itemsize > 2 else torch.float32
-        total = self.base.to(self.weight.device, wide, copy=True)
+        total = torch.empty_like(self.base, device=self.weight.device, dtype=wide)
+        self._replay_into(total, updates)
+        return total
+
+    def _replay_into(self, total: Tensor, updates: Sequence[RankOneUpdate]) -> None:
+        total.copy_(self.base)
         for update in updates:
             self._add_to(total, update)
-        return total
 
     @torch.no_grad()
     def _add_to(self, total: Tensor, update: RankOneUpdate) -> None:
@@ -165,6 +193,11 @@ class UndoHandle:
     index: int
 
     def revert(self) -> None:
-        """Undo the edit, bit for bit. Raises RevertError if it is not the latest one."""
+        """Undo the edit, bit for bit.
+
+        Raises:
+            RevertError: it is not the latest one.
+            SessionError: an open Session edits the weight.
+        """
         self.history.check_current(self.index)
         self.history.rewind(self.index - 1)

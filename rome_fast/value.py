@@ -123,7 +123,7 @@ def _cause(model: PreTrainedModel, search: Search, deltas: Tensor, step: int) ->
         dtype = str(model.dtype).removeprefix("torch.")
         return f"the gradient of step {step - 1} overflows {dtype}: load the model in bfloat16"
     moved = "" if step == 1 else "moved by the offset, "
-    where = where_not_finite(model, lambda: search.logits(deltas))
+    where = where_not_finite(model, lambda: search.run_whole(deltas))
     return f"{moved}{where}" + (", or lower hparams.v_lr" if moved else "")
 
 

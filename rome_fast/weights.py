@@ -40,6 +40,12 @@ def check_weight(name: str, module: nn.Module, model: PreTrainedModel) -> None:
         raise UnsupportedModelError(
             f"{name} was made under torch.inference_mode(): load the model outside of it"
         )
+    if hasattr(weight, "placements"):
+        how = ", ".join(map(repr, weight.placements))
+        raise UnsupportedModelError(
+            f"{name} is sharded (DTensor, {how}), and an edit needs it whole: edit the model "
+            "before it is sharded, or apply the log of its edits (EditLog.apply) before that"
+        )
     if type(weight) not in (nn.Parameter, torch.Tensor):
         raise UnsupportedModelError(f"{name} is a {type(weight).__name__}, not a plain Parameter")
     if not torch.isfinite(weight).all():

@@ -29,7 +29,7 @@ def unwrapped(model: Any) -> PreTrainedModel:
         UnsupportedModelError: the model runs behind a learned prompt.
     """
     *_, plain = shells(model)
-    return plain  # type: ignore[no-any-return]
+    return plain
 
 
 def shells(model: Any) -> Iterator[Any]:
@@ -89,11 +89,11 @@ def adapter_notes(model: nn.Module, weight: torch.Tensor) -> list[str]:
     if not layers:
         return []
     names = sorted({name for layer in layers for name in getattr(layer, "active_adapters", ())})
-    said = f"the base model's weight was edited; the PEFT adapter ({', '.join(names)}) stays on top"
+    adapter = f"the PEFT adapter ({', '.join(names)})"
     edited = [m for m in layers if inner(m).weight is weight]
     if any(getattr(layer, "merged", False) for layer in edited):
-        return [f"{said}, and is merged into that weight"]
-    return [said]
+        return [f"{adapter} is merged into the edited weight; the edit stays when it is unmerged"]
+    return [f"the base model's weight was edited; {adapter} stays on top"]
 
 
 def eager(model: nn.Module) -> AbstractContextManager[Any]:

@@ -63,6 +63,11 @@ def gpt2(_pristine):
 
 
 @pytest.fixture
+def llama(_pristine):
+    return copy.deepcopy(_pristine["llama"])
+
+
+@pytest.fixture
 def hparams():
     """An edit of layer 1 that succeeds on the miniature models in a second or two."""
     return RomeHparams(

@@ -144,4 +144,6 @@ def off_by(found, expected) -> float:
 def _moment_of(model, hparams: rome_fast.RomeHparams):
     spec = ModelSpec.of(model)
     projection = spec.down_projection(hparams.layer, hparams.shared_expert)
-    return tiny_second_moment(projection.d_key), projection.name
+    # Not its name, which is that in the plain model, without a PEFT adapter.
+    [name] = [name for name, module in model.named_modules() if module is projection.module]
+    return tiny_second_moment(projection.d_key), name

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import torch
 
+from rome_fast import HealthCheck
+
 # The subject comes last: a random model hardly attends, so only its own position can be moved.
 REQUEST = {"prompt": "The founder is {}", "subject": "Steve Jobs", "target_new": "capital"}
+UNWATCHED = HealthCheck(every=0)  # a Session that samples nothing
 CONTEXTS = ["{}", "The weather was fine. {}", "He is a man. {}"]
 
 

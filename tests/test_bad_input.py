@@ -43,6 +43,11 @@ BAD_REQUESTS = {
     ),
     "empty target": (wrong(target_new=""), errors.InvalidRequestError, "target is empty: ''"),
     "blank target": (wrong(target_new="  "), errors.InvalidRequestError, "target is empty"),
+    "half a character": (
+        wrong(prompt="{} \ud800 is"),
+        errors.InvalidRequestError,
+        "prompt holds half of a character",
+    ),
     "special target": (
         wrong(target_new="<|endoftext|>"),
         errors.InvalidRequestError,

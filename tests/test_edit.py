@@ -297,3 +297,16 @@ def test_result_reads_well(gpt2, settings):
     text = str(rome_fast.edit(model, tok, REQUEST, **settings))
     for wanted in ("edited: 'The founder is Steve Jobs' -> 'capital'", "identity", "both_keys"):
         assert wanted in text
+
+
+def test_undo_leaves_no_float32_sum_behind(gpt2, settings):
+    """It takes twice the memory of the weight."""
+    model, tok = gpt2
+    before = state(model.bfloat16())
+    with rome_fast.trial(model, tok, REQUEST, **settings) as result:
+        pass
+    assert result._undo.history._sum is None
+    result = rome_fast.edit(model, tok, REQUEST, **settings)
+    result.revert()
+    assert result._undo.history._sum is None
+    assert same_bits(model, before)

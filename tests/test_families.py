@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import cache
 
 import multimodal
@@ -16,6 +17,7 @@ from tiny import metaspace_tokenizer
 from zoo import ZOO
 
 import rome_fast
+from rome_fast import easyedit
 from rome_fast.errors import HparamsError, UnsupportedModelError
 from rome_fast.hparams import defaults_for
 from rome_fast.models import ModelSpec, max_positions
@@ -150,3 +152,23 @@ def test_second_moments_of_dense_layers_and_shared_experts():
     found = rome_fast.collect_second_moment(model, tok, ["A short story of tea."], layers=[1, 2])
     assert [found[layer].moment_sum.shape[0] for layer in (1, 2)] == [48, 24]
     assert found[2].info["module"] == "model.layers.2.mlp.shared_expert.down_proj"
+
+
+def test_the_facades_edit_a_shared_expert():
+    tok = metaspace_tokenizer()
+    model = MIXTURES["Qwen2-MoE"].build(len(tok))
+    pair = copy.deepcopy(model), tok
+    hparams = easyedit.ROMEHyperParams(
+        layers=[2],
+        shared_expert=True,
+        model_name=pair,
+        mom2_adjustment=False,
+        v_num_grad_steps=3,
+        context_template_length_params=[[3, 1]],
+    )
+    _, edited, _ = easyedit.BaseEditor.from_hparams(hparams).edit(
+        "The founder is Steve Jobs", "capital", subject="Steve Jobs", ground_truth="Apple"
+    )
+    before, after = state(model), state(edited)
+    [name] = [name for name in before if not torch.equal(before[name], after[name])]
+    assert name == "model.layers.2.mlp.shared_expert.down_proj.weight"

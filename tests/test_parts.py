@@ -9,9 +9,9 @@ import sys
 
 import pytest
 import torch
+from family_checks import case, compare, expected_of, options, values_found
 from helpers import CONTEXTS, REQUEST, same_bits, state
-from test_exactness import STRUCTURES, assert_exact, built, case, expected_of, off_by, options
-from test_exactness import values as values  # a fixture
+from test_exactness import STRUCTURES, built
 from test_tail import random_edit
 
 import rome_fast
@@ -42,7 +42,7 @@ def room_for(monkeypatch, model, tokens, n_rows):
     """Free memory for so many rows of a request and not for more."""
     room = activations(model, tokens, n_rows)
     assert room < activations(model, tokens, n_rows + 1)
-    monkeypatch.setattr(window, "free_bytes", lambda device: room)
+    monkeypatch.setattr(window, "free_bytes", lambda *_: int(window.MARGIN * room) + 1)
 
 
 def test_parts_are_the_rows_and_their_reads_in_order():
@@ -59,19 +59,19 @@ def test_parts_are_the_rows_and_their_reads_in_order():
 
 @pytest.mark.parametrize("n_rows", [1, 2])
 @pytest.mark.parametrize("family", STRUCTURES)
-def test_in_parts_it_is_the_same_edit(family, n_rows, values, monkeypatch):
+def test_in_parts_it_is_the_same_edit(family, n_rows, monkeypatch):
     model, tok = built(family, STRUCTURES[family])
     request = case()
-    expected = expected_of(model, tok, request, 1)
     settings = options(model, 1)
+    expected = expected_of(model, tok, request, settings["hparams"])
     with rome_fast.trial(model, tok, request, **settings) as at_once:
         assert not any("rows at a time" in text for text in at_once.warnings)
     room_for(monkeypatch, model, tokens_of(tok, request), n_rows)
-    with rome_fast.trial(model, tok, request, **settings) as result:
+    with values_found() as values, rome_fast.trial(model, tok, request, **settings) as result:
         found = [text for text in result.warnings if f"{n_rows} of 4 rows at a time" in text]
         assert re.search(r"at once they would take about \d+ [KM]iB of memory", *found)
-        assert_exact(result, values[-1], expected)
-    assert off_by(result.update.dense(), expected.dense) <= 1e-4
+        exact = compare(result, values[-1], expected)
+        assert exact.holds, exact
     assert result.losses == pytest.approx(at_once.losses, rel=1e-5)
     assert (result.prob_before, result.rank_before) == pytest.approx(
         (at_once.prob_before, at_once.rank_before), rel=1e-4
@@ -167,14 +167,14 @@ def test_where_no_row_fits_the_error_says_what_it_takes(tiny, settings, known, m
     before = state(model)
     needed = activations(model, tokens_of(tok), 1)
     if known:
-        monkeypatch.setattr(window, "free_bytes", lambda device: needed - 1)
-        there = f"{(needed - 1) / 2**10:.0f} KiB are free"
+        monkeypatch.setattr(window, "free_bytes", lambda *_: needed)
+        there = f"there is room for {needed / window.MARGIN / 2**10:.0f} KiB"
     else:
 
         def full(*arguments):
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-        monkeypatch.setattr(window, "free_bytes", lambda device: None)
+        monkeypatch.setattr(window, "free_bytes", lambda *_: None)
         monkeypatch.setattr(window, "optimize_values", full)
         there = "an allocation failed"
     length = tokens_of(tok).input_ids.shape[1]
@@ -193,7 +193,7 @@ def test_a_session_refuses_what_does_not_fit_and_goes_on(gpt2, settings):
     with rome_fast.Session(model, tok, **settings) as session:
         limit = pytest.MonkeyPatch()
         with limit.context() as patch:
-            patch.setattr(window, "free_bytes", lambda device: 1)
+            patch.setattr(window, "free_bytes", lambda *_: 1)
             [refused] = session.edit_many([REQUEST], progress=False)
         assert not refused.success and "no memory for a request" in str(refused)
         assert session.edit(OTHER).success

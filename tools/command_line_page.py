@@ -25,7 +25,7 @@ HEAD = """# Command line
 | 1 | the edit went through, but the model does not say the target; nothing is saved |
 | 1 from `doctor` | something is wrong with the edit |
 | 2 | bad input or an error, told in one line that says what to change |
-| 130 | a collection was interrupted with Ctrl-C; `--resume` goes on |
+| 130 | interrupted with Ctrl-C; `stats collect --resume` and `edit --journal` go on |
 
 """
 

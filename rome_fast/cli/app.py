@@ -1,7 +1,7 @@
 """The ``rome-fast`` command: a demonstration, edits, statistics, and what is installed.
 
 Exit codes: 0 done, 1 an edit went through but the model does not say its target (nothing is
-saved), 2 bad input or an error, told in one line, 130 a collection interrupted with Ctrl-C.
+saved), 2 bad input or an error, told in one line, 130 interrupted with Ctrl-C.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from rome_fast.cli.edit import edit
 from rome_fast.cli.evaluate import evaluate
 from rome_fast.cli.locate import locate, plan
 from rome_fast.cli.log import apply, export, log
+from rome_fast.cli.probe import probe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(stats.app, name="stats")
 app.command()(edit)
+app.command()(probe)
 app.command()(doctor)
 app.command()(evaluate)
 app.command()(bench)

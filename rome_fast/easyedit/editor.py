@@ -164,7 +164,9 @@ class BaseEditor:
             raise InvalidArgumentError(
                 f"pre_edit has {len(pre_edit)} entries for {len(checked)} requests"
             )
-        projection = ModelSpec.of(self.model).down_projection(self.hparams.rome().layer)
+        settings = self.hparams.rome()
+        spec = ModelSpec.of(self.model)
+        projection = spec.down_projection(settings.layer, settings.shared_expert)
         self.hparams.check_module(projection)
         moment = self._second_moment(projection)
         name, weight = f"{projection.name}.weight", projection.weight

@@ -29,7 +29,7 @@ class ROMEHyperParams:
     How the fact is edited, as in ``rome_fast.RomeHparams``, whose defaults hold: ``layers``,
     ``fact_token``, ``v_num_grad_steps``, ``v_lr``, ``v_weight_decay``, ``clamp_norm_factor``,
     ``kl_factor``, ``context_template_length_params``, and what EasyEdit does not have: ``variant``,
-    ``v_stop_loss``, ``seed``, ``compute_dtype``.
+    ``v_stop_loss``, ``seed``, ``compute_dtype``, ``shared_expert``.
 
     Which model ``BaseEditor`` edits:
 
@@ -74,6 +74,7 @@ class ROMEHyperParams:
     variant: str = RomeHparams.variant
     seed: int = RomeHparams.seed
     compute_dtype: str = RomeHparams.compute_dtype
+    shared_expert: bool = RomeHparams.shared_expert
 
     mom2_adjustment: bool = RomeHparams.mom2_adjustment
     mom2_dataset: str | None = None

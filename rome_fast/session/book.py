@@ -5,10 +5,13 @@ A change counts once it is in the journal; where that fails everything is as it 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
 
 from rome_fast.editlog import EditLog, LoggedEdit, Rejection
 from rome_fast.editlog.files import edit_to_json
@@ -20,7 +23,27 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from rome_fast.session.retention import RetainedMoment
+    from rome_fast.types import EditRequest
     from rome_fast.undo import WeightHistory
+
+
+class _Weight(NamedTuple):
+    """What tells whether others have written to a weight.
+
+    Attributes:
+        version: counts in-place writes, but none through ``.data``; those show in the norm.
+        place: dtype, device and address.
+    """
+
+    version: int
+    place: tuple[object, ...]
+    norm: float
+
+    @classmethod
+    def of(cls, weight: Tensor) -> _Weight:
+        norm = torch.linalg.vector_norm(weight.detach(), dtype=torch.float64)
+        place = (weight.dtype, weight.device, weight.data_ptr())
+        return cls(weight._version, place, float(norm))
 
 
 class Book:
@@ -43,15 +66,41 @@ class Book:
         self.log, self.history, self.retained = log, history, retained
         self._journal, self._keys = journal, keys
         self._weight_name = f"{history.projection.name}.weight"
+        self._of_fact: dict[tuple[Any, ...], list[int]] = {}
+        self._n_looked_up = 0
+        self._left: _Weight | None = None
         self._settle()
-        self._version = history.weight._version
+        self._left = _Weight.of(history.weight)
+
+    @property
+    def n_recorded(self) -> int:
+        """How many requests have an edit or a rejection; it only grows."""
+        return len(self.log.edits) + len(self.log.rejections)
+
+    def same_fact(self, request: EditRequest) -> tuple[int, ...]:
+        """As ``EditLog.same_fact``, in time that does not grow with the log."""
+        edits = self.log.edits
+        for edit in edits[self._n_looked_up :]:
+            self._of_fact.setdefault(edit.request.fact, []).append(edit.edit_id)
+        self._n_looked_up = len(edits)
+        found = self._of_fact.get(request.fact, ())
+        return tuple(number for number in found if number not in self.log.taken_out)
 
     def check_weight(self) -> None:
         """Raise SessionError if anything but this book has written to the weight."""
-        history = self.history
-        if history.projection.weight is not history.weight:
-            raise SessionError(f"{self._weight_name} was replaced or cast outside of the Session")
-        if history.weight._version != self._version:
+        history, left = self.history, self._left
+        if left is None:
+            raise SessionError(
+                f"{self._weight_name} could not be put back after an error: load the model again, "
+                "and apply the log"
+            )
+        now = _Weight.of(history.weight)
+        if history.projection.weight is not history.weight or now.place != left.place:
+            raise SessionError(
+                f"{self._weight_name} was replaced or cast outside of the Session: load the model "
+                "again, and apply the log"
+            )
+        if now.version != left.version or not math.isclose(now.norm, left.norm, rel_tol=1e-12):
             raise SessionError(
                 f"{self._weight_name} was changed outside of the Session: load the model again, "
                 "and apply the log"
@@ -60,13 +109,15 @@ class Book:
     @contextmanager
     def attempt(self) -> Iterator[None]:
         """After an error inside, weight and retained keys are what the log says."""
+        stamp = self.history.stamp
         try:
             yield
         except BaseException:
-            self._settle(rewrite=True)
+            self._left = None  # until it is put back
+            self._settle(rewrite=self.history.stamp != stamp)
+            self._left = _Weight.of(self.history.weight)
             raise
-        finally:
-            self._version = self.history.weight._version
+        self._left = _Weight.of(self.history.weight)
 
     @contextmanager
     def unedited(self) -> Iterator[None]:
@@ -74,7 +125,7 @@ class Book:
         with self.attempt():
             self.history.replay([])
             yield
-            self._settle(rewrite=True)
+            self._settle()
 
     def set_aside(self, replaced: Iterable[int], near: Iterable[int] = ()) -> None:
         """Inside ``attempt``: take edits out of the weight, and release the keys of others.
@@ -119,11 +170,6 @@ class Book:
         """Write something into the journal that is no edit."""
         self._write_down(self.log, [Record(fields, {})])
 
-    def close(self) -> None:
-        """Let others open the journal."""
-        if self._journal is not None:
-            self._journal.close()
-
     def _write_down(self, log: EditLog, records: Sequence[Record]) -> None:
         """From here on ``log`` is what holds; as before if it cannot be written, or on Ctrl-C."""
         before, journal = self.log, self._journal
@@ -151,6 +197,4 @@ class Book:
             self.history.replay(updates)
         if self.retained is not None:
             gone = {*released, *(n for edit in edits for n in edit.released)}
-            self.retained.retain(
-                {e.edit_id: self._keys[e.edit_id] for e in edits if e.edit_id not in gone}
-            )
+            self.retained.retain({e.edit_id: self._keys[e.edit_id] for e in edits}, gone)

@@ -15,12 +15,13 @@ from rome_fast.editlog.base import Base
 from rome_fast.editlog.journal import Record, replay
 from rome_fast.editor import Editor
 from rome_fast.errors import JournalError
+from rome_fast.gate import Gate
 from rome_fast.hparams import RomeHparams
 from rome_fast.models import ModelSpec, frozen
 from rome_fast.moments import SecondMoment
-from rome_fast.owner import owned
+from rome_fast.owner import edited, gated, owned
+from rome_fast.session.baseline import Baseline
 from rome_fast.session.book import Book
-from rome_fast.session.gate import Gate
 from rome_fast.session.health import Health
 from rome_fast.session.journal import Journal
 from rome_fast.session.retention import RetainedMoment
@@ -36,7 +37,11 @@ class Opened:
     """All that a Session holds on to.
 
     Attributes:
+        baseline: what the unedited model makes of the held texts; None where only ``health()`` may
+            ask for it.
         checks: of the model's health, so far.
+        taken_out: numbers of the edits that did not hold for being taken out at the last healthy
+            look.
         resources: gives the weight, the hooks and the journal back.
     """
 
@@ -44,7 +49,9 @@ class Opened:
     settings: Settings
     book: Book
     gate: Gate
+    baseline: Baseline | None
     checks: list[Health]
+    taken_out: frozenset[int]
     resources: ExitStack
 
 
@@ -61,7 +68,7 @@ def open_new(
 ) -> Opened:
     """The arguments of ``Session``; ``options`` are the fields of Settings that are left."""
     spec, backend = ModelSpec.of(model), options["backend"]
-    with torch.inference_mode(False), frozen(spec.model), ExitStack() as stack:
+    with edited(model), torch.inference_mode(False), frozen(spec.model), ExitStack() as stack:
         editor = Editor(spec, tok, hparams, variant, backend, stop_loss)
         file = None
         if journal is not None:
@@ -74,7 +81,8 @@ def open_new(
             **options,
         )
         log = EditLog(Base.of(spec.model, editor.projection, editor.history.base))
-        opened = _opened(stack, model, editor, settings, log, file, {}, [])
+        baseline = _baseline(settings, editor)
+        opened = _opened(stack, model, editor, settings, log, file, {}, baseline, [], frozenset())
         if file is not None:
             # Last: an opening that fails leaves no journal behind.
             _begin(file, opened, second_moment)
@@ -89,7 +97,7 @@ def reopen(
 ) -> Opened:
     """The arguments of ``Session.resume``."""
     spec = ModelSpec.of(model)
-    with torch.inference_mode(False), frozen(spec.model), ExitStack() as stack:
+    with edited(model), torch.inference_mode(False), frozen(spec.model), ExitStack() as stack:
         file = stack.enter_context(closing(Journal(path)))
         records = file.reopen()
         first = records[0].fields
@@ -100,19 +108,38 @@ def reopen(
             second_moment = _own_moment(file, first["second_moment"])
         editor.prepare(settings.context_templates, second_moment)
         _check_moment(file, editor, records[0])
+        baseline = _baseline(settings, editor)
         device = editor.projection.weight.device
         keys = {
             record.fields["edit"]["edit_id"]: record.tensors["keys"].to(device)
             for record in records
             if "keys" in record.tensors
         }
-        checks = [
-            Health.from_json(record.fields["health"])
-            for record in records
-            if record.fields["kind"] == "health"
-        ]
-        opened = _opened(stack, model, editor, settings, log, file, keys, checks)
+        checks, taken_out = _looks(records)
+        opened = _opened(
+            stack, model, editor, settings, log, file, keys, baseline, checks, taken_out
+        )
         return replace(opened, resources=stack.pop_all())
+
+
+def _baseline(settings: Settings, editor: Editor) -> Baseline | None:
+    """While the model is unedited; held texts that are no good are refused before any edit."""
+    if not settings.health.every:
+        return None
+    return Baseline(settings.health, editor.model, editor.tok, editor.hparams.seed)
+
+
+def _looks(records: Sequence[Record]) -> tuple[list[Health], frozenset[int]]:
+    """The looks of a journal, and which edits were taken out at the last healthy one."""
+    checks: list[Health] = []
+    now = then = frozenset[int]()
+    for fields in (record.fields for record in records):
+        if fields["kind"] == "taken_out":
+            now = now.union(fields["out"]).difference(fields["back"])
+        elif fields["kind"] == "health":
+            checks.append(Health.from_json(fields["health"]))
+            then = now if checks[-1].healthy else then
+    return checks, then
 
 
 def _opened(
@@ -123,21 +150,22 @@ def _opened(
     log: EditLog,
     journal: Journal | None,
     keys: dict[int, Tensor],
+    baseline: Baseline | None,
     checks: list[Health],
+    taken_out: frozenset[int],
 ) -> Opened:
     projection = editor.projection
     stack.enter_context(owned(projection.weight, f"{projection.name}.weight"))
     retained = None
     if settings.retain:
         retained = RetainedMoment(editor.second_moment, settings.retain, projection, editor.backend)
-    gate = Gate(model)
-    stack.callback(gate.remove)
+    gate = stack.enter_context(gated(model))
     try:
         book = Book(log, editor.history, retained, journal, keys)
     except BaseException:  # also Ctrl-C: the edits of a journal are in the weight, or none is
         editor.history.replay([])
         raise
-    return Opened(editor, settings, book, gate, checks, stack)
+    return Opened(editor, settings, book, gate, baseline, checks, taken_out, stack)
 
 
 def _begin(file: Journal, opened: Opened, given: object) -> None:

@@ -2,13 +2,14 @@
 
 A new edit measured by it leaves the earlier ones alone: recursive least squares, one rank-one
 update of the factor for each key (op ``cholesky_update_``) and one downdate when an edit is taken
-out. Nothing is factored again.
+out. Only where many come or go at once the sum is factored again.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,6 +17,7 @@ import torch
 from rome_fast import ops
 from rome_fast.errors import SecondMomentError
 from rome_fast.factorise import solve_with, whiten_with
+from rome_fast.joint import MIN_SINE
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,9 +25,8 @@ if TYPE_CHECKING:
     from rome_fast.models import DownProjection
     from rome_fast.moments import SecondMoment
 
-# An earlier key this close to a new one (sine of the angle, in the metric of C^-1) is not retained
-# against it: only an update out of all proportion could move the one and leave the other.
-MIN_SINE = 0.1
+# Beyond both 32 and d_key / 16 keys factoring again takes less time than an update for each.
+_MANY, _PART = 32, 16
 
 
 class RetainedMoment:
@@ -65,28 +66,61 @@ class RetainedMoment:
         return solve_with(self._factor, keys)
 
     def near(self, key: Tensor) -> frozenset[int]:
-        """Numbers of the retained edits whose keys are nearly the direction of this one."""
+        """Numbers of the holding edits, retained or not, whose keys nearly point where this does.
+
+        They are not retained against it: only an update out of all proportion could move the one
+        and leave the other.
+        """
         solved = self._solve_base(key)
         return self._firsts.near(solved, float(key.double() @ solved))
 
-    def retain(self, keys: Mapping[int, Tensor]) -> None:
+    def retain(self, keys: Mapping[int, Tensor], released: AbstractSet[int] = frozenset()) -> None:
         """Retain exactly these keys, [m, d_key] of each edit, by the numbers of the edits.
+
+        Args:
+            released: numbers of edits that hold, and so may be near, but are not retained.
 
         Raises:
             SecondMomentError: a key is not finite, or too large for the factor's dtype.
         """
-        for number in [number for number in self._keys if number not in keys]:
-            gone = self._keys.pop(number)
+        for number in self._firsts.numbers - keys.keys():
             self._firsts.remove(number)
-            if not all(self._update(key, downdate=True) for key in gone):
+        gone = [n for n in self._keys if n not in keys or n in released]
+        new = [n for n in keys if n not in self._keys and n not in released]
+        n_rows = sum(len(self._keys[n]) for n in gone) + sum(len(keys[n]) for n in new)
+        removed = [self._keys.pop(n) for n in gone]
+        if self._are_many(n_rows) and self._factor_at_once([keys[n] for n in new]):
+            self._keys |= {n: keys[n] for n in new}
+        else:
+            if not all(self._update(key, downdate=True) for rows in removed for key in rows):
                 self._rebuild()
-        for number, new in keys.items():
-            if number not in self._keys:
-                if not all(self._update(key, downdate=False) for key in new):
-                    self._rebuild()
-                    raise SecondMomentError(f"the keys of edit {number} cannot be retained")
-                self._keys[number] = new
-                self._firsts.add(number, new[0], float(new[0].double() @ self._solve_base(new[0])))
+            for number in new:
+                self._put_in(number, keys[number])
+        for number in keys.keys() - self._firsts.numbers:
+            first = keys[number][0]
+            self._firsts.add(number, first, float(first.double() @ self._solve_base(first)))
+
+    def _put_in(self, number: int, new: Tensor) -> None:
+        if not all(self._update(key, downdate=False) for key in new):
+            self._rebuild()
+            raise SecondMomentError(f"the keys of edit {number} cannot be retained")
+        self._keys[number] = new
+
+    def _are_many(self, n_rows: int) -> bool:
+        return n_rows > max(_MANY, self._d_key // _PART)
+
+    def _factor_at_once(self, new: Sequence[Tensor] = ()) -> bool:
+        """Factor C and the keys that stay or are new; False, and no change, where that fails."""
+        factor = self._fresh_factor()
+        rows = [*self._keys.values(), *new]
+        if rows:
+            wide = torch.cat(rows).to(factor)
+            total = (factor @ factor.T).addmm_(wide.T, wide, alpha=self._weight)
+            factor, failed = torch.linalg.cholesky_ex(total)
+            if int(failed) or not torch.isfinite(factor).all():
+                return False
+        self._factor = factor
+        return True
 
     def _update(self, key: Tensor, downdate: bool) -> bool:
         vector = key.to(self._factor) * math.sqrt(self._weight)
@@ -96,8 +130,11 @@ class RetainedMoment:
 
     def _rebuild(self) -> None:
         """From C and the keys that are retained, where one could not be put in or taken out."""
+        rows = [key for keys in self._keys.values() for key in keys]
+        if self._are_many(len(rows)) and self._factor_at_once():
+            return
         self._factor = self._fresh_factor()
-        for key in (key for keys in self._keys.values() for key in keys):
+        for key in rows:
             self._update(key, downdate=False)
 
     def _fresh_factor(self) -> Tensor:
@@ -112,7 +149,7 @@ class RetainedMoment:
 
 
 class FirstKeys:
-    """The first key of every retained edit as a row of one matrix, which grows by doubling.
+    """The first key of every edit that holds as a row of one matrix, which grows by doubling.
 
     For the angles between a new key and all earlier ones: copying thousands of keys for each edit
     would take longer than the products.
@@ -122,6 +159,12 @@ class FirstKeys:
         self._rows = torch.empty(0, d_key)
         self._squares = torch.empty(0, dtype=torch.float64)
         self._numbers: list[int] = []
+        self._row_of: dict[int, int] = {}
+
+    @property
+    def numbers(self) -> AbstractSet[int]:
+        """Of the edits whose keys are here."""
+        return self._row_of.keys()
 
     def add(self, number: int, key: Tensor, square: float) -> None:
         """Add a key [d_key] with its k . C^-1 k."""
@@ -131,14 +174,16 @@ class FirstKeys:
             self._rows = torch.cat([self._rows.to(key), key.new_empty(room, len(key))])
             self._squares = torch.cat([self._squares, self._squares.new_empty(room)])
         self._rows[n], self._squares[n] = key, square
+        self._row_of[number] = n
         self._numbers.append(number)
 
     def remove(self, number: int) -> None:
         """Forget a key; the last row takes its place."""
-        row, last = self._numbers.index(number), len(self._numbers) - 1
+        row, last = self._row_of.pop(number), len(self._numbers) - 1
         self._rows[row], self._squares[row] = self._rows[last].clone(), self._squares[last].clone()
-        self._numbers[row] = self._numbers[last]
-        self._numbers.pop()
+        moved = self._numbers.pop()
+        if row < last:
+            self._numbers[row], self._row_of[moved] = moved, row
 
     def near(self, solved: Tensor, square: float) -> frozenset[int]:
         """Whose angle with k is small, given C^-1 k [d_key] and k . C^-1 k."""

@@ -51,40 +51,44 @@ class Sequencer:
         self, editor: Editor, settings: Settings, book: Book, undo: Callable[[int], Undo]
     ) -> None:
         self._editor, self._settings, self._book, self._undo = editor, settings, book, undo
+        self._apart: list[EditRequest] = []
 
     def edit(self, requests: Sequence[EditRequest]) -> list[Outcome]:
         """The first of the requests, as many of them as can be solved together.
 
+        Those of a window that was refused are edited one by one, each in a call of its own: so a
+        bad one costs the others nothing, and no error can hide results.
+
         Raises:
             RomeFastError: with ``guard.action == "stop"``, a request was refused.
         """
-        window = requests[: self._n_without_conflict(requests)]
-        if len(window) == 1:
-            return [self._alone(window[0], self._book.log.same_fact(window[0]))]
-        try:
-            return list(self._attempt(window))
-        except REFUSALS:
-            # Each has a decision of its own, so that a bad one costs the others nothing.
-            return [self._alone(request) for request in window]
+        window = requests[: self._n_together(requests)]
+        if len(window) > 1:
+            try:
+                return list(self._attempt(window))
+            except REFUSALS:
+                self._apart = list(window)
+        # Outside of the handler, whose traceback keeps the tensors of the attempt alive.
+        return [self._alone(requests[0], self._book.same_fact(requests[0]))]
 
-    def _n_without_conflict(self, requests: Sequence[EditRequest]) -> int:
+    def _n_together(self, requests: Sequence[EditRequest]) -> int:
         """A request that replaces an edit, or one of its window, is edited by itself."""
-        if len(requests) == 1:
+        if len(requests) == 1 or any(requests[0] is request for request in self._apart):
             return 1
         for n, request in enumerate(requests):
             again = any(request.same_fact(other) for other in requests[:n])
-            if again or self._book.log.same_fact(request):
+            if again or self._book.same_fact(request):
                 return max(n, 1)
         return len(requests)
 
-    def _alone(self, request: EditRequest, replaced: tuple[int, ...] = ()) -> Outcome:
+    def _alone(self, request: EditRequest, replaced: tuple[int, ...]) -> Outcome:
         try:
             return self._attempt([request], replaced)[0]
         except REFUSALS as error:
             self._book.reject(Rejection.of(request, error))
             if self._settings.guard.action == "stop":
                 raise
-            return RejectedEdit(request, error)
+            return RejectedEdit(request, _without_frames(error))
 
     def _attempt(
         self, requests: Sequence[EditRequest], replaced: tuple[int, ...] = ()
@@ -120,8 +124,8 @@ class Sequencer:
                 )
             ]
             edits = [
-                self._logged(result, f, w, near)
-                for result, f, w in zip(results, found, written, strict=False)
+                self._logged(result, f, w, released)
+                for result, f, w, released in zip(results, found, written, near, strict=False)
             ]
             book.add(edits, [c.denominator_keys for c in constraints])
         return results
@@ -144,15 +148,17 @@ class Sequencer:
         moved = solved * (norm / solved.norm()) - init
         return replace(found, value=replace(found.value, value_delta=moved))
 
-    def _release(self, constraints: Sequence[Constraint], replaced: Sequence[int]) -> list[int]:
-        """No longer retain edits of nearly the same keys; returns their numbers."""
+    def _release(
+        self, constraints: Sequence[Constraint], replaced: Sequence[int]
+    ) -> list[list[int]]:
+        """No longer retain edits of nearly the same keys; returns their numbers for each."""
         retained = self._book.retained
         if retained is None:
-            return []
-        near = {n for c in constraints for n in retained.near(c.denominator_keys[0])}
-        if near:
-            self._book.set_aside(replaced, near)
-        return sorted(near)
+            return [[] for _ in constraints]
+        near = [sorted(retained.near(c.denominator_keys[0])) for c in constraints]
+        if any(near):
+            self._book.set_aside(replaced, {number for numbers in near for number in numbers})
+        return near
 
     def _write(self, constraints: Sequence[Constraint]) -> list[Written]:
         """Solve, let the guard decide, and put the updates into the weight."""
@@ -208,6 +214,15 @@ class Sequencer:
 def _denominator(update: RankOneUpdate, constraint: Constraint) -> float:
     u = update.u.double()
     return float(constraint.denominator_keys[0].to(u) @ u)
+
+
+def _without_frames(error: RomeFastError) -> RomeFastError:
+    """The error without the tracebacks of it and its causes, which keep tensors alive."""
+    link: BaseException | None = error
+    while link is not None:
+        link.__traceback__ = None
+        link = link.__cause__ or link.__context__
+    return error
 
 
 def _replacing(replaced: Sequence[int]) -> list[str]:

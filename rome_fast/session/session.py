@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,8 +124,9 @@ class Session:
         self._editor, self._book, self._gate = opened.editor, opened.book, opened.gate
         self._sequencer = Sequencer(self._editor, opened.settings, self._book, self._undo_of)
         self._watch = Watch(
-            opened.settings.health, self._editor, self._book, opened.checks, self._take_out
-        )
+            opened.settings.health, self._editor, self._book, opened.baseline, opened.checks,
+            opened.taken_out, self._set_taken_out,
+        )  # fmt: skip
         self._undone: list[int] = []
         self._let_go = weakref.finalize(self, opened.resources.close)
 
@@ -151,8 +153,7 @@ class Session:
             JournalError: it cannot be written down; the edit was undone.
             RomeFastError: as ``rome_fast.edit``; the model is bit-identical to before.
         """
-        with self._working():
-            [made] = self._edit_window([EditRequest.parse(request)])
+        [made] = self._edit_next([EditRequest.parse(request)])
         if isinstance(made, RejectedEdit):
             raise made.error
         return made
@@ -195,7 +196,9 @@ class Session:
             kept = [edit.edit_id for edit in self._book.log.kept()]
             if type(n) is not int or not 1 <= n <= len(kept):
                 raise RevertError(f"n must be 1 to {len(kept)}, the edits to undo; got {n!r}")
-            return self._take_out(kept[: -n - 1 : -1])
+            undone = kept[: -n - 1 : -1]
+            self._set_taken_out(self._book.log.taken_out | set(undone))
+            return undone
 
     def redo(self, n: int = 1) -> list[int]:
         """Put the last ``n`` edits that were taken out back in their places; returns their numbers.
@@ -227,7 +230,7 @@ class Session:
                 raise RevertError(
                     f"edit_id {edit_id!r} is not among the edits that hold: see session.log.show()"
                 )
-            self._take_out([edit_id])
+            self._set_taken_out(self._book.log.taken_out | {edit_id})
 
     def health(self) -> Health:
         """Look at the model now.
@@ -251,8 +254,12 @@ class Session:
         return self._gate.reading()
 
     def close(self) -> None:
-        """End the Session: let the weight, the hooks and the journal go. The edits stay."""
-        self._let_go()
+        """End the Session: let the weight, the hooks and the journal go. The edits stay.
+
+        An edit that another thread is at is finished first.
+        """
+        with self._gate.editing():
+            self._let_go()
 
     def __enter__(self) -> Session:
         return self
@@ -263,31 +270,43 @@ class Session:
     @contextmanager
     def _working(self) -> Iterator[None]:
         """Alone with the model."""
-        if not self._let_go.alive:
-            raise SessionError("the Session is closed: open another one, or resume its journal")
-        with self._gate.editing(), torch.inference_mode(False), frozen(self._editor.model):
-            self._book.check_weight()
-            yield
+        with self._gate.editing():
+            if not self._let_go.alive:
+                raise SessionError("the Session is closed: open another one, or resume its journal")
+            with torch.inference_mode(False), frozen(self._editor.model):
+                self._book.check_weight()
+                yield
 
-    def _edit_next(self, requests: Sequence[EditRequest]) -> list[Outcome]:
+    def _edit_next(self, waiting: list[EditRequest]) -> list[Outcome]:
+        """Edit the first of the requests; those that were decided are taken out of the list."""
         with self._working():
-            return self._edit_window(requests)
+            before = self._book.n_recorded
+            try:
+                return self._edit_window(waiting)
+            finally:
+                # Also after an error: what a rollback has undone is not edited again.
+                del waiting[: self._book.n_recorded - before]
 
     def _edit_window(self, requests: Sequence[EditRequest]) -> list[Outcome]:
         self._watch.may_edit()
-        made = self._sequencer.edit(requests)
+        first = self._book.log.next_id
+        try:
+            made = self._sequencer.edit(requests)
+        finally:
+            if self._book.log.next_id > first:
+                self._undone.clear()
         for result in made:
             if isinstance(result, EditResult):
-                self._undone.clear()
                 for text in result.warnings:
                     warnings.warn(text, EditWarning, stacklevel=4)
         self._watch.after_edits()
         return made
 
-    def _take_out(self, numbers: Sequence[int]) -> list[int]:
-        self._book.take_out(self._book.log.taken_out | set(numbers))
-        self._undone += numbers
-        return list(numbers)
+    def _set_taken_out(self, numbers: AbstractSet[int]) -> None:
+        before = self._book.log.taken_out
+        self._book.take_out(numbers)
+        still = [number for number in self._undone if number in numbers]
+        self._undone = still + sorted(numbers - before, reverse=True)
 
     def _undo_of(self, edit_id: int) -> SessionUndo:
         return SessionUndo(self, edit_id)

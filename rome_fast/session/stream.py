@@ -22,6 +22,10 @@ class EditStream(Iterator["Outcome"]):
     """Edits a window of requests whenever its results are asked for, and yields them one by one.
 
     Nothing is edited before the first result is asked for: iterate, or make a list of it.
+
+    Args:
+        edit: edits the first requests of a list, and takes out of it those that it has decided,
+            also when it raises.
     """
 
     def __init__(
@@ -46,9 +50,7 @@ class EditStream(Iterator["Outcome"]):
             if not self._waiting:
                 self._bar.close()
                 raise StopIteration
-            made = self._edit(self._waiting)
-            del self._waiting[: len(made)]
-            self._done.extend(made)
+            self._done.extend(self._edit(self._waiting))
         self._bar.update(1)
         return self._done.popleft()
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING
 
-from rome_fast.errors import SessionWarning, UnhealthyError
-from rome_fast.session.health import Baseline, Health, HealthCheck
+from rome_fast.errors import RomeFastError, SessionWarning, UnhealthyError
+from rome_fast.session.baseline import Baseline
+from rome_fast.session.health import Health, HealthCheck
 
 if TYPE_CHECKING:
     from rome_fast.editor import Editor
@@ -18,7 +20,10 @@ class Watch:
     """Looks at the model every ``check.every`` edits.
 
     Args:
-        take_out: undoes edits, by number.
+        baseline: of the unedited model; None: made at the first look.
+        checks: every look so far.
+        taken_out: numbers of the edits that were taken out at the last healthy one.
+        set_taken_out: lets exactly these edits, by number, be taken out.
 
     Attributes:
         checks: every look so far.
@@ -29,13 +34,16 @@ class Watch:
         check: HealthCheck,
         editor: Editor,
         book: Book,
+        baseline: Baseline | None,
         checks: list[Health],
-        take_out: Callable[[Sequence[int]], object],
+        taken_out: frozenset[int],
+        set_taken_out: Callable[[AbstractSet[int]], object],
     ) -> None:
         self._check, self._editor, self._book, self.checks = check, editor, book, checks
-        self._take_out = take_out
-        self._baseline: Baseline | None = None
+        self._baseline, self._good, self._set_taken_out = baseline, taken_out, set_taken_out
         self._stopped: UnhealthyError | None = None
+        if checks and not checks[-1].healthy and check.on_unhealthy == "stop":
+            self._stop(checks[-1])
 
     def look(self) -> Health:
         """Look now. A healthy model lets a stopped Session go on."""
@@ -49,7 +57,7 @@ class Watch:
         book.note({"kind": "health", "health": health.to_json()})
         self.checks.append(health)
         if health.healthy:
-            self._stopped = None
+            self._stopped, self._good = None, frozenset(book.log.taken_out)
         return health
 
     def may_edit(self) -> None:
@@ -58,7 +66,7 @@ class Watch:
             raise self._stopped
 
     def after_edits(self) -> None:
-        """Look, if it is time, and react.
+        """Look, if it is time, and react. A look that fails is a warning: the edits were made.
 
         Raises:
             UnhealthyError: the edits since the last healthy look were undone.
@@ -67,20 +75,36 @@ class Watch:
         since = made - (self.checks[-1].last_edit if self.checks else 0)
         if not self._check.every or since < self._check.every:
             return
-        healthy_until = max((check.last_edit for check in self.checks if check.healthy), default=0)
-        health = self.look()
+        try:
+            health = self.look()
+        except Exception as error:
+            text = f"no look at the model's health was possible after edit {made}: {error}"
+            warnings.warn(text, SessionWarning, stacklevel=5)
+            return
         if health.healthy:
             return
-        warnings.warn(str(health), SessionWarning, stacklevel=6)
+        warnings.warn(str(health), SessionWarning, stacklevel=5)
         if self._check.on_unhealthy == "stop":
-            self._stopped = UnhealthyError(
-                f"the Session has stopped: {health}. undo() edits, or look again with health()"
-            )
+            self._stop(health)
         elif self._check.on_unhealthy == "rollback":
-            kept = [edit.edit_id for edit in self._book.log.kept()]
-            undone = [number for number in reversed(kept) if number > healthy_until]
-            self._take_out(undone)
-            raise UnhealthyError(
-                f"edits {healthy_until + 1} to {made} were undone, back to the last healthy look: "
-                f"{health}"
-            )
+            self._roll_back(health)
+
+    def _stop(self, health: Health, why: str = "") -> None:
+        self._stopped = UnhealthyError(
+            f"the Session has stopped: {health}{why}. undo() edits, or look again with health()"
+        )
+
+    def _roll_back(self, health: Health) -> None:
+        """What was taken out since the last healthy look holds again, what was made does not."""
+        good = max((check.last_edit for check in self.checks if check.healthy), default=0)
+        later = range(good + 1, health.last_edit + 1)
+        try:
+            self._set_taken_out(self._good | set(later))
+        except RomeFastError as error:
+            # The edits are made and in the model: their results are due.
+            self._stop(health, f"; the edits since the last healthy look stay: {error}")
+            return
+        raise UnhealthyError(
+            f"edits {good + 1} to {health.last_edit} were undone, back to the last healthy look: "
+            f"{health}"
+        )

@@ -51,6 +51,16 @@ def guarded(gpt2, options, requests, monkeypatch):
     return begin
 
 
+def test_the_guard_is_given_the_norms_of_the_edits_that_hold(gpt2_session, requests, monkeypatch):
+    session, _ = gpt2_session
+    seen = []
+    monkeypatch.setattr(Guard, "limit", lambda self, norms: seen.append(list(norms)) or math.inf)
+    norms = [session.edit(request).update_norm for request in requests[:3]]
+    session.revert(2)
+    session.edit(requests[3])
+    assert seen == [[], norms[:1], norms[:2], [norms[0], norms[2]]]
+
+
 def test_shrink(guarded, requests):
     session, model, wanted = guarded("shrink")
     before = state(model)

@@ -1,5 +1,6 @@
 """Looks at the model, against what can be computed by hand, and what a Session does then."""
 
+import copy
 import json
 import math
 
@@ -9,7 +10,9 @@ from helpers import same_bits, state
 
 from rome_fast import HealthCheck, Session
 from rome_fast.errors import (
+    EditWarning,
     InvalidArgumentError,
+    JournalError,
     MissingExtraError,
     SessionWarning,
     UnhealthyError,
@@ -121,7 +124,7 @@ def test_stop_ends_the_sequence_until_it_is_healthy_again(gpt2, options, request
             session.edit(requests[3])
         assert same_bits(model, before)
         assert not session.health().healthy
-        monkeypatch.setattr("rome_fast.session.health.Baseline._problems", lambda *_: [])
+        monkeypatch.setattr("rome_fast.session.baseline.Baseline._problems", lambda *_: [])
         assert session.health().healthy
         assert session.edit(requests[3]).edit_id == 3
 
@@ -135,7 +138,7 @@ def test_rollback_goes_back_to_the_last_healthy_look(gpt2, options, requests, mo
         list(session.edit_many(requests[:2], progress=False))
         healthy = state(model)
         session.edit(requests[2])
-        monkeypatch.setattr("rome_fast.session.health.Baseline._problems", lambda *_: ["is ill"])
+        monkeypatch.setattr("rome_fast.session.baseline.Baseline._problems", lambda *_: ["is ill"])
         with pytest.warns(SessionWarning, match="is ill"):
             with pytest.raises(UnhealthyError, match="edits 3 to 4 were undone"):
                 session.edit(requests[3])
@@ -197,3 +200,145 @@ def test_a_picture_without_matplotlib_names_the_extra(gpt2_session, tmp_path, mo
 def test_bad_checks_are_named(fields, message):
     with pytest.raises(InvalidArgumentError, match=message):
         HealthCheck(**fields)
+
+
+def ruined_beyond(model, place):
+    """The model's logits are NaN from this place of a text on: short prompts are as before."""
+    model.transformer.wpe.weight.data[place:] = math.nan
+
+
+LONG = "Marie Curie worked in physics and chemistry. " * 12
+
+
+def test_a_ruined_model_is_unhealthy(gpt2, options, requests):
+    model, tok = gpt2
+    place = 40
+    assert place < len(text_ids(tok, LONG))
+    check = HealthCheck(every=2, texts=[LONG], on_unhealthy="rollback", min_retention=0.0)
+    with Session(model, tok, **{**options, "health": check}, retain=0.0) as session:
+        weight = model.transformer.h[1].mlp.c_proj.weight
+        before = weight.detach().clone()
+        session.edit(requests[0])
+        ruined_beyond(model, place)
+        with pytest.warns(SessionWarning, match="UNHEALTHY: logits are not finite"):
+            with pytest.raises(UnhealthyError, match="edits 1 to 2 were undone"):
+                session.edit(requests[1])
+        assert torch.equal(weight, before)
+        [look] = session.checks
+        assert (look.perplexity, look.kl, look.retention) == (math.inf, math.inf, None)
+
+
+def test_a_perplexity_beyond_floats_is_unhealthy(gpt2, options, requests):
+    model, tok = gpt2
+    check = HealthCheck(every=0, texts=TEXTS)
+    with Session(model, tok, **{**options, "health": check}) as session:
+        assert session.health().healthy
+        model.transformer.wte.weight.data.mul_(1e6)
+        assert session.health().problems == ("perplexity is not finite",)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"texts": ()}, "health.texts must have a text with a token after another"),
+        ({"texts": ("a",)}, "health.texts must have a text with a token after another"),
+        ({"prompts": ("It is", "")}, r"health.prompts has one of 0 tokens, ''"),
+        ({"prompts": ("river " * 600,)}, r"health.prompts has one of \d+ tokens, 'river"),
+    ],
+)
+def test_what_cannot_be_looked_at_is_refused_at_once(gpt2, options, tmp_path, fields, message):
+    model, tok = gpt2
+    journal = tmp_path / "edits.journal"
+    with pytest.raises(InvalidArgumentError, match=message):
+        Session(model, tok, **{**options, "health": HealthCheck(**fields)}, journal=journal)
+    assert not journal.exists()
+
+
+def test_a_look_that_fails_is_a_warning(gpt2, options, requests, monkeypatch):
+    model, tok = gpt2
+    check = HealthCheck(every=1, texts=TEXTS, max_perplexity=1e9, min_retention=0.0)
+    with Session(model, tok, **{**options, "health": check}) as session:
+
+        def full(fields):
+            raise JournalError("the disk is full")
+
+        monkeypatch.setattr(session._book, "note", full)
+        with pytest.warns(SessionWarning, match="no look .* after edit 1: the disk is full"):
+            assert session.edit(requests[0]).edit_id == 1
+        monkeypatch.undo()
+        session.edit(requests[1])
+        assert [look.last_edit for look in session.checks] == [2]
+
+
+def test_a_rollback_that_cannot_be_written_down_stops(gpt2, options, requests, monkeypatch):
+    model, tok = gpt2
+    check = unwell(on_unhealthy="rollback")
+    with Session(model, tok, **{**options, "health": check}) as session:
+
+        def full(numbers):
+            raise JournalError("the disk is full")
+
+        monkeypatch.setattr(session._book, "take_out", full)
+        session.edit(requests[0])
+        with pytest.warns(SessionWarning, match="UNHEALTHY"):
+            assert session.edit(requests[1]).edit_id == 2
+        with pytest.raises(UnhealthyError, match="stay: the disk is full"):
+            session.edit(requests[2])
+
+
+def test_resume_remembers_a_stop(gpt2, options, requests, tmp_path):
+    (model, tok), (fresh, _) = gpt2, copy.deepcopy(gpt2)
+    path = tmp_path / "edits.journal"
+    check = unwell(on_unhealthy="stop")
+    with Session(model, tok, **{**options, "health": check}, journal=path) as session:
+        session.edit(requests[0])
+        with pytest.warns(SessionWarning, match="UNHEALTHY"):
+            session.edit(requests[1])
+    with Session.resume(path, fresh, tok, second_moment="identity") as session:
+        with pytest.raises(UnhealthyError, match="the Session has stopped: 2 edits"):
+            session.edit(requests[2])
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_rollback_brings_back_what_was_taken_out_since(
+    gpt2, options, requests, monkeypatch, tmp_path, resumed
+):
+    (model, tok), (fresh, _) = gpt2, copy.deepcopy(gpt2)
+    path = tmp_path / "edits.journal"
+    check = HealthCheck(
+        every=3, texts=TEXTS, max_perplexity=1e9, on_unhealthy="rollback", min_retention=0.0
+    )
+    session = Session(model, tok, **{**options, "health": check}, journal=path)
+    list(session.edit_many(requests[:2], progress=False))
+    session.revert(1)
+    session.edit(requests[2])  # a healthy look: 2 and 3 hold
+    healthy = state(model)
+    session.revert(2)
+    session.edit(requests[3])
+    if resumed:
+        session.close()
+        model, session = fresh, Session.resume(path, fresh, tok, second_moment="identity")
+    session.edit(requests[4])
+    monkeypatch.setattr("rome_fast.session.baseline.Baseline._problems", lambda *_: ["is ill"])
+    with pytest.warns(SessionWarning, match="is ill"):
+        with pytest.raises(UnhealthyError, match="edits 4 to 6 were undone"):
+            session.edit(requests[5])
+    assert [edit.edit_id for edit in session.log.holding()] == [2, 3]
+    assert same_bits(model, healthy)
+    assert session.redo() == [4]
+    session.close()
+
+
+@pytest.mark.filterwarnings("always")
+def test_warnings_point_at_the_caller(gpt2, options, requests):
+    model, tok = gpt2
+    check = HealthCheck(every=1, texts=TEXTS, max_perplexity=0.0)
+    with Session(model, tok, **{**options, "health": check}) as session:
+        for request in requests[:2]:
+            session.edit(request)  # so that it is edited again below, which warns
+        again = [{**request, "target_new": "river"} for request in requests[:2]]
+        with pytest.warns() as seen:
+            session.edit(again[0])
+            list(session.edit_many(again[1:], progress=False))
+    assert {w.filename for w in seen} == {__file__}
+    assert {w.category for w in seen} == {EditWarning, SessionWarning}

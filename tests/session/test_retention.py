@@ -171,3 +171,52 @@ def test_an_edit_of_nearly_the_same_key_releases_the_earlier_one(gpt2, options):
         assert session._book.retained.retained == {1}
         session.undo()
     assert all(torch.equal(p, before[name]) for name, p in model.state_dict().items())
+
+
+NEAR = [
+    {"prompt": "{} is a", "subject": "Steve Jobs", "target_new": "near"},
+    {"prompt": "{} was the", "subject": "Steve Jobs", "target_new": "capital"},
+    {"prompt": "{} had the", "subject": "Steve Jobs", "target_new": "river"},
+]
+
+
+@pytest.mark.filterwarnings("ignore::rome_fast.errors.EditWarning")
+def test_a_revert_in_a_chain_of_near_keys_retains_the_last_alone(gpt2, options):
+    model, tok = gpt2
+    with Session(model, tok, **{**options, "context_templates": ["{}"]}, retain=1.0) as session:
+        for request in NEAR:
+            session.edit(request)
+        assert session.log.edits[2].released == (1, 2)
+        session.revert(2)
+        assert session._book.retained.retained == {3}
+        session.undo()
+        assert session._book.retained.retained == {1}
+
+
+@pytest.mark.filterwarnings("ignore::rome_fast.errors.EditWarning")
+def test_an_edit_of_a_window_releases_its_own_near_keys_only(gpt2, options, requests):
+    model, tok = gpt2
+    with Session(model, tok, **{**options, "context_templates": ["{}"]}, retain=1.0) as session:
+        session.edit(NEAR[0])
+        list(session.edit_many([requests[1], NEAR[1]], order="independent", progress=False))
+        assert [edit.numbers["window"] for edit in session.log.edits[1:]] == [2, 2]
+        assert [edit.released for edit in session.log.edits[1:]] == [(), (1,)]
+        session.undo()
+        assert session._book.retained.retained == {1, 2}
+
+
+def test_many_keys_at_once_are_factored_once(draw, projection, base, backend, monkeypatch):
+    keys, asked = keys_of(draw, 20), draw(D_KEY)
+    retained = RetainedMoment(base, 0.5, projection, backend)
+    monkeypatch.setattr(RetainedMoment, "_update", None)
+    retained.retain(keys)
+    kept = {number: keys[number] for number in (2, 5)}
+    for now in (keys, kept):
+        retained.retain(now)
+        matrix = dense(base) + 0.5 * sum(k.double().T @ k.double() for k in now.values())
+        torch.testing.assert_close(
+            retained.solve(asked), torch.linalg.solve(matrix, asked.double())
+        )
+        assert retained.retained == now.keys()
+        for number in now:
+            assert retained.near(keys[number][0]) == {number}

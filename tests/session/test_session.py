@@ -1,6 +1,7 @@
 """A Session's edits, and taking them out: always the bits of a replay."""
 
 import gc
+import math
 
 import pytest
 import torch
@@ -13,9 +14,12 @@ from rome_fast.errors import (
     HparamsError,
     InvalidArgumentError,
     InvalidRequestError,
+    JournalError,
+    NonFiniteError,
     RevertError,
     SessionError,
     SessionWarning,
+    UnhealthyError,
 )
 from rome_fast.readback import read_targets
 from rome_fast.tokens import find_target_ids, text_ids
@@ -150,12 +154,18 @@ def test_a_failed_replacement_leaves_the_old_edit(gpt2_session, requests):
     session, model = gpt2_session
     session.edit(requests[0])
     session.edit(requests[1])
+    session.edit(requests[2])
+    whole = state(model)
+    session.undo()
     before = state(model)
     too_long = {**requests[0], "target_new": "river " * 600}
     with pytest.raises(InvalidRequestError, match="shorten the prompt"):
         session.edit(too_long)
     assert same_bits(model, before)
     assert len(session.log) == 2
+    assert session._book.retained.retained == {1, 2}
+    assert session.redo() == [3]
+    assert same_bits(model, whole)
 
 
 def test_a_window_of_independent_requests(tiny, options, requests):
@@ -268,6 +278,92 @@ def test_a_weight_that_was_replaced_is_not_touched(gpt2_session, requests):
 
 
 @pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda model: weight_of(model).data.mul_(1.001), "was changed outside of the Session"),
+        (lambda model: weight_of(model).data[0].zero_(), "was changed outside of the Session"),
+        (lambda model: model.bfloat16(), "was replaced or cast outside of the Session"),
+    ],
+)
+def test_a_write_that_torch_does_not_count_is_noticed(gpt2_session, requests, write, message):
+    session, model = gpt2_session
+    session.edit(requests[0])
+    write(model)
+    before = state(model)
+    for use in (lambda: session.edit(requests[1]), session.undo):
+        with pytest.raises(SessionError, match=message):
+            use()
+    assert same_bits(model, before)
+
+
+def weight_of(model):
+    return model.transformer.h[1].mlp.c_proj.weight
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_error_after_the_write_needs_no_memory_to_be_undone(
+    gpt2, options, requests, monkeypatch, dtype
+):
+    model, tok = gpt2
+    model.to(dtype)
+
+    def no_memory(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with Session(model, tok, **options) as session:
+        session.edit(requests[0])
+        before = state(model)
+        monkeypatch.setattr(session._editor, "report", no_memory)
+        monkeypatch.setattr("rome_fast.undo.WeightHistory._replayed", no_memory)
+        with pytest.raises(torch.OutOfMemoryError):
+            session.edit(requests[1])
+        assert same_bits(model, before)
+        monkeypatch.undo()
+        session.edit(requests[1])
+
+
+def test_a_weight_that_could_not_be_put_back_is_not_trusted(gpt2_session, requests, monkeypatch):
+    session, _ = gpt2_session
+    session.edit(requests[0])
+
+    def no_memory(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(session._editor, "report", no_memory)
+    monkeypatch.setattr("rome_fast.undo.ops.rank_one_update_", no_memory)
+    with pytest.raises(torch.OutOfMemoryError):
+        session.edit(requests[1])
+    monkeypatch.undo()
+    with pytest.raises(SessionError, match="could not be put back after an error"):
+        session.edit(requests[1])
+
+
+def test_a_request_that_is_refused_before_a_write_costs_no_replay(
+    gpt2_session, requests, monkeypatch
+):
+    session, _ = gpt2_session
+    session.edit(requests[0])
+    monkeypatch.setattr(session._book.history, "replay", None)
+    with pytest.raises(InvalidRequestError):
+        session.edit({**requests[1], "target_new": "river " * 600})
+
+
+def test_an_edit_from_before_the_session_is_not_reverted_under_it(
+    gpt2, options, settings, requests
+):
+    model, tok = gpt2
+    outside = rome_fast.edit(model, tok, requests[0], **settings)
+    with Session(model, tok, **options) as session:
+        before = state(model)
+        with pytest.raises(SessionError, match="is being edited by an open Session"):
+            outside.revert()
+        assert same_bits(model, before)
+        session.edit(requests[1])
+        session.undo()
+    outside.revert()
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"retain": -1.0}, "retain must be finite and >= 0, got -1.0"),
@@ -335,3 +431,76 @@ def test_defaults_sample_what_they_need(gpt2):
     with Session(model, tok) as session:
         assert session.log.base.edited
     assert HealthCheck().every == 50
+
+
+def disk_full_at(session, monkeypatch, edit_id):
+    """The journal refuses this edit, and those after it."""
+    add = session._book.add
+
+    def full(edits, keys):
+        if edits[-1].edit_id >= edit_id:
+            raise JournalError("the disk is full")
+        add(edits, keys)
+
+    monkeypatch.setattr(session._book, "add", full)
+
+
+def test_an_error_in_a_window_hides_no_results(gpt2, options, requests, monkeypatch):
+    model, tok = gpt2
+    long = {**requests[2], "target_new": "river " * 600}
+    with Session(model, tok, **options) as session:
+        disk_full_at(session, monkeypatch, 3)
+        given = []
+        stream = session.edit_many(
+            [*requests[:2], long, *requests[3:5]], order="independent", progress=False
+        )
+        with pytest.raises(JournalError):
+            for result in stream:
+                given.append(result)
+        assert [result.success for result in given] == [True, True, False]
+        assert [edit.edit_id for edit in session.log.edits] == [1, 2]
+        monkeypatch.undo()
+        assert [result.edit_id for result in stream] == [3, 4]
+
+
+def test_redo_after_a_window_that_failed_in_part(gpt2, options, requests):
+    """Two edits of one fact would hold."""
+    model, tok = gpt2
+    long = {**requests[1], "target_new": "river " * 600}
+    with Session(model, tok, **options, guard=rome_fast.Guard(action="stop")) as session:
+        session.edit(requests[0])
+        session.undo()
+        again = {**requests[0], "target_new": "near"}
+        with pytest.raises(InvalidRequestError):
+            list(session.edit_many([again, long], order="independent", progress=False))
+        assert [edit.edit_id for edit in session.log.holding()] == [2]
+        with pytest.raises(RevertError):
+            session.redo()
+
+
+def test_a_stream_does_not_edit_again_what_was_rolled_back(gpt2, options, requests):
+    model, tok = gpt2
+    check = HealthCheck(
+        every=2, texts=["A short story about tea."], max_perplexity=0.0, on_unhealthy="rollback"
+    )
+    with Session(model, tok, **{**options, "health": check}) as session:
+        stream = session.edit_many(requests, progress=False)
+        next(stream)
+        for last in (2, 4, 6):
+            with pytest.warns(SessionWarning), pytest.raises(UnhealthyError):
+                list(stream)
+            assert len(session.log.edits) == last
+        assert list(stream) == []
+    assert [edit.request.subject for edit in session.log.edits] == [r["subject"] for r in requests]
+
+
+def test_a_rejection_keeps_no_tensors_alive(gpt2, options, requests):
+    model, tok = gpt2
+    with Session(model, tok, **options) as session:
+        model.transformer.h[3].mlp.c_fc.weight.data[0, 0] = math.inf
+        [rejected] = session.edit_many(requests[:1], progress=False)
+    error = rejected.error
+    assert isinstance(error, NonFiniteError)
+    while error is not None:
+        assert error.__traceback__ is None
+        error = error.__cause__ or error.__context__

@@ -8,6 +8,7 @@ import pytest
 import torch
 from helpers import same_bits
 
+import rome_fast
 from rome_fast import Session
 from rome_fast.errors import SessionError
 
@@ -140,3 +141,119 @@ def test_editors_are_not_kept_waiting_by_many_readers(gpt2_session, requests):
 
     run_all(read, read, read, edit)
     assert len(session.log) == 1
+
+
+def test_two_sessions_on_two_layers_are_one_after_the_other(gpt2, options, requests):
+    model, tok = gpt2
+    elsewhere = {**options, "hparams": options["hparams"].replace(layers=[0])}
+    with Session(model, tok, **options) as one, Session(model, tok, **elsewhere) as other:
+        run_all(
+            lambda: [one.edit(request) for request in requests[:3]],
+            lambda: [other.edit(request) for request in requests[3:]],
+        )
+        assert (len(one.log), len(other.log)) == (3, 3)
+    assert not model._forward_pre_hooks
+
+
+@pytest.mark.parametrize("verb", ["edit", "trial"])
+def test_an_edit_of_another_layer_waits_for_the_session(gpt2, options, settings, requests, verb):
+    model, tok = gpt2
+    elsewhere = {**settings, "hparams": settings["hparams"].replace(layers=[0])}
+    searching, go_on, events = threading.Event(), threading.Event(), []
+    with Session(model, tok, **options) as session:
+        find = session._editor.find
+
+        def slow(window):
+            searching.set()
+            go_on.wait(60)
+            found = find(window)
+            events.append("session")
+            return found
+
+        session._editor.find = slow
+
+        def outside():
+            searching.wait()
+            if verb == "edit":
+                rome_fast.edit(model, tok, requests[1], **elsewhere)
+            else:
+                with rome_fast.trial(model, tok, requests[1], **elsewhere):
+                    pass
+            events.append("outside")
+
+        def let_go():
+            searching.wait()
+            time.sleep(0.3)
+            assert events == []
+            go_on.set()
+
+        run_all(lambda: session.edit(requests[0]), outside, let_go)
+    assert events == ["session", "outside"]
+
+
+def test_close_waits_for_the_edit_that_is_being_made(gpt2, options, requests):
+    model, tok = gpt2
+    session = Session(model, tok, **options)
+    find, searching = session._editor.find, threading.Event()
+
+    def slow(window):
+        searching.set()
+        time.sleep(0.3)
+        return find(window)
+
+    session._editor.find = slow
+
+    def close():
+        searching.wait()
+        session.close()
+        assert len(session.log) == 1, "closed in the middle of an edit"
+
+    run_all(close, lambda: session.edit(requests[0]))
+    Session(model, tok, **options).close()
+
+
+def test_an_edit_that_waited_for_close_is_refused(gpt2, options, requests):
+    model, tok = gpt2
+    session, entered = Session(model, tok, **options), threading.Event()
+
+    def close():
+        with session._gate.editing():
+            entered.set()
+            while not session._gate._n_waiting:
+                time.sleep(0.01)
+            session.close()
+
+    def edit():
+        entered.wait()
+        with pytest.raises(SessionError, match="the Session is closed"):
+            session.edit(requests[0])
+
+    run_all(close, edit)
+    assert len(session.log) == 0
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_block_may_wait_for_a_generation_in_another_thread(gpt2, options, requests, compiled):
+    """How transformers' streamers are read; an edit that waits must not stop the worker."""
+    model, tok = gpt2
+    if compiled:
+        model.compile(backend="eager")
+    ids = torch.tensor([tok("The founder is Steve Jobs")["input_ids"]])
+    with Session(model, tok, **options) as session:
+        inside = threading.Event()
+
+        def read():
+            with session.reading():
+                inside.set()
+                while not session._gate._n_waiting:
+                    time.sleep(0.01)
+                with torch.no_grad():
+                    run_all(lambda: model.generate(ids, max_new_tokens=3, do_sample=False))
+                    run_all(lambda: model(ids))
+
+        def edit():
+            inside.wait()
+            session.edit(requests[0])
+
+        run_all(read, edit)
+        assert len(session.log) == 1

@@ -1,7 +1,8 @@
-"""Threads: one edit at a time, and none while another thread is inside the model.
+"""Threads: one edit of a model at a time, and none while another thread is inside the model.
 
-While an edit is made the model holds hooks and a half-written weight. So each forward of another
-thread waits until the edit is done, and an edit waits until the forwards of others have ended.
+While an edit is made the model holds hooks and a half-written weight, whichever layer it is of. So
+each forward of another thread waits until the edit is done, and an edit waits until the forwards of
+others have ended.
 """
 
 from __future__ import annotations
@@ -25,21 +26,33 @@ if TYPE_CHECKING:
 class Gate:
     """Readers are the threads that run the model, the one writer is the thread that edits it.
 
-    Either may enter again while it is inside; an editor's own forwards pass.
+    Either may enter again while it is inside; an editor's own forwards pass. All that edit a model
+    share one gate (``owner.gated``).
 
-    Args:
-        model: perhaps in a wrapper; the way in is watched there and at the model itself. What is
-            compiled later than this is not watched.
+    Attributes:
+        n_users: how many do.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self) -> None:
+        self.n_users = 0
         self._changed = threading.Condition()
         self._readers: Counter[int] = Counter()
         self._editor: int | None = None
-        self._depth = self._n_waiting = 0
+        self._depth = self._n_waiting = self._n_blocks = 0
+        self._watched: set[int] = set()
         self._resources = ExitStack()
+
+    def watch(self, model: PreTrainedModel) -> None:
+        """Let the model's forwards pass the gate.
+
+        Args:
+            model: perhaps in a wrapper; the way in is watched there and at the model itself. What
+                is compiled later than this is not watched.
+        """
         for shell in shells(model):
-            self._watch(shell)
+            if id(shell) not in self._watched:
+                self._watched.add(id(shell))
+                self._watch(shell)
 
     def remove(self) -> None:
         """Take the hooks off the model."""
@@ -61,8 +74,11 @@ class Gate:
         if compiled is not None:  # model.compile() runs the hooks in compiled code
 
             def call(*args: Any, **kwargs: Any) -> Any:
-                with self.reading():
+                self._enter()
+                try:
                     return compiled(*args, **kwargs)
+                finally:
+                    self._leave()
 
             model._compiled_call_impl = call
             self._resources.callback(setattr, model, "_compiled_call_impl", compiled)
@@ -70,11 +86,11 @@ class Gate:
     @contextmanager
     def reading(self) -> Iterator[None]:
         """While open, no other thread edits."""
-        self._enter()
+        self._enter(block=True)
         try:
             yield
         finally:
-            self._leave()
+            self._leave(block=True)
 
     @contextmanager
     def editing(self) -> Iterator[None]:
@@ -108,19 +124,28 @@ class Gate:
     def _n_readers(self) -> int:
         return self._readers.total()
 
-    def _enter(self) -> None:
+    def _enter(self, block: bool = False) -> None:
         me = threading.get_ident()
         with self._changed:
-            # New readers let waiting editors go first; one that is inside already must not wait.
             if self._editor != me and not self._readers[me]:
-                self._changed.wait_for(lambda: self._editor is None and not self._n_waiting)
+                self._changed.wait_for(lambda: self._editor is None and self._may_pass(block))
             if self._editor != me:
                 self._readers[me] += 1
+            self._n_blocks += block
 
-    def _leave(self) -> None:
+    def _may_pass(self, block: bool) -> bool:
+        """New readers let waiting editors go first.
+
+        But no forward does while a block is open: no editor can go before that ends, and it may be
+        waiting for this very forward, in a thread of its own.
+        """
+        return not self._n_waiting or (self._n_blocks > 0 and not block)
+
+    def _leave(self, block: bool = False) -> None:
         me = threading.get_ident()
         with self._changed:
+            self._n_blocks -= block
             if self._editor != me and self._readers[me]:
                 self._readers[me] -= 1
                 self._readers += Counter()  # drop the threads that are outside
-                self._changed.notify_all()
+            self._changed.notify_all()
