@@ -400,7 +400,8 @@ def test_rejections_do_not_stop_a_sequence(gpt2, options, requests):
     with Session(model, tok, **options) as session:
         results = list(session.edit_many([requests[0], long, requests[2]], progress=False))
         assert [result.success for result in results] == [True, False, True]
-        assert isinstance(results[1], rome_fast.session.RejectedEdit)
+        assert [result.edit_id for result in results] == [1, None, 2]
+        assert isinstance(results[1], rome_fast.RejectedEdit)
         assert "REJECTED" in str(results[1])
         [rejection] = session.log.rejections
         assert rejection.request.subject == "Eiffel Tower"
