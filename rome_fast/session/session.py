@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from rome_fast.edit import Request, check_order
+from rome_fast.edit import Request, check_many, check_order
 from rome_fast.editlog import EditLog
 from rome_fast.errors import EditWarning, RevertError, SessionError
 from rome_fast.models import frozen
@@ -179,10 +179,13 @@ class Session:
 
         Raises:
             InvalidArgumentError: ``order`` or ``window`` is none of the possible ones.
+            InvalidRequestError: ``requests`` is no list, generator or the like.
             RomeFastError: while iterating, as ``edit``; a bad request ends it, and so does a
                 refused one with ``guard.action == "stop"``.
         """
-        return EditStream(self._edit_next, requests, check_order(order, window), progress)
+        size = check_order(order, window)
+        check_many(requests)
+        return EditStream(self._edit_next, requests, size, progress)
 
     def undo(self, n: int = 1) -> list[int]:
         """Take out the last ``n`` edits, bit for bit; returns their numbers, latest first.

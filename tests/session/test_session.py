@@ -8,7 +8,7 @@ import torch
 from helpers import same_bits, state
 
 import rome_fast
-from rome_fast import HealthCheck, Session
+from rome_fast import EditRequest, HealthCheck, Session
 from rome_fast.errors import (
     EditRejectedError,
     HparamsError,
@@ -208,6 +208,13 @@ def test_a_bad_request_in_a_stream_is_named(gpt2_session, requests):
     with pytest.raises(InvalidRequestError, match=r"requests\[1\]: request lacks subject"):
         next(stream)
     assert len(session.log) == 1
+
+
+@pytest.mark.parametrize("kind", [lambda r: None, lambda r: 5, dict, EditRequest.parse, str])
+def test_requests_that_are_no_list_are_refused_by_the_call(gpt2_session, requests, kind):
+    session, _ = gpt2_session
+    with pytest.raises(InvalidRequestError, match=r"requests must be a list .* wrap it in a list"):
+        session.edit_many(kind(requests[0]), progress=False)
 
 
 def test_a_second_session_on_a_weight_is_refused(gpt2, options, requests):
