@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,21 @@ from rome_fast.wrappers import shells
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
+
+
+class _Hook:
+    """What a watched module calls. A copy of it, as in a copied or saved model, does nothing."""
+
+    def __init__(self, step: Callable[[], None] | None = None) -> None:
+        self._step = step
+
+    def __call__(self, *_: object) -> None:
+        # Within code that is being compiled it has no part: the way into that is watched.
+        if not is_compiling() and self._step is not None:
+            self._step()
+
+    def __reduce__(self) -> tuple[type[_Hook], tuple[()]]:
+        return _Hook, ()
 
 
 class Gate:
@@ -62,15 +77,9 @@ class Gate:
         self._resources.close()
 
     def _watch(self, model: nn.Module) -> None:
-        # Within code that is being compiled a hook has no part: the way into it is watched.
-        enter = model.register_forward_pre_hook(
-            lambda *_: None if is_compiling() else self._enter()
-        )
-        leave = model.register_forward_hook(
-            # Also after an error of the forward, or the next edit would wait for ever.
-            lambda *_: None if is_compiling() else self._leave(),
-            always_call=True,
-        )
+        enter = model.register_forward_pre_hook(_Hook(self._enter))
+        # Also after an error of the forward, or the next edit would wait for ever.
+        leave = model.register_forward_hook(_Hook(self._leave), always_call=True)
         self._resources.callback(enter.remove)
         self._resources.callback(leave.remove)
         compiled = model._compiled_call_impl

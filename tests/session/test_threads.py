@@ -1,6 +1,8 @@
 """Threads: edits one at a time, and every forward on the weights of one moment."""
 
 import copy
+import io
+import pickle
 import threading
 import time
 from contextlib import nullcontext
@@ -123,6 +125,29 @@ def test_a_forward_that_fails_does_not_lock_the_model(gpt2_session, requests):
 
     run_all(fail)
     run_all(lambda: session.edit(requests[0]))
+
+
+def saved_and_loaded(model):
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model)), saved_and_loaded]
+)
+def test_a_copy_of_the_model_does_not_pass_the_gate(gpt2, options, requests, copied):
+    model, tok = gpt2
+    with Session(model, tok, **options) as session:
+        session.edit(requests[0])
+        other = copied(model)
+        assert same_bits(other, model.state_dict())
+        with session._gate.editing():
+            run_all(lambda: other(torch.tensor([[1, 2, 3]])))
+        with Session(other, tok, **options) as second:
+            second.edit(requests[1])
+    assert not model._forward_pre_hooks
 
 
 def test_editors_are_not_kept_waiting_by_many_readers(gpt2_session, requests):
