@@ -133,8 +133,12 @@ class Gate:
                     self._due = set(self._queue)
                     self._changed.notify_all()
 
+    @property
+    def _n_readers(self) -> int:
+        return self._readers.total()
+
     def _may_edit(self) -> bool:
-        return self._editor is None and not self._readers.total() and not self._due
+        return self._editor is None and not self._n_readers and not self._due
 
     def _enter(self, block: bool = False) -> None:
         me = threading.get_ident()
