@@ -22,6 +22,7 @@ from rome_fast.session.health import Health, HealthCheck
 from rome_fast.session.opening import Opened, open_new, reopen
 from rome_fast.session.picture import save_checks
 from rome_fast.session.sequence import Outcome, RejectedEdit, Sequencer
+from rome_fast.session.settings import check_options
 from rome_fast.session.stream import EditStream
 from rome_fast.session.watch import Watch
 from rome_fast.types import EditRequest, EditResult
@@ -86,6 +87,7 @@ class Session:
             "guard": Guard() if guard is None else guard,
             "health": HealthCheck() if health is None else health,
         }
+        check_options(options)
         self._begin(
             open_new(
                 model, tok, hparams, variant, stop_loss, context_templates, second_moment, journal,

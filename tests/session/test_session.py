@@ -367,21 +367,25 @@ def test_an_edit_from_before_the_session_is_not_reverted_under_it(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"retain": -1.0}, "retain must be finite and >= 0, got -1.0"),
-        ({"retain": float("inf")}, "retain must be finite"),
-        ({"retain": True}, "retain must be finite and >= 0, got True"),
+        ({"retain": -1.0}, "retain must be a finite number >= 0, got -1.0"),
+        ({"retain": float("inf")}, "retain must be a finite number"),
+        ({"retain": True}, "retain must be a finite number >= 0, got True"),
+        ({"retain": "x"}, "retain must be a finite number >= 0, got 'x'"),
+        ({"retain": None}, "retain must be a finite number >= 0, got None"),
         ({"anchor": 1.5}, "anchor must be a whole number of 0 or more, got 1.5"),
         ({"guard": "shrink"}, "guard must be a Guard, got str"),
         ({"health": 5}, "health must be a HealthCheck, got int"),
     ],
 )
-def test_bad_options_are_named(gpt2, options, change, message):
+def test_bad_options_are_named(gpt2, options, monkeypatch, change, message):
     model, tok = gpt2
+    monkeypatch.setattr("rome_fast.editor.Editor.prepare", None)  # nothing is sampled before
     before = state(model)
     with pytest.raises(InvalidArgumentError, match=message):
         Session(model, tok, **{**options, **change})
     assert same_bits(model, before)
     assert not model._forward_pre_hooks
+    monkeypatch.undo()
     Session(model, tok, **options).close()  # nothing was kept
 
 
