@@ -195,12 +195,11 @@ class Session:
         What they had replaced holds again.
 
         Raises:
-            RevertError: there are fewer.
+            RevertError: there are fewer, or none.
         """
         with self._working():
             kept = [edit.edit_id for edit in self._book.log.kept()]
-            if type(n) is not int or not 1 <= n <= len(kept):
-                raise RevertError(f"n must be 1 to {len(kept)}, the edits to undo; got {n!r}")
+            _check_steps(n, len(kept), "the edits to undo", "nothing to undo: no edit is left")
             undone = kept[: -n - 1 : -1]
             self._set_taken_out(self._book.log.taken_out | set(undone))
             return undone
@@ -212,11 +211,9 @@ class Session:
             RevertError: fewer were taken out since the last new edit.
         """
         with self._working():
-            if type(n) is not int or not 1 <= n <= len(self._undone):
-                raise RevertError(
-                    f"n must be 1 to {len(self._undone)}, the edits taken out since the last new "
-                    f"one; got {n!r}"
-                )
+            nothing = "nothing to redo: no edit was taken out since the last new one"
+            what = "the edits taken out since the last new one"
+            _check_steps(n, len(self._undone), what, nothing)
             back = self._undone[: -n - 1 : -1]
             self._book.take_out(self._book.log.taken_out - set(back))
             del self._undone[-n:]
@@ -255,7 +252,12 @@ class Session:
         save_checks(self.checks, Path(path))
 
     def reading(self) -> AbstractContextManager[None]:
-        """While open, no other thread edits: for a generation that belongs to one model."""
+        """While open, no other thread edits: for a generation that belongs to one model.
+
+        Raises:
+            SessionError: the Session is closed.
+        """
+        self._check_open()
         return self._gate.reading()
 
     def close(self) -> None:
@@ -267,17 +269,21 @@ class Session:
             self._let_go()
 
     def __enter__(self) -> Session:
+        self._check_open()
         return self
 
     def __exit__(self, *error: object) -> None:
         self.close()
 
+    def _check_open(self) -> None:
+        if not self._let_go.alive:
+            raise SessionError("the Session is closed: open another one, or resume its journal")
+
     @contextmanager
     def _working(self) -> Iterator[None]:
         """Alone with the model."""
         with self._gate.editing():
-            if not self._let_go.alive:
-                raise SessionError("the Session is closed: open another one, or resume its journal")
+            self._check_open()
             with torch.inference_mode(False), frozen(self._editor.model):
                 self._book.check_weight()
                 yield
@@ -315,6 +321,16 @@ class Session:
 
     def _undo_of(self, edit_id: int) -> SessionUndo:
         return SessionUndo(self, edit_id)
+
+
+def _check_steps(n: object, most: int, what: str, nothing: str) -> None:
+    """Raise RevertError unless ``n`` of so many edits can be undone or redone."""
+    if type(n) is not int or n < 1:
+        raise RevertError(f"n must be a whole number of 1 or more, got {n!r}")
+    if not most:
+        raise RevertError(nothing)
+    if n > most:
+        raise RevertError(f"n must be 1 to {most}, {what}; got {n}")
 
 
 @dataclass(frozen=True)

@@ -118,7 +118,8 @@ def test_stop_ends_the_sequence_until_it_is_healthy_again(gpt2, options, request
         with pytest.warns(SessionWarning, match="UNHEALTHY"):
             assert [next(stream).edit_id, next(stream).edit_id] == [1, 2]
         before = state(model)
-        with pytest.raises(UnhealthyError, match=r"the Session has stopped: 2 edits"):
+        remedy = r"has stopped: 2 edits.* Take edits out with undo\(\) .* then call health"
+        with pytest.raises(UnhealthyError, match=remedy):
             next(stream)
         with pytest.raises(UnhealthyError):
             session.edit(requests[3])

@@ -99,7 +99,7 @@ def test_undo_and_redo_step_by_step(gpt2_session, requests):
         assert same_bits(model, states[n])
     session.undo(2)
     session.edit(requests[4])
-    with pytest.raises(RevertError, match=r"n must be 1 to 0, .* since the last new"):
+    with pytest.raises(RevertError, match=r"nothing to redo: .* since the last new one"):
         session.redo()
 
 
@@ -114,14 +114,31 @@ def test_a_result_reverts_its_own_edit(gpt2_session, requests):
         middle.revert()
 
 
-@pytest.mark.parametrize("n", [0, 2, -1, True, "all"])
-def test_undo_of_more_than_there_is(gpt2_session, requests, n):
+@pytest.mark.parametrize(
+    ("n", "message"),
+    [
+        (2, r"n must be 1 to 1, the edits to undo; got 2"),
+        (0, "n must be a whole number of 1 or more, got 0"),
+        (-1, "n must be a whole number of 1 or more, got -1"),
+        (True, "n must be a whole number of 1 or more, got True"),
+        ("all", "n must be a whole number of 1 or more, got 'all'"),
+    ],
+)
+def test_undo_of_more_than_there_is(gpt2_session, requests, n, message):
     session, model = gpt2_session
     session.edit(requests[0])
     before = state(model)
-    with pytest.raises(RevertError, match=r"n must be 1 to 1, the edits to undo; got"):
+    with pytest.raises(RevertError, match=message):
         session.undo(n)
     assert same_bits(model, before)
+
+
+def test_nothing_to_undo(gpt2_session, requests):
+    session, _ = gpt2_session
+    with pytest.raises(RevertError, match="nothing to undo: no edit is left"):
+        session.undo()
+    with pytest.raises(RevertError, match="nothing to redo: no edit was taken out"):
+        session.redo()
 
 
 def test_the_same_fact_again_replaces_what_was_edited(tiny, options, requests):
@@ -251,7 +268,11 @@ def test_a_closed_session_edits_nothing(gpt2, options, requests):
         result = session.edit(requests[0])
     session.close()  # twice is once
     edited = state(model)
-    for use in (lambda: session.edit(requests[1]), session.undo, result.revert, session.health):
+    uses = [
+        lambda: session.edit(requests[1]), session.undo, result.revert, session.health,
+        session.reading, session.__enter__,
+    ]  # fmt: skip
+    for use in uses:
         with pytest.raises(SessionError, match="the Session is closed"):
             use()
     assert same_bits(model, edited)
