@@ -192,6 +192,23 @@ def test_a_window_of_independent_requests(tiny, options, requests):
         assert all(result.success for result in results[1:])
 
 
+def test_a_break_leaves_the_window_in(gpt2_session, requests):
+    session, _ = gpt2_session
+    for _ in session.edit_many(requests, order="independent", window=4, progress=False):
+        break
+    assert len(session.log) == 4
+
+
+def test_a_bad_request_leaves_its_window_unedited(gpt2_session, requests):
+    session, _ = gpt2_session
+    bad = [*requests[:3], {"prompt": "{} is"}]
+    stream = session.edit_many(bad, order="independent", window=2, progress=False)
+    assert [next(stream).edit_id, next(stream).edit_id] == [1, 2]
+    with pytest.raises(InvalidRequestError, match=r"requests\[3\]: request lacks subject"):
+        next(stream)
+    assert len(session.log) == 2
+
+
 def test_a_generator_is_read_as_the_edits_are_made(gpt2_session, requests):
     session, _ = gpt2_session
     read = []
