@@ -18,7 +18,7 @@ from rome_fast.hparams import RomeHparams
 from rome_fast.locate import locate, suggest_layer
 from rome_fast.moments import SecondMoment
 from rome_fast.probe import Anatomy, Probe, probe
-from rome_fast.session import Guard, HealthCheck, Session
+from rome_fast.session import Guard, HealthCheck, RejectedEdit, Session
 from rome_fast.types import EditRequest, EditResult, RankOneUpdate
 
 __version__ = "0.1.0"
@@ -35,6 +35,7 @@ __all__ = [
     "HealthCheck",
     "Probe",
     "RankOneUpdate",
+    "RejectedEdit",
     "RomeHparams",
     "SecondMoment",
     "Session",

@@ -159,11 +159,17 @@ def _edit_in_windows(
     return results
 
 
-def _parsed(requests: Iterable[Request]) -> list[EditRequest]:
+def check_many(requests: object) -> None:
+    """Raise InvalidRequestError if these are not many requests but one, or none at all."""
     if isinstance(requests, EditRequest | Mapping | str) or not isinstance(requests, Iterable):
         raise InvalidRequestError(
-            f"requests must be a list of requests, got {type(requests).__name__}: edit() takes one"
+            f"requests must be a list of requests, got {type(requests).__name__}: edit() takes "
+            "one, or wrap it in a list"
         )
+
+
+def _parsed(requests: Iterable[Request]) -> list[EditRequest]:
+    check_many(requests)
     parsed = []
     for index, item in enumerate(requests):
         try:

@@ -2,14 +2,14 @@
 
 While an edit is made the model holds hooks and a half-written weight, whichever layer it is of. So
 each forward of another thread waits until the edit is done, and an edit waits until the forwards of
-others have ended.
+others have ended. They take turns: forwards that waited for an edit go before the next one.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,21 @@ from rome_fast.wrappers import shells
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
+
+
+class _Hook:
+    """What a watched module calls. A copy of it, as in a copied or saved model, does nothing."""
+
+    def __init__(self, step: Callable[[], None] | None = None) -> None:
+        self._step = step
+
+    def __call__(self, *_: object) -> None:
+        # Within code that is being compiled it has no part: the way into that is watched.
+        if not is_compiling() and self._step is not None:
+            self._step()
+
+    def __reduce__(self) -> tuple[type[_Hook], tuple[()]]:
+        return _Hook, ()
 
 
 class Gate:
@@ -39,6 +54,9 @@ class Gate:
         self._readers: Counter[int] = Counter()
         self._editor: int | None = None
         self._depth = self._n_waiting = self._n_blocks = 0
+        # Threads that wait to read, and those of them that go before the next editor.
+        self._queue: set[int] = set()
+        self._due: set[int] = set()
         self._watched: set[int] = set()
         self._resources = ExitStack()
 
@@ -59,15 +77,9 @@ class Gate:
         self._resources.close()
 
     def _watch(self, model: nn.Module) -> None:
-        # Within code that is being compiled a hook has no part: the way into it is watched.
-        enter = model.register_forward_pre_hook(
-            lambda *_: None if is_compiling() else self._enter()
-        )
-        leave = model.register_forward_hook(
-            # Also after an error of the forward, or the next edit would wait for ever.
-            lambda *_: None if is_compiling() else self._leave(),
-            always_call=True,
-        )
+        enter = model.register_forward_pre_hook(_Hook(self._enter))
+        # Also after an error of the forward, or the next edit would wait for ever.
+        leave = model.register_forward_hook(_Hook(self._leave), always_call=True)
         self._resources.callback(enter.remove)
         self._resources.callback(leave.remove)
         compiled = model._compiled_call_impl
@@ -106,7 +118,7 @@ class Gate:
                     raise SessionError("an edit inside session.reading() would wait for itself")
                 self._n_waiting += 1
                 try:
-                    self._changed.wait_for(lambda: self._editor is None and not self._n_readers)
+                    self._changed.wait_for(self._may_edit)
                 finally:
                     self._n_waiting -= 1
                 self._editor = me
@@ -118,28 +130,40 @@ class Gate:
                 self._depth -= 1
                 if not self._depth:
                     self._editor = None
+                    self._due = set(self._queue)
                     self._changed.notify_all()
 
     @property
     def _n_readers(self) -> int:
         return self._readers.total()
 
+    def _may_edit(self) -> bool:
+        return self._editor is None and not self._n_readers and not self._due
+
     def _enter(self, block: bool = False) -> None:
         me = threading.get_ident()
         with self._changed:
             if self._editor != me and not self._readers[me]:
-                self._changed.wait_for(lambda: self._editor is None and self._may_pass(block))
+                self._queue.add(me)
+                try:
+                    self._changed.wait_for(lambda: self._may_pass(me, block))
+                finally:
+                    self._queue.remove(me)
+                    self._due.discard(me)
+                    self._changed.notify_all()  # after Ctrl-C an editor waits for this thread
             if self._editor != me:
                 self._readers[me] += 1
             self._n_blocks += block
 
-    def _may_pass(self, block: bool) -> bool:
-        """New readers let waiting editors go first.
+    def _may_pass(self, me: int, block: bool) -> bool:
+        """New readers let waiting editors go first, but those that waited for one do not.
 
-        But no forward does while a block is open: no editor can go before that ends, and it may be
-        waiting for this very forward, in a thread of its own.
+        Nor does any forward while a block is open: no editor can go before that ends, and it may
+        be waiting for this very forward, in a thread of its own.
         """
-        return not self._n_waiting or (self._n_blocks > 0 and not block)
+        if self._editor is not None:
+            return False
+        return not self._n_waiting or me in self._due or (self._n_blocks > 0 and not block)
 
     def _leave(self, block: bool = False) -> None:
         me = threading.get_ident()

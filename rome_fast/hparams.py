@@ -175,6 +175,11 @@ def _is_int(x: object) -> bool:
     return isinstance(x, int) and not isinstance(x, bool)
 
 
+def is_number(x: object) -> bool:
+    """Whether it is a plain number, and no truth value."""
+    return isinstance(x, int | float) and not isinstance(x, bool)
+
+
 def _is_positive(x: float) -> bool:
     return 0 < x < math.inf
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from rome_fast.errors import EditRejectedError, InvalidArgumentError
+from rome_fast.hparams import is_number
 from rome_fast.types import RankOneUpdate
 
 ACTIONS = ("shrink", "reject", "stop")
@@ -56,9 +57,9 @@ class Guard:
     action: str = "shrink"
 
     def __post_init__(self) -> None:
-        if not self.max_growth >= 1:
+        if not is_number(self.max_growth) or not self.max_growth >= 1:
             raise InvalidArgumentError(
-                f"guard.max_growth must be 1 or more, got {self.max_growth!r}"
+                f"guard.max_growth must be a number of 1 or more, got {self.max_growth!r}"
             )
         if self.action not in ACTIONS:
             raise InvalidArgumentError(

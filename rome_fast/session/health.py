@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from rome_fast.errors import InvalidArgumentError
+from rome_fast.hparams import is_number
 
 REACTIONS = ("warn", "stop", "rollback")
 
@@ -46,16 +47,28 @@ class HealthCheck:
                 )
         limits = {"max_perplexity": math.inf, "min_retention": 1, "min_neighbourhood": 1}
         for name, most in limits.items():
-            if not 0 <= getattr(self, name) <= most:
+            value = getattr(self, name)
+            if not is_number(value) or not 0 <= value <= most:
                 raise InvalidArgumentError(
-                    f"health.{name} must be between 0 and {most}, got {getattr(self, name)!r}"
+                    f"health.{name} must be a number between 0 and {most}, got {value!r}"
                 )
-        for name in ("texts", "prompts"):
-            if isinstance(getattr(self, name), str):
-                raise InvalidArgumentError(f"health.{name} must be a list of strings, not one")
+        if self.texts is not None:
+            _check_strings("texts", self.texts)
+        _check_strings("prompts", self.prompts)
         if self.on_unhealthy not in REACTIONS:
             raise InvalidArgumentError(
                 f"health.on_unhealthy must be one of {REACTIONS}, got {self.on_unhealthy!r}"
+            )
+
+
+def _check_strings(name: str, value: object) -> None:
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        said = f"not one {value[:60]!r}" if isinstance(value, str) else f"got {value!r:.80}"
+        raise InvalidArgumentError(f"health.{name} must be a list of strings, {said}")
+    for index, item in enumerate(value):
+        if not isinstance(item, str):
+            raise InvalidArgumentError(
+                f"health.{name}[{index}] must be a string, got {item!r:.80}: leave it out"
             )
 
 

@@ -27,11 +27,15 @@ class RejectedEdit:
     """In the place of an EditResult: a request that was refused, and the error that says why.
 
     The model is bit-identical to before the request.
+
+    Attributes:
+        edit_id: None: no edit was made.
     """
 
     request: EditRequest
     error: RomeFastError
     success: bool = False
+    edit_id: None = None
 
     def __str__(self) -> str:
         return f"REJECTED: {self.request}: {self.error}"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from rome_fast.edit import Request, check_order
+from rome_fast.edit import Request, check_many, check_order
 from rome_fast.editlog import EditLog
 from rome_fast.errors import EditWarning, RevertError, SessionError
 from rome_fast.models import frozen
@@ -22,6 +22,7 @@ from rome_fast.session.health import Health, HealthCheck
 from rome_fast.session.opening import Opened, open_new, reopen
 from rome_fast.session.picture import save_checks
 from rome_fast.session.sequence import Outcome, RejectedEdit, Sequencer
+from rome_fast.session.settings import check_options
 from rome_fast.session.stream import EditStream
 from rome_fast.session.watch import Watch
 from rome_fast.types import EditRequest, EditResult
@@ -86,6 +87,7 @@ class Session:
             "guard": Guard() if guard is None else guard,
             "health": HealthCheck() if health is None else health,
         }
+        check_options(options)
         self._begin(
             open_new(
                 model, tok, hparams, variant, stop_loss, context_templates, second_moment, journal,
@@ -179,10 +181,13 @@ class Session:
 
         Raises:
             InvalidArgumentError: ``order`` or ``window`` is none of the possible ones.
+            InvalidRequestError: ``requests`` is no list, generator or the like.
             RomeFastError: while iterating, as ``edit``; a bad request ends it, and so does a
                 refused one with ``guard.action == "stop"``.
         """
-        return EditStream(self._edit_next, requests, check_order(order, window), progress)
+        size = check_order(order, window)
+        check_many(requests)
+        return EditStream(self._edit_next, requests, size, progress)
 
     def undo(self, n: int = 1) -> list[int]:
         """Take out the last ``n`` edits, bit for bit; returns their numbers, latest first.
@@ -190,12 +195,11 @@ class Session:
         What they had replaced holds again.
 
         Raises:
-            RevertError: there are fewer.
+            RevertError: there are fewer, or none.
         """
         with self._working():
             kept = [edit.edit_id for edit in self._book.log.kept()]
-            if type(n) is not int or not 1 <= n <= len(kept):
-                raise RevertError(f"n must be 1 to {len(kept)}, the edits to undo; got {n!r}")
+            _check_steps(n, len(kept), "the edits to undo", "nothing to undo: no edit is left")
             undone = kept[: -n - 1 : -1]
             self._set_taken_out(self._book.log.taken_out | set(undone))
             return undone
@@ -207,11 +211,9 @@ class Session:
             RevertError: fewer were taken out since the last new edit.
         """
         with self._working():
-            if type(n) is not int or not 1 <= n <= len(self._undone):
-                raise RevertError(
-                    f"n must be 1 to {len(self._undone)}, the edits taken out since the last new "
-                    f"one; got {n!r}"
-                )
+            nothing = "nothing to redo: no edit was taken out since the last new one"
+            what = "the edits taken out since the last new one"
+            _check_steps(n, len(self._undone), what, nothing)
             back = self._undone[: -n - 1 : -1]
             self._book.take_out(self._book.log.taken_out - set(back))
             del self._undone[-n:]
@@ -250,7 +252,12 @@ class Session:
         save_checks(self.checks, Path(path))
 
     def reading(self) -> AbstractContextManager[None]:
-        """While open, no other thread edits: for a generation that belongs to one model."""
+        """While open, no other thread edits: for a generation that belongs to one model.
+
+        Raises:
+            SessionError: the Session is closed.
+        """
+        self._check_open()
         return self._gate.reading()
 
     def close(self) -> None:
@@ -262,17 +269,21 @@ class Session:
             self._let_go()
 
     def __enter__(self) -> Session:
+        self._check_open()
         return self
 
     def __exit__(self, *error: object) -> None:
         self.close()
 
+    def _check_open(self) -> None:
+        if not self._let_go.alive:
+            raise SessionError("the Session is closed: open another one, or resume its journal")
+
     @contextmanager
     def _working(self) -> Iterator[None]:
         """Alone with the model."""
         with self._gate.editing():
-            if not self._let_go.alive:
-                raise SessionError("the Session is closed: open another one, or resume its journal")
+            self._check_open()
             with torch.inference_mode(False), frozen(self._editor.model):
                 self._book.check_weight()
                 yield
@@ -310,6 +321,16 @@ class Session:
 
     def _undo_of(self, edit_id: int) -> SessionUndo:
         return SessionUndo(self, edit_id)
+
+
+def _check_steps(n: object, most: int, what: str, nothing: str) -> None:
+    """Raise RevertError unless ``n`` of so many edits can be undone or redone."""
+    if type(n) is not int or n < 1:
+        raise RevertError(f"n must be a whole number of 1 or more, got {n!r}")
+    if not most:
+        raise RevertError(nothing)
+    if n > most:
+        raise RevertError(f"n must be 1 to {most}, {what}; got {n}")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What a Session was opened with: checked once, and kept in its journal."""
+"""What a Session was opened with: checked at once, and kept in its journal."""
 
 from __future__ import annotations
 
@@ -8,9 +8,23 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from rome_fast.errors import InvalidArgumentError
-from rome_fast.hparams import RomeHparams
+from rome_fast.hparams import RomeHparams, is_number
 from rome_fast.session.guard import Guard
 from rome_fast.session.health import HealthCheck
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Of those fields of Settings that a Session is given. Raises InvalidArgumentError."""
+    retain, anchor = options["retain"], options["anchor"]
+    if not is_number(retain) or not 0 <= retain < math.inf:
+        raise InvalidArgumentError(f"retain must be a finite number >= 0, got {retain!r}")
+    if type(anchor) is not int or anchor < 0:
+        raise InvalidArgumentError(f"anchor must be a whole number of 0 or more, got {anchor!r}")
+    for name, kind in (("guard", Guard), ("health", HealthCheck)):
+        if not isinstance(options[name], kind):
+            raise InvalidArgumentError(
+                f"{name} must be a {kind.__name__}, got {type(options[name]).__name__}"
+            )
 
 
 @dataclass(frozen=True)
@@ -24,19 +38,6 @@ class Settings:
     anchor: int
     guard: Guard
     health: HealthCheck
-
-    def __post_init__(self) -> None:
-        if isinstance(self.retain, bool) or not 0 <= self.retain < math.inf:
-            raise InvalidArgumentError(f"retain must be finite and >= 0, got {self.retain!r}")
-        if type(self.anchor) is not int or self.anchor < 0:
-            raise InvalidArgumentError(
-                f"anchor must be a whole number of 0 or more, got {self.anchor!r}"
-            )
-        for name, kind in (("guard", Guard), ("health", HealthCheck)):
-            if not isinstance(getattr(self, name), kind):
-                raise InvalidArgumentError(
-                    f"{name} must be a {kind.__name__}, got {type(getattr(self, name)).__name__}"
-                )
 
     def to_json(self) -> dict[str, Any]:
         """Plain dicts."""

@@ -91,7 +91,8 @@ class Watch:
 
     def _stop(self, health: Health, why: str = "") -> None:
         self._stopped = UnhealthyError(
-            f"the Session has stopped: {health}{why}. undo() edits, or look again with health()"
+            f"the Session has stopped: {health}{why}. Take edits out with undo() or revert(), then "
+            "call health(): once it is healthy, the Session edits again"
         )
 
     def _roll_back(self, health: Health) -> None:

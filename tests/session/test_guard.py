@@ -24,8 +24,9 @@ def test_the_limit_follows_the_running_median():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"max_growth": 0.5}, "guard.max_growth must be 1 or more, got 0.5"),
-        ({"max_growth": math.nan}, "guard.max_growth must be 1 or more, got nan"),
+        ({"max_growth": 0.5}, "guard.max_growth must be a number of 1 or more, got 0.5"),
+        ({"max_growth": math.nan}, "guard.max_growth must be .* 1 or more, got nan"),
+        ({"max_growth": "3"}, "guard.max_growth must be a number of 1 or more, got '3'"),
         ({"action": "pray"}, "guard.action must be one of .*, got 'pray'"),
     ],
 )

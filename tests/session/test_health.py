@@ -118,7 +118,8 @@ def test_stop_ends_the_sequence_until_it_is_healthy_again(gpt2, options, request
         with pytest.warns(SessionWarning, match="UNHEALTHY"):
             assert [next(stream).edit_id, next(stream).edit_id] == [1, 2]
         before = state(model)
-        with pytest.raises(UnhealthyError, match=r"the Session has stopped: 2 edits"):
+        remedy = r"has stopped: 2 edits.* Take edits out with undo\(\) .* then call health"
+        with pytest.raises(UnhealthyError, match=remedy):
             next(stream)
         with pytest.raises(UnhealthyError):
             session.edit(requests[3])
@@ -190,9 +191,14 @@ def test_a_picture_without_matplotlib_names_the_extra(gpt2_session, tmp_path, mo
     [
         ({"every": -1}, "health.every must be a whole number of 0 or more, got -1"),
         ({"sample": 2.5}, "health.sample must be a whole number"),
-        ({"max_perplexity": math.nan}, "health.max_perplexity must be between 0 and inf, got nan"),
-        ({"min_retention": 90}, "health.min_retention must be between 0 and 1, got 90"),
-        ({"texts": "one text"}, "health.texts must be a list of strings, not one"),
+        ({"max_perplexity": math.nan}, "health.max_perplexity must be a number .* inf, got nan"),
+        ({"min_retention": 90}, "health.min_retention must be a number between 0 and 1, got 90"),
+        ({"min_retention": "1"}, "health.min_retention must be a number .*, got '1'"),
+        ({"texts": "one text"}, "health.texts must be a list of strings, not one 'one text'"),
+        ({"texts": [5]}, r"health.texts\[0\] must be a string, got 5"),
+        ({"texts": 5}, "health.texts must be a list of strings, got 5"),
+        ({"prompts": None}, "health.prompts must be a list of strings, got None"),
+        ({"prompts": ["It is", 5]}, r"health.prompts\[1\] must be a string, got 5"),
         ({"prompts": "It is"}, "health.prompts must be a list of strings"),
         ({"on_unhealthy": "panic"}, "health.on_unhealthy must be one of"),
     ],

@@ -8,7 +8,7 @@ import torch
 from helpers import same_bits, state
 
 import rome_fast
-from rome_fast import HealthCheck, Session
+from rome_fast import EditRequest, HealthCheck, Session
 from rome_fast.errors import (
     EditRejectedError,
     HparamsError,
@@ -99,7 +99,7 @@ def test_undo_and_redo_step_by_step(gpt2_session, requests):
         assert same_bits(model, states[n])
     session.undo(2)
     session.edit(requests[4])
-    with pytest.raises(RevertError, match=r"n must be 1 to 0, .* since the last new"):
+    with pytest.raises(RevertError, match=r"nothing to redo: .* since the last new one"):
         session.redo()
 
 
@@ -114,14 +114,31 @@ def test_a_result_reverts_its_own_edit(gpt2_session, requests):
         middle.revert()
 
 
-@pytest.mark.parametrize("n", [0, 2, -1, True, "all"])
-def test_undo_of_more_than_there_is(gpt2_session, requests, n):
+@pytest.mark.parametrize(
+    ("n", "message"),
+    [
+        (2, r"n must be 1 to 1, the edits to undo; got 2"),
+        (0, "n must be a whole number of 1 or more, got 0"),
+        (-1, "n must be a whole number of 1 or more, got -1"),
+        (True, "n must be a whole number of 1 or more, got True"),
+        ("all", "n must be a whole number of 1 or more, got 'all'"),
+    ],
+)
+def test_undo_of_more_than_there_is(gpt2_session, requests, n, message):
     session, model = gpt2_session
     session.edit(requests[0])
     before = state(model)
-    with pytest.raises(RevertError, match=r"n must be 1 to 1, the edits to undo; got"):
+    with pytest.raises(RevertError, match=message):
         session.undo(n)
     assert same_bits(model, before)
+
+
+def test_nothing_to_undo(gpt2_session, requests):
+    session, _ = gpt2_session
+    with pytest.raises(RevertError, match="nothing to undo: no edit is left"):
+        session.undo()
+    with pytest.raises(RevertError, match="nothing to redo: no edit was taken out"):
+        session.redo()
 
 
 def test_the_same_fact_again_replaces_what_was_edited(tiny, options, requests):
@@ -181,6 +198,23 @@ def test_a_window_of_independent_requests(tiny, options, requests):
         assert all(result.success for result in results[1:])
 
 
+def test_a_break_leaves_the_window_in(gpt2_session, requests):
+    session, _ = gpt2_session
+    for _ in session.edit_many(requests, order="independent", window=4, progress=False):
+        break
+    assert len(session.log) == 4
+
+
+def test_a_bad_request_leaves_its_window_unedited(gpt2_session, requests):
+    session, _ = gpt2_session
+    bad = [*requests[:3], {"prompt": "{} is"}]
+    stream = session.edit_many(bad, order="independent", window=2, progress=False)
+    assert [next(stream).edit_id, next(stream).edit_id] == [1, 2]
+    with pytest.raises(InvalidRequestError, match=r"requests\[3\]: request lacks subject"):
+        next(stream)
+    assert len(session.log) == 2
+
+
 def test_a_generator_is_read_as_the_edits_are_made(gpt2_session, requests):
     session, _ = gpt2_session
     read = []
@@ -214,6 +248,13 @@ def test_a_bad_request_in_a_stream_is_named(gpt2_session, requests):
     with pytest.raises(InvalidRequestError, match=r"requests\[1\]: request lacks subject"):
         next(stream)
     assert len(session.log) == 1
+
+
+@pytest.mark.parametrize("kind", [lambda r: None, lambda r: 5, dict, EditRequest.parse, str])
+def test_requests_that_are_no_list_are_refused_by_the_call(gpt2_session, requests, kind):
+    session, _ = gpt2_session
+    with pytest.raises(InvalidRequestError, match=r"requests must be a list .* wrap it in a list"):
+        session.edit_many(kind(requests[0]), progress=False)
 
 
 def test_a_second_session_on_a_weight_is_refused(gpt2, options, requests):
@@ -250,7 +291,11 @@ def test_a_closed_session_edits_nothing(gpt2, options, requests):
         result = session.edit(requests[0])
     session.close()  # twice is once
     edited = state(model)
-    for use in (lambda: session.edit(requests[1]), session.undo, result.revert, session.health):
+    uses = [
+        lambda: session.edit(requests[1]), session.undo, result.revert, session.health,
+        session.reading, session.__enter__,
+    ]  # fmt: skip
+    for use in uses:
         with pytest.raises(SessionError, match="the Session is closed"):
             use()
     assert same_bits(model, edited)
@@ -366,21 +411,25 @@ def test_an_edit_from_before_the_session_is_not_reverted_under_it(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"retain": -1.0}, "retain must be finite and >= 0, got -1.0"),
-        ({"retain": float("inf")}, "retain must be finite"),
-        ({"retain": True}, "retain must be finite and >= 0, got True"),
+        ({"retain": -1.0}, "retain must be a finite number >= 0, got -1.0"),
+        ({"retain": float("inf")}, "retain must be a finite number"),
+        ({"retain": True}, "retain must be a finite number >= 0, got True"),
+        ({"retain": "x"}, "retain must be a finite number >= 0, got 'x'"),
+        ({"retain": None}, "retain must be a finite number >= 0, got None"),
         ({"anchor": 1.5}, "anchor must be a whole number of 0 or more, got 1.5"),
         ({"guard": "shrink"}, "guard must be a Guard, got str"),
         ({"health": 5}, "health must be a HealthCheck, got int"),
     ],
 )
-def test_bad_options_are_named(gpt2, options, change, message):
+def test_bad_options_are_named(gpt2, options, monkeypatch, change, message):
     model, tok = gpt2
+    monkeypatch.setattr("rome_fast.editor.Editor.prepare", None)  # nothing is sampled before
     before = state(model)
     with pytest.raises(InvalidArgumentError, match=message):
         Session(model, tok, **{**options, **change})
     assert same_bits(model, before)
     assert not model._forward_pre_hooks
+    monkeypatch.undo()
     Session(model, tok, **options).close()  # nothing was kept
 
 
@@ -406,7 +455,8 @@ def test_rejections_do_not_stop_a_sequence(gpt2, options, requests):
     with Session(model, tok, **options) as session:
         results = list(session.edit_many([requests[0], long, requests[2]], progress=False))
         assert [result.success for result in results] == [True, False, True]
-        assert isinstance(results[1], rome_fast.session.RejectedEdit)
+        assert [result.edit_id for result in results] == [1, None, 2]
+        assert isinstance(results[1], rome_fast.RejectedEdit)
         assert "REJECTED" in str(results[1])
         [rejection] = session.log.rejections
         assert rejection.request.subject == "Eiffel Tower"

@@ -1,8 +1,11 @@
 """Threads: edits one at a time, and every forward on the weights of one moment."""
 
 import copy
+import io
+import pickle
 import threading
 import time
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -124,6 +127,29 @@ def test_a_forward_that_fails_does_not_lock_the_model(gpt2_session, requests):
     run_all(lambda: session.edit(requests[0]))
 
 
+def saved_and_loaded(model):
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model)), saved_and_loaded]
+)
+def test_a_copy_of_the_model_does_not_pass_the_gate(gpt2, options, requests, copied):
+    model, tok = gpt2
+    with Session(model, tok, **options) as session:
+        session.edit(requests[0])
+        other = copied(model)
+        assert same_bits(other, model.state_dict())
+        with session._gate.editing():
+            run_all(lambda: other(torch.tensor([[1, 2, 3]])))
+        with Session(other, tok, **options) as second:
+            second.edit(requests[1])
+    assert not model._forward_pre_hooks
+
+
 def test_editors_are_not_kept_waiting_by_many_readers(gpt2_session, requests):
     session, model = gpt2_session
     done = threading.Event()
@@ -140,6 +166,67 @@ def test_editors_are_not_kept_waiting_by_many_readers(gpt2_session, requests):
             done.set()
 
     run_all(read, read, read, edit)
+    assert len(session.log) == 1
+
+
+@pytest.mark.parametrize("block", [False, True])
+def test_readers_get_in_between_the_edits_of_a_batch(gpt2_session, requests, block):
+    session, model = gpt2_session
+    begun, done, n_edits = threading.Event(), threading.Event(), []
+
+    @torch.no_grad()
+    def read():
+        begun.wait()
+        while not done.is_set():
+            with session.reading() if block else nullcontext():
+                model(torch.tensor([[1, 2, 3]]))
+                n_edits.append(len(session._book.log.edits))
+
+    find = session._editor.find
+
+    def slow(window):
+        begun.set()
+        time.sleep(0.05)  # the reader waits
+        return find(window)
+
+    session._editor.find = slow
+
+    def edit():
+        try:
+            for request in requests:
+                session.edit(request)
+        finally:
+            done.set()
+
+    run_all(read, edit)
+    assert set(n_edits) >= {1, 2, 3, 4, 5}
+
+
+def test_a_reader_that_stops_waiting_holds_up_no_editor(gpt2_session, requests, monkeypatch):
+    session, _ = gpt2_session
+    gate, inside = session._gate, threading.Event()
+    may_pass = gate._may_pass
+
+    def interrupted(me, block):
+        if me in gate._due:
+            raise KeyboardInterrupt
+        return may_pass(me, block)
+
+    monkeypatch.setattr(gate, "_may_pass", interrupted)
+
+    def read():
+        inside.wait()
+        with pytest.raises(KeyboardInterrupt), session.reading():
+            pass
+
+    def edit():
+        with gate.editing():
+            inside.set()
+            while not gate._queue:
+                time.sleep(0.01)
+        session.edit(requests[0])
+
+    run_all(read, edit)
     assert len(session.log) == 1
 
 
