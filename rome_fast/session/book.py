@@ -65,9 +65,11 @@ class Book:
     ) -> None:
         self.log, self.history, self.retained = log, history, retained
         self._journal, self._keys = journal, keys
+        self._held = log, log.holding()
+        # By fact, numbers of the first so many edits, taken out or not.
+        self._facts: dict[object, list[int]] = {}
+        self._n_in_facts = 0
         self._weight_name = f"{history.projection.name}.weight"
-        self._of_fact: dict[tuple[Any, ...], list[int]] = {}
-        self._n_looked_up = 0
         self._left: _Weight | None = None
         self._settle()
         self._left = _Weight.of(history.weight)
@@ -77,14 +79,19 @@ class Book:
         """How many requests have an edit or a rejection; it only grows."""
         return len(self.log.edits) + len(self.log.rejections)
 
+    def holding(self) -> list[LoggedEdit]:
+        """As the log's, without a look at every edit each time."""
+        if self._held[0] is not self.log:
+            self._held = self.log, self.log.holding()
+        return self._held[1]
+
     def same_fact(self, request: EditRequest) -> tuple[int, ...]:
-        """As ``EditLog.same_fact``, in time that does not grow with the log."""
-        edits = self.log.edits
-        for edit in edits[self._n_looked_up :]:
-            self._of_fact.setdefault(edit.request.fact, []).append(edit.edit_id)
-        self._n_looked_up = len(edits)
-        found = self._of_fact.get(request.fact, ())
-        return tuple(number for number in found if number not in self.log.taken_out)
+        """As the log's, looked up."""
+        for edit in self.log.edits[self._n_in_facts :]:
+            self._facts.setdefault(edit.request.fact, []).append(edit.edit_id)
+        self._n_in_facts = len(self.log.edits)
+        numbers = self._facts.get(request.fact, [])
+        return tuple(number for number in numbers if number not in self.log.taken_out)
 
     def check_weight(self) -> None:
         """Raise SessionError if anything but this book has written to the weight."""
@@ -133,7 +140,7 @@ class Book:
         For as long as it takes: what is written down in the end decides.
         """
         gone = set(replaced)
-        kept = [edit for edit in self.log.holding() if edit.edit_id not in gone]
+        kept = [edit for edit in self.holding() if edit.edit_id not in gone]
         self._settle(kept, released=set(near))
 
     def add(self, edits: Sequence[LoggedEdit], keys: Sequence[Tensor]) -> None:
@@ -146,8 +153,13 @@ class Book:
             records.append(Record({"kind": "edit", "edit": edit_to_json(edit)}, tensors))
         new = self.log.copy()
         new.edits.extend(edits)
-        self._settle(new.holding())
+        replaced = {number for edit in edits for number in edit.replaced}
+        held = [*self.holding(), *edits]
+        if replaced:
+            held = [edit for edit in held if edit.edit_id not in replaced]
+        self._settle(held)
         self._write_down(new, records)
+        self._held = new, held
 
     def take_out(self, numbers: Iterable[int]) -> None:
         """Let exactly these edits, by number, not hold; the weight follows."""
@@ -191,7 +203,7 @@ class Book:
         rewrite: bool = False,
     ) -> None:
         """Make weight and retained keys those of ``edits``, by default of the log."""
-        edits = self.log.holding() if edits is None else edits
+        edits = self.holding() if edits is None else edits
         updates = [edit.update for edit in edits]
         if rewrite or self.history.updates != tuple(updates):
             self.history.replay(updates)

@@ -13,7 +13,7 @@ from rome_fast.types import RankOneUpdate
 
 ACTIONS = ("shrink", "reject", "stop")
 # How many updates make a running median, and how many it takes to begin.
-_WINDOW, _ENOUGH = 32, 8
+WINDOW, _ENOUGH = 32, 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,4 +91,4 @@ class Guard:
         """The largest norm that the next update may have, after those of ``norms``."""
         if len(norms) < _ENOUGH:
             return math.inf
-        return self.max_growth * statistics.median(norms[-_WINDOW:])
+        return self.max_growth * statistics.median(norms[-WINDOW:])

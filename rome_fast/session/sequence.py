@@ -11,7 +11,7 @@ from rome_fast.clock import Clock
 from rome_fast.editlog import LoggedEdit, Rejection
 from rome_fast.errors import REFUSALS, RomeFastError
 from rome_fast.joint import count_independent, solve_updates
-from rome_fast.session.guard import Written
+from rome_fast.session.guard import WINDOW, Written
 from rome_fast.types import EditRequest, EditResult, RankOneUpdate, Undo
 from rome_fast.update import Constraint, Metric, solve_and_apply_
 
@@ -142,7 +142,7 @@ class Sequencer:
         """With the solved value at the norm of the first ones, once there are enough."""
         if not self._settings.anchor:
             return found
-        holding = self._book.log.holding()
+        holding = self._book.holding()
         pilots = [edit.numbers["value_norm"] for edit in holding[: self._settings.anchor]]
         if len(pilots) < self._settings.anchor:
             return found
@@ -167,7 +167,8 @@ class Sequencer:
     def _write(self, constraints: Sequence[Constraint]) -> list[Written]:
         """Solve, let the guard decide, and put the updates into the weight."""
         history, guard = self._book.history, self._settings.guard
-        limit = guard.limit([e.numbers["update_norm"] for e in self._book.log.holding()])
+        recent = self._book.holding()[-WINDOW:]
+        limit = guard.limit([edit.numbers["update_norm"] for edit in recent])
         if len(constraints) > 1:
             updates = solve_updates(history.projection, constraints, self._metric)
             decided = [

@@ -167,6 +167,48 @@ def test_the_same_fact_again_replaces_what_was_edited(tiny, options, requests):
         assert not same_bits(model, before_first)
 
 
+def test_an_edit_does_not_look_at_all_earlier_ones(gpt2_session, requests, monkeypatch):
+    session, _ = gpt2_session
+    session.edit(requests[0])
+    for scan in ("holding", "kept", "same_fact"):
+        monkeypatch.setattr(rome_fast.EditLog, scan, None)
+    assert session.edit(requests[1]).success
+
+
+def test_what_the_book_looks_up_is_what_the_log_says(gpt2_session, requests, monkeypatch):
+    session, _ = gpt2_session
+    book, parsed = session._book, [EditRequest.parse(request) for request in requests]
+
+    def check():
+        assert book.holding() == book.log.holding()
+        for request in parsed:
+            assert book.same_fact(request) == book.log.same_fact(request)
+
+    check()
+    for step in (
+        lambda: session.edit(requests[0]),
+        lambda: list(session.edit_many(requests[1:4], order="independent", progress=False)),
+        lambda: session.edit({**requests[1], "target_new": "near"}),
+        session.undo,
+        lambda: session.revert(1),
+        lambda: session.redo(2),
+        lambda: session.edit({**requests[1], "target_new": "near"}),
+        lambda: session.undo(2),
+    ):
+        step()
+        check()
+    write_down = book._write_down
+
+    def interrupted(log, records):
+        write_down(log, records)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(book, "_write_down", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        session.edit(requests[5])
+    check()
+
+
 def test_a_failed_replacement_leaves_the_old_edit(gpt2_session, requests):
     session, model = gpt2_session
     session.edit(requests[0])
