@@ -31,9 +31,19 @@ _NAME = "edit_log"
 
 
 def write(log: EditLog, path: Path) -> None:
-    """Write the log, atomically."""
+    """Write the log, atomically; never over a journal, which may be an open Session's.
+
+    Raises:
+        EditLogError: the file is a journal.
+    """
     from safetensors.torch import save_file
 
+    from rome_fast.editlog.journal import is_journal
+
+    if path.is_file() and is_journal(path):
+        raise EditLogError(
+            f"{str(path)!r} is a Session's journal, which a log would destroy: name another file"
+        )
     tensors, rows = {}, {}
     for name, edits in by_weight(log.edits).items():
         tensors[f"{name}.u"] = torch.stack([edit.update.u.cpu() for edit in edits])

@@ -169,7 +169,7 @@ class EditLog:
             The ranks, and the error of the approximation.
 
         Raises:
-            EditLogError: no edit holds.
+            EditLogError: no edit holds, or the folder is a model's.
         """
         from rome_fast.editlog.lora import write_lora
 
@@ -179,6 +179,7 @@ class EditLog:
         """Write one safetensors file, whole or not at all: u and v of each edit, all else as JSON.
 
         Raises:
+            EditLogError: the file is a Session's journal.
             OSError: it cannot be written.
         """
         from rome_fast.editlog.files import write

@@ -59,6 +59,11 @@ def write_lora(log: EditLog, path: Path, max_rank: int | None) -> LoraExport:
         )
     if not log.holding():
         raise EditLogError("no edit of the log holds: there is nothing to export")
+    if (path / "config.json").exists():
+        raise EditLogError(
+            f"{str(path)!r} is the folder of a model, which would be loaded with the adapter on "
+            "top: name another folder"
+        )
     tensors: dict[str, Tensor] = {}
     ranks, errors = {}, {}
     for weight_name, edits in by_weight(log.holding()).items():

@@ -20,6 +20,7 @@ from rome_fast.hparams import RomeHparams
 from rome_fast.models import ModelSpec, frozen
 from rome_fast.moments import SecondMoment
 from rome_fast.owner import edited, gated, owned
+from rome_fast.provenance import tokenizer_hash
 from rome_fast.session.baseline import Baseline
 from rome_fast.session.book import Book
 from rome_fast.session.health import Health
@@ -104,6 +105,11 @@ def reopen(
         settings, log = Settings.from_json(first["settings"]), replay(file.path, records)
         editor = Editor(spec, tok, settings.hparams, None, settings.backend)
         log.base.check(spec.model)
+        if tokenizer_hash(tok) != first["tokenizer"]:
+            raise JournalError(
+                f"journal {str(file.path)!r} was begun with another tokenizer than tok: its tokens "
+                "would be others"
+            )
         if second_moment is None:
             second_moment = _own_moment(file, first["second_moment"])
         editor.prepare(settings.context_templates, second_moment)
@@ -176,6 +182,7 @@ def _begin(file: Journal, opened: Opened, given: object) -> None:
         "kind": "session",
         "settings": opened.settings.to_json(),
         "base": opened.book.log.base.to_json(),
+        "tokenizer": tokenizer_hash(opened.editor.tok),
         "second_moment": {
             "is_kept": kept,
             "source": "identity" if moment is None else moment.source,

@@ -115,7 +115,8 @@ class Session:
                 it was begun with one. What was sampled or collected is kept beside the journal.
 
         Raises:
-            JournalError: absent, damaged, open elsewhere, or begun with another second moment.
+            JournalError: absent, damaged, open elsewhere, or begun with another second moment or
+                tokenizer.
             EditLogError: the model is another one, or edited already; names the weight.
         """
         session = cls.__new__(cls)

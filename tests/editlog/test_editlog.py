@@ -241,6 +241,17 @@ def test_what_is_no_log(tmp_path, content, message):
         EditLog.load(path)
 
 
+def test_a_log_is_not_written_over_a_journal(gpt2, settings, tmp_path):
+    model, tok = gpt2
+    path = tmp_path / "edits.journal"
+    with Session(model, tok, **settings, journal=path) as session:
+        session.edit(REQUESTS[0])
+        with pytest.raises(EditLogError, match=r"edits\.journal' is a Session's journal"):
+            session.log.save(path)
+        session.edit(REQUESTS[1])
+    assert len(EditLog.load(path)) == 2
+
+
 def test_a_damaged_log_is_told(gpt2, settings, tmp_path):
     model, tok = gpt2
     log, _ = edited(model, tok, settings)

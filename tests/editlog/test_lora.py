@@ -96,6 +96,14 @@ def test_a_rank_too_small_is_the_best_of_its_rank_and_says_what_is_missing(
     assert float(missing.norm() / total.norm()) == pytest.approx(error, rel=1e-4)
 
 
+def test_an_adapter_is_not_put_into_a_models_folder(gpt2, settings, tmp_path):
+    log, _ = edited(*gpt2, settings)
+    gpt2[0].save_pretrained(tmp_path)
+    with pytest.raises(EditLogError, match="is the folder of a model"):
+        log.to_lora(tmp_path)
+    assert not (tmp_path / "adapter_config.json").exists()
+
+
 def test_settings_that_would_change_the_numbers_are_off(gpt2, settings, tmp_path):
     model, tok = gpt2
     edited(model, tok, settings)[0].to_lora(tmp_path)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import same_bits, state
+from tokenizers import Tokenizer
 
 from rome_fast import EditLog, Guard, HealthCheck, Session
 from rome_fast.errors import EditLogError, JournalError, SessionWarning
@@ -43,6 +44,20 @@ def test_resume_goes_on_where_it_ended(written, requests):
         result = session.edit(requests[1])
         assert result.edit_id == 7
     assert [edit.edit_id for edit in EditLog.load(path).holding()] == [1, 3, 4, 5, 7]
+
+
+def test_another_tokenizer_is_refused(written):
+    path, (model, tok), _ = written
+    before = state(model)
+    rules = json.loads(tok.backend_tokenizer.to_str())
+    ids = rules["model"]["vocab"]
+    ids["Ġplays"], ids["Ġabout"] = ids["Ġabout"], ids["Ġplays"]
+    backend = Tokenizer.from_str(json.dumps(rules))
+    other = type(tok)(tokenizer_object=backend, eos_token=tok.eos_token)
+    assert len(other) == len(tok)
+    with pytest.raises(JournalError, match="begun with another tokenizer than tok"):
+        Session.resume(path, model, other)
+    assert same_bits(model, before)
 
 
 def test_ctrl_c_while_a_journal_is_resumed_leaves_the_unedited_model(written, monkeypatch):
