@@ -1,0 +1,86 @@
+// Small kernels, right and wrong, by which the emulation itself is tested.
+#include <cstdint>
+#include <cstring>
+#include <exception>
+
+#include "kernels/cuda/numeric.cuh"
+#include "kernels/cuda/reduce.cuh"
+#include "kernels/cuda/simt.cuh"
+
+using namespace rome_fast;
+
+namespace {
+
+struct Values {
+  float scratch[kMaxWarps];
+  float values[256];
+};
+
+__global__ void sum_kernel(const float* x, int n, float* sums) {
+  Values& shared = shared_storage<Values>();
+  float mine = 0;
+  for (int i = threadIdx.x; i < n; i += blockDim.x) mine += x[i];
+  mine = block_sum(mine, shared.scratch);
+  if (threadIdx.x == 0) sums[blockIdx.x] = mine;
+}
+
+__global__ void reverse_kernel(const float* x, float* y, bool waits) {
+  Values& shared = shared_storage<Values>();
+  shared.values[threadIdx.x] = x[threadIdx.x];
+  if (waits) __syncthreads();
+  y[threadIdx.x] = shared.values[blockDim.x - 1 - threadIdx.x];
+}
+
+__global__ void some_return_kernel(float* y) {
+  if (threadIdx.x >= 40) return;
+  __syncthreads();
+  y[threadIdx.x] = __syncthreads_count(threadIdx.x % 2 == 0);
+}
+
+__global__ void half_a_warp_waits_kernel() {
+  if (threadIdx.x < 16) __shfl_sync(kWholeWarp, 1, 0);
+}
+
+__global__ void writes_behind_kernel() { shared_storage<Values>().values[256] = 1; }
+
+__global__ void round_kernel(const float* x, int n, float* bfloat16, float* half) {
+  for (int i = threadIdx.x; i < n; i += blockDim.x) {
+    bfloat16[i] = widen(narrow<BFloat16>(x[i]));
+    half[i] = widen(narrow<Half>(x[i]));
+  }
+}
+
+template <class Launch>
+const char* said(const Launch& launch) {
+  static char message[256];
+  message[0] = 0;
+  try {
+    launch();
+  } catch (const std::exception& error) {
+    std::strncpy(message, error.what(), sizeof(message) - 1);
+  }
+  return message;
+}
+
+}  // namespace
+
+extern "C" {
+const char* run_sum(const float* x, int n, float* sums) {
+  return said([&] { launch(sum_kernel, 3, 96, sizeof(Values), nullptr, x, n, sums); });
+}
+const char* run_reverse(const float* x, float* y, bool waits) {
+  return said([&] { launch(reverse_kernel, 1, 256, sizeof(Values), nullptr, x, y, waits); });
+}
+const char* run_some_return(float* y) {
+  return said([&] { launch(some_return_kernel, 1, 64, 0, nullptr, y); });
+}
+const char* run_half_a_warp_waits() {
+  return said([&] { launch(half_a_warp_waits_kernel, 1, 64, 0, nullptr); });
+}
+const char* run_writes_behind() {
+  return said([&] { launch(writes_behind_kernel, 1, 32, sizeof(Values), nullptr); });
+}
+const char* run_round(const float* x, int n, float* bfloat16, float* half) {
+  return said([&] { launch(round_kernel, 1, 64, 0, nullptr, x, n, bfloat16, half); });
+}
+}
