@@ -16,7 +16,7 @@ from rome_fast.info import OPS
 ON_HOST = Path(__file__).resolve().parents[1] / "cuda_on_host"
 sys.path.insert(0, str(ON_HOST))
 
-from build import build, sources  # noqa: E402
+from host_build import build, sources  # noqa: E402
 
 
 class Emulated:

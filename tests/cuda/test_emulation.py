@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from build import ON_HOST_SOURCES, build
-from conftest import ON_HOST
+from host_build import ON_HOST_SOURCES, build
 
-KERNELS = ON_HOST.parent / "cuda" / "emulation_kernels.cu"
+KERNELS = Path(__file__).with_name("emulation_kernels.cu")
 
 
 @pytest.fixture(scope="module")
