@@ -1,5 +1,5 @@
 #include "glue/ops_cpu.h"
-#include "glue/tensors.h"
+#include "glue/tensors_cpu.h"
 #include "kernels/cpu/cholesky_update.h"
 
 namespace rome_fast {

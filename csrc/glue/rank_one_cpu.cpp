@@ -1,5 +1,5 @@
 #include "glue/ops_cpu.h"
-#include "glue/tensors.h"
+#include "glue/tensors_cpu.h"
 #include "kernels/cpu/cholesky_solve.h"
 #include "kernels/cpu/rank_one.h"
 

@@ -2,7 +2,7 @@
 #include <vector>
 
 #include "glue/ops_cpu.h"
-#include "glue/tensors.h"
+#include "glue/tensors_cpu.h"
 #include "kernels/cpu/second_moment.h"
 
 namespace rome_fast {

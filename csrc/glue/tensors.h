@@ -11,9 +11,6 @@
 
 #include <utility>
 
-#include "kernels/cpu/half.h"
-#include "kernels/cpu/parallel.h"
-
 namespace rome_fast {
 
 using torch::headeronly::ScalarType;
@@ -25,9 +22,9 @@ struct TypeTag {
   using type = T;
 };
 
-// Calls f(TypeTag<T>) with the element type of the tensor.
-template <class F>
-auto dispatch_float(const Tensor& tensor, const char* name, const F& f) {
+// Calls f(TypeTag<T>) with the element type of the tensor; each device names half precision itself.
+template <class BFloat16, class Half, class F>
+auto dispatch_float_as(const Tensor& tensor, const char* name, const F& f) {
   switch (tensor.scalar_type()) {
     case ScalarType::Double:
       return f(TypeTag<double>{});
@@ -60,21 +57,6 @@ inline Tensor as_vector(const Tensor& tensor, ScalarType type) {
 template <class T>
 T* data(const Tensor& tensor) {
   return static_cast<T*>(tensor.data_ptr());
-}
-
-// A tensor of no dimensions; `type` is the one of T.
-template <class T>
-Tensor new_scalar(const Tensor& like, T value, ScalarType type) {
-  Tensor scalar = torch::stable::new_empty(like, {}, type);
-  *data<T>(scalar) = value;
-  return scalar;
-}
-
-inline Pool torch_pool() {
-  return {[](int64_t begin, int64_t end, int64_t grain, Pool::Body body, void* context) {
-    torch::stable::parallel_for(begin, end, grain,
-                                [=](int64_t first, int64_t last) { body(first, last, context); });
-  }};
 }
 
 }  // namespace rome_fast
