@@ -1,14 +1,19 @@
-"""Decides whether this build compiles the native library; all metadata is in pyproject.toml.
+"""Decides what this build compiles; all metadata is in pyproject.toml.
 
-ROME_FAST_BUILD=auto (default)  compile where torch and a C++ compiler are found, else pure Python
-ROME_FAST_BUILD=cpu             compile, or fail with the reason
+ROME_FAST_BUILD=auto (default)  for the CPU where torch and a C++ compiler are found, for CUDA too
+                                where torch has CUDA and nvcc is found; else pure Python
+ROME_FAST_BUILD=cpu             for the CPU, or fail with the reason
+ROME_FAST_BUILD=cuda            for the CPU and for CUDA, or fail with the reason
 ROME_FAST_BUILD=none            pure Python
+
+TORCH_CUDA_ARCH_LIST says for which GPUs (csrc/nvcc_build.py has the default).
 """
 
 import glob
 import os
 import shutil
 import sys
+from pathlib import Path
 
 from setuptools import Extension, setup
 
@@ -16,20 +21,32 @@ MODE = os.environ.get("ROME_FAST_BUILD", "auto")
 MINIMUM_TORCH = (2, 10)
 BUILDING = {"build", "build_ext", "bdist_wheel", "editable_wheel", "develop", "install"}
 COMPILE_ARGS = ["-O3", "-g0", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wno-psabi"]
+STABLE_ABI = [("TORCH_TARGET_VERSION", "0x020a000000000000"), ("TORCH_STABLE_ONLY", None)]
+CSRC = os.path.abspath("csrc")
+
+sys.path.insert(0, CSRC)
+import nvcc_build  # noqa: E402
+
+
+def without(what, reason, demanded):
+    """Say once that a library is left out, or refuse where it was demanded."""
+    if MODE in demanded:
+        raise SystemExit(f"rome_fast: ROME_FAST_BUILD={MODE}, but {reason}")
+    print(f"rome_fast: installing without the {what} library: {reason}", file=sys.stderr)
 
 
 def without_native(reason):
-    """Say once why the package will be pure Python, or refuse where native was demanded."""
-    if MODE == "cpu":
-        raise SystemExit(f"rome_fast: ROME_FAST_BUILD=cpu, but {reason}")
-    print(f"rome_fast: installing without the native library: {reason}", file=sys.stderr)
+    """Pure Python."""
+    without("native", reason, ("cpu", "cuda"))
     return {}
 
 
 def native_build():
     """The arguments for setup() that compile csrc/, or none."""
-    if MODE not in ("auto", "cpu", "none"):
-        raise SystemExit(f"rome_fast: ROME_FAST_BUILD must be auto, cpu or none, got {MODE!r}")
+    if MODE not in ("auto", "cpu", "cuda", "none"):
+        raise SystemExit(
+            f"rome_fast: ROME_FAST_BUILD must be auto, cpu, cuda or none, got {MODE!r}"
+        )
     if MODE == "none":
         return without_native("ROME_FAST_BUILD=none")
     try:
@@ -41,32 +58,105 @@ def native_build():
         return without_native(f"torch {torch.__version__} is older than 2.10")
     if sys.platform == "win32" or shutil.which(cpp_extension.get_cxx_compiler()) is None:
         return without_native("no g++ or clang++ was found")
-
-    class BuildNative(cpp_extension.BuildExtension):
-        def run(self):
-            try:
-                super().run()
-            except Exception as error:
-                without_native(f"compiling failed: {error}")
-                self.extensions.clear()
-
+    cuda = cuda_extension(torch, cpp_extension)
     ops = cpp_extension.CppExtension(
         "rome_fast._C",
-        ["csrc/register_cpu.cpp", *sorted(glob.glob("csrc/*/**/*.cpp", recursive=True))],
-        include_dirs=[os.path.abspath("csrc")],
-        define_macros=[("TORCH_TARGET_VERSION", "0x020a000000000000"), ("TORCH_STABLE_ONLY", None)],
+        [
+            "csrc/register_cpu.cpp",
+            *sorted(glob.glob("csrc/glue/*_cpu.cpp")),
+            *sorted(glob.glob("csrc/kernels/cpu/*.cpp")),
+        ],
+        include_dirs=[CSRC],
+        define_macros=STABLE_ABI,
         extra_compile_args=COMPILE_ARGS,
         py_limited_api=True,
     )
-    facts = Extension(
+    extensions = [ops, facts_extension(torch, cpp_extension, cuda), *([cuda] if cuda else [])]
+    return {"ext_modules": extensions, "cmdclass": {"build_ext": build_command(cpp_extension)}}
+
+
+def facts_extension(torch, cpp_extension, cuda):
+    """rome_fast._facts: with what the others were compiled."""
+    facts = {"ROME_FAST_TORCH_VERSION": torch.__version__}
+    if cuda:
+        facts["ROME_FAST_NVCC_VERSION"] = nvcc_build.nvcc_version(nvcc_build.find_nvcc())
+        facts["ROME_FAST_CUDA_ARCHS"] = ", ".join(nvcc_build.archs())
+    return Extension(
         "rome_fast._facts",
         ["csrc/module.cpp", "csrc/kernels/cpu/isa.cpp"],
-        include_dirs=[os.path.abspath("csrc"), *cpp_extension.include_paths()],
-        define_macros=[("ROME_FAST_TORCH_VERSION", f'"{torch.__version__}"')],
+        include_dirs=[CSRC, *cpp_extension.include_paths()],
+        define_macros=[(name, f'"{value}"') for name, value in facts.items()],
         extra_compile_args=["-O1", "-g0", "-fvisibility=hidden"],
         language="c++",
     )
-    return {"ext_modules": [ops, facts], "cmdclass": {"build_ext": BuildNative}}
+
+
+def cuda_extension(torch, cpp_extension):
+    """rome_fast._C_cuda, or None where it is not wanted or cannot be compiled."""
+    nvcc = nvcc_build.find_nvcc()
+    if MODE == "cpu" or (MODE == "auto" and torch.version.cuda is None):
+        return None
+    if nvcc is None:
+        return without("CUDA", "no nvcc was found: set CUDA_HOME", ("cuda",))
+    release = nvcc_build.nvcc_version(nvcc)
+    if torch.version.cuda and torch.version.cuda.split(".")[0] != release.split(".")[0]:
+        reason = f"torch is built with CUDA {torch.version.cuda}, and {nvcc} is of {release}"
+        return without("CUDA", f"{reason}: set CUDA_HOME to a CUDA toolkit of torch's", ("cuda",))
+    sources = [os.path.relpath(path) for path in nvcc_build.sources()]
+    if torch.version.cuda is None:
+        return Extension("rome_fast._C_cuda", sources, py_limited_api=True)
+    os.environ.setdefault("CUDA_HOME", str(Path(nvcc).parents[1]))
+    return cpp_extension.CUDAExtension(
+        "rome_fast._C_cuda",
+        sources,
+        include_dirs=[CSRC],
+        define_macros=[*STABLE_ABI, ("USE_CUDA", None)],
+        extra_compile_args={
+            "cxx": ["-O3", "-g0", "-fvisibility=hidden"],
+            "nvcc": ["-O3", "--expt-relaxed-constexpr", *nvcc_build.arch_flags()],
+        },
+        py_limited_api=True,
+    )
+
+
+def build_command(cpp_extension):
+    """torch's build_ext; what fails to compile and was not demanded is left out."""
+
+    class BuildNative(cpp_extension.BuildExtension):
+        def run(self):
+            names = [extension.name for extension in self.extensions]
+            try:
+                super().run()
+            except Exception as error:
+                if "rome_fast._C_cuda" in names:
+                    without("CUDA", f"compiling failed: {error}", ("cuda",))
+                    self.extensions = [e for e in self.extensions if e.name != "rome_fast._C_cuda"]
+                    return self.run()
+                without_native(f"compiling failed: {error}")
+                self.extensions.clear()
+
+        def build_extensions(self):
+            plain = [e for e in self.extensions if is_by_plain_nvcc(e)]
+            for extension in plain:
+                compile_by_plain_nvcc(self, extension, cpp_extension)
+            self.extensions = [e for e in self.extensions if e not in plain]
+            super().build_extensions()
+            self.extensions += plain
+
+    return BuildNative
+
+
+def is_by_plain_nvcc(extension):
+    return extension.name == "rome_fast._C_cuda" and not extension.extra_compile_args
+
+
+def compile_by_plain_nvcc(command, extension, cpp_extension):
+    """For a torch without CUDA: it compiles and links here, and loads where torch has CUDA."""
+    nvcc, folder = nvcc_build.find_nvcc(), Path(command.build_temp).absolute() / "cuda"
+    compiled = nvcc_build.compile_all(nvcc, folder, cpp_extension.include_paths())
+    library = Path(command.get_ext_fullpath(extension.name)).absolute()
+    objects = [part.target for part in compiled]
+    nvcc_build.link(nvcc, objects, library, cpp_extension.library_paths())
 
 
 # Metadata commands stop here, so that they never import torch.

@@ -22,6 +22,10 @@ py::dict build_facts() {
   facts["compiler"] = compiler();
   facts["torch"] = ROME_FAST_TORCH_VERSION;
   facts["simd"] = rome_fast::isa_name(rome_fast::active_isa());
+#ifdef ROME_FAST_CUDA_ARCHS
+  facts["nvcc"] = ROME_FAST_NVCC_VERSION;
+  facts["cuda_archs"] = ROME_FAST_CUDA_ARCHS;
+#endif
   return facts;
 }
 
@@ -29,5 +33,7 @@ py::dict build_facts() {
 
 PYBIND11_MODULE(_facts, m) {
   m.doc() = "Facts of the native build.";
-  m.def("build_facts", &build_facts, "compiler, torch at build, SIMD variant in use");
+  m.def(
+      "build_facts", &build_facts,
+      "compiler, torch at build, SIMD variant in use; nvcc and architectures where CUDA was built");
 }

@@ -19,7 +19,7 @@ OPS = ("second_moment_update_", "rank_one_update_", "rank_one_solve_apply_", "ch
 PACKAGES = ("rome-fast", "torch", "transformers", "numpy", "safetensors")
 ENVIRONMENT = {
     "ROME_FAST_BACKEND": "default backend: auto, native or torch",
-    "ROME_FAST_BUILD": "what an installation compiles: auto, cpu or none",
+    "ROME_FAST_BUILD": "what an installation compiles: auto, cpu, cuda or none",
     "ROME_FAST_SIMD": "highest instruction set to use: avx512, avx2 or baseline",
 }
 
@@ -30,17 +30,14 @@ def info() -> dict[str, Any]:
     Loads the native library; never starts CUDA and never imports transformers.
     """
     native = _native.load()
-    runs = "native (cpu)" if resolve_backend("auto") == "native" else "torch default"
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "versions": {name: _version(name) for name in PACKAGES},
-        "ops": dict.fromkeys(OPS, runs),
-        "native_library": {
-            "loaded": native.loaded,
-            "path": native.path,
-            "why_not": native.reason,
-        },
+        "ops": {device: dict.fromkeys(OPS, _runs_on(device)) for device in _native.LIBRARIES},
+        "native_library": _state_of("cpu"),
+        "cuda_library": _state_of("cuda"),
+        "torch_cuda": torch.version.cuda,
         "build": native.build_facts,
         "threads": torch.get_num_threads(),
         "environment": {name: os.environ.get(name) for name in ENVIRONMENT},
@@ -56,15 +53,19 @@ def describe(facts: dict[str, Any]) -> str:
         f"versions: {versions}",
         f"threads: {facts['threads']}",
         "ops:",
-        *(f"  {name}: {state}" for name, state in facts["ops"].items()),
-        f"native library: {native['path'] or 'not found'}",
+        *(f"  {name}: {'; '.join(states)}" for name, *states in _by_op(facts["ops"])),
+        *_library_lines("native library", native),
     ]
-    if not native["loaded"]:
-        lines.append(f"  not loaded: {native['why_not']}")
     if build:
         lines.append(
             f"  built by {build['compiler']} for torch {build['torch']} "
             f"(running with {torch.__version__}); SIMD in use: {build['simd']}"
+        )
+    lines += _library_lines("CUDA library (experimental)", facts["cuda_library"])
+    if "nvcc" in build:
+        lines.append(
+            f"  built by nvcc {build['nvcc']} for {build['cuda_archs']} "
+            f"(torch's CUDA: {facts['torch_cuda'] or 'none'})"
         )
     lines.append("environment:")
     for name, value in facts["environment"].items():
@@ -75,6 +76,28 @@ def describe(facts: dict[str, Any]) -> str:
 def main() -> None:
     """Print what info() knows."""
     sys.stdout.write(describe(info()) + "\n")
+
+
+def _runs_on(device_type: str) -> str:
+    """What an op is on tensors of a device."""
+    state = "native" if resolve_backend("auto", device_type) == "native" else "torch default"
+    return f"{state} ({device_type})"
+
+
+def _state_of(device_type: str) -> dict[str, Any]:
+    status = _native.load(device_type)
+    return {"loaded": status.loaded, "path": status.path, "why_not": status.reason}
+
+
+def _by_op(states: dict[str, dict[str, str]]) -> list[tuple[str, ...]]:
+    return [(name, *(of_device[name] for of_device in states.values())) for name in OPS]
+
+
+def _library_lines(title: str, library: dict[str, Any]) -> list[str]:
+    lines = [f"{title}: {library['path'] or 'not found'}"]
+    if not library["loaded"]:
+        lines.append(f"  not loaded: {library['why_not']}")
+    return lines
 
 
 def _version(package: str) -> str | None:

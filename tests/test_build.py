@@ -11,6 +11,10 @@ import pytest
 from torch.utils.cpp_extension import get_cxx_compiler
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "csrc"))
+
+import nvcc_build  # noqa: E402
+
 BUILD_FILES = ["pyproject.toml", "setup.py", "README.md", "LICENSE"]
 
 # Makes `import torch` fail, as it does in an isolated build environment.
@@ -115,4 +119,53 @@ def test_a_failing_compile_falls_back_and_says_so(project):
 def test_an_unknown_mode_is_refused(project):
     process = call_backend(project, "build_wheel", ROME_FAST_BUILD="gpu")
     assert process.returncode != 0
-    assert "ROME_FAST_BUILD must be auto, cpu or none, got 'gpu'" in process.stderr
+    assert "ROME_FAST_BUILD must be auto, cpu, cuda or none, got 'gpu'" in process.stderr
+
+
+def without_cuda_kernels(project):
+    """A library of no kernels takes seconds to compile; `make cuda-check` compiles them all."""
+    for source in [*project.glob("csrc/glue/*_cuda.cpp"), *project.glob("csrc/kernels/cuda/*.cu")]:
+        source.unlink()
+
+
+@pytest.mark.slow
+def test_the_cuda_library_is_built_without_a_gpu_and_without_a_cuda_torch(project):
+    if nvcc_build.find_nvcc() is None:
+        pytest.skip("no nvcc here: no CUDA library can be built")
+    without_cuda_kernels(project)
+    process = call_backend(project, "build_wheel", with_torch=True, ROME_FAST_BUILD="cuda")
+    assert process.returncode == 0, process.stderr
+    _, files = wheel_contents(project)
+    assert {"rome_fast/_C.abi3.so", "rome_fast/_C_cuda.abi3.so"} <= files
+
+
+def test_demanding_cuda_without_nvcc_is_an_error(project):
+    compiler = shutil.which(get_cxx_compiler())
+    if compiler is None:
+        pytest.skip("no C++ compiler here: it is missed first")
+    (project / "nvcc_build.py").write_text(
+        (project / "csrc" / "nvcc_build.py").read_text().replace('"nvcc"', '"no-such-nvcc"')
+    )
+    shutil.move(project / "nvcc_build.py", project / "csrc" / "nvcc_build.py")
+    process = call_backend(project, "build_wheel", with_torch=True, ROME_FAST_BUILD="cuda")
+    assert process.returncode != 0
+    assert "ROME_FAST_BUILD=cuda, but no nvcc was found: set CUDA_HOME" in process.stderr
+
+
+@pytest.mark.parametrize(
+    ("asked", "flags"),
+    [
+        (None, ["compute_80,code=sm_80", "compute_90a,code=sm_90a", "compute_90,code=compute_90"]),
+        (
+            "8.6 9.0+PTX",
+            ["compute_86,code=sm_86", "compute_90,code=sm_90", "compute_90,code=compute_90"],
+        ),
+    ],
+)
+def test_architectures_are_those_asked_for(asked, flags, monkeypatch):
+    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
+    if asked:
+        monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", asked)
+    assert [f for f in nvcc_build.arch_flags() if f != "-gencode"] == [
+        f"arch=compute_{flag}" for flag in flags
+    ]

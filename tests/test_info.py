@@ -13,8 +13,10 @@ from rome_fast.info import OPS, describe, info
 
 def test_info_agrees_with_the_backend_that_runs():
     facts = info()
-    state = "native (cpu)" if ops.resolve_backend("auto") == "native" else "torch default"
-    assert facts["ops"] == dict.fromkeys(OPS, state)
+    for device in ("cpu", "cuda"):
+        is_native = ops.resolve_backend("auto", device) == "native"
+        state = f"native ({device})" if is_native else f"torch default ({device})"
+        assert facts["ops"][device] == dict.fromkeys(OPS, state)
     assert facts["versions"]["torch"] == torch.__version__
     assert facts["threads"] == torch.get_num_threads()
     json.dumps(facts)
@@ -32,6 +34,20 @@ def test_description_gives_the_reason_when_there_is_no_library():
     text = describe(facts)
     assert "native library: not found" in text
     assert "not loaded: no compiler was found" in text
+
+
+def test_description_of_the_cuda_library():
+    facts = info()
+    assert facts["torch_cuda"] == torch.version.cuda
+    facts["cuda_library"] = {"loaded": False, "path": "x/_C_cuda.so", "why_not": "no such thing"}
+    facts["build"] = {**facts["build"], "nvcc": "13.0", "cuda_archs": "8.0, 9.0a"}
+    facts["torch_cuda"] = None
+    facts["build"].setdefault("compiler", "g++")
+    facts["build"].setdefault("torch", "2.10")
+    facts["build"].setdefault("simd", "avx2")
+    text = describe(facts)
+    assert "CUDA library (experimental): x/_C_cuda.so\n  not loaded: no such thing" in text
+    assert "built by nvcc 13.0 for 8.0, 9.0a (torch's CUDA: none)" in text
 
 
 def test_info_runs_as_a_module():

@@ -187,6 +187,6 @@ def _call_native(op: Any, *args: Any) -> Any:
 
 def _why_not_native(device_type: str) -> str:
     """The reason there is no native kernel for this device, or an empty string."""
-    if device_type != "cpu":
+    if device_type not in _native.LIBRARIES:
         return f"there is no native kernel for {device_type} tensors"
-    return _native.load().reason
+    return _native.load(device_type).reason

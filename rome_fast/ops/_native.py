@@ -1,6 +1,6 @@
-"""Finds and loads the native library, and remembers why there is none.
+"""Finds and loads the native libraries, one a device type, and remembers why there is none.
 
-The library registers kernels for ops that `_schema` has defined; nothing is looked up by symbol.
+A library registers kernels for ops that `_schema` has defined; nothing is looked up by symbol.
 The versions are compared before the library is opened, because opening one that asks for symbols
 this torch does not have can end the process.
 """
@@ -16,6 +16,13 @@ from typing import Any
 import torch
 
 MINIMUM_TORCH = (2, 10)
+LIBRARIES = {"cpu": "_C", "cuda": "_C_cuda"}
+NOT_BUILT = {
+    "cpu": "the native library is not built (needs a C++ compiler and, at build time, torch: "
+    "pip install --no-build-isolation .)",
+    "cuda": "the CUDA library is not built (needs nvcc and, at build time, torch: "
+    "ROME_FAST_BUILD=cuda pip install --no-build-isolation .)",
+}
 
 
 @dataclass(frozen=True)
@@ -28,20 +35,19 @@ class NativeStatus:
     build_facts: dict[str, Any] = field(default_factory=dict)
 
 
-@functools.lru_cache(maxsize=1)
-def load() -> NativeStatus:
-    """Load the CPU library on the first call; the same answer ever after."""
-    path = find_library()
+@functools.lru_cache
+def load(device_type: str = "cpu") -> NativeStatus:
+    """Load the library for "cpu" or "cuda" on the first call; the same answer ever after."""
+    path = find_library(device_type)
     if path is None:
-        return NativeStatus(
-            False,
-            "the native library is not built (needs a C++ compiler and, at build time, torch: "
-            "pip install --no-build-isolation .)",
-        )
+        return NativeStatus(False, NOT_BUILT[device_type])
     facts = _build_facts()
     if torch_version() < MINIMUM_TORCH:
         needed = ".".join(map(str, MINIMUM_TORCH))
         reason = f"torch {torch.__version__} is installed, the native library needs >= {needed}"
+        return NativeStatus(False, reason, str(path), facts)
+    if device_type == "cuda" and torch.version.cuda is None:
+        reason = f"torch {torch.__version__} is built without CUDA"
         return NativeStatus(False, reason, str(path), facts)
     try:
         torch.ops.load_library(str(path))
@@ -50,10 +56,11 @@ def load() -> NativeStatus:
     return NativeStatus(True, "", str(path), facts)
 
 
-def find_library() -> Path | None:
+def find_library(device_type: str = "cpu") -> Path | None:
     """The built library beside the package, or None."""
     package = Path(__file__).resolve().parent.parent
-    candidates = sorted(package.glob("_C.*so")) + sorted(package.glob("_C.*pyd"))
+    stem = LIBRARIES[device_type]
+    candidates = sorted(package.glob(f"{stem}.*so")) + sorted(package.glob(f"{stem}.*pyd"))
     return candidates[0] if candidates else None
 
 

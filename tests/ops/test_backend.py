@@ -12,7 +12,7 @@ from rome_fast.errors import BackendUnavailableError, InvalidArgumentError
 from rome_fast.ops import _native
 
 # Hides the built library from the subprocess that runs it.
-HIDE_LIBRARY = "from rome_fast.ops import _native; _native.find_library = lambda: None\n"
+HIDE_LIBRARY = "from rome_fast.ops import _native; _native.find_library = lambda *_: None\n"
 
 UPDATE = """
 import torch
@@ -83,11 +83,40 @@ def test_a_library_that_cannot_be_opened_is_reported(tmp_path):
 from pathlib import Path
 from rome_fast import ops
 from rome_fast.ops import _native
-_native.find_library = lambda: Path({str(broken)!r})
+_native.find_library = lambda *_: Path({str(broken)!r})
 assert ops.resolve_backend() == "torch"
 print(_native.load().reason)
 """
     assert output_of(code).startswith("_C.abi3.so cannot be loaded: ")
+
+
+def test_the_cuda_library_is_not_opened_without_a_cuda_torch(tmp_path):
+    library = tmp_path / "_C_cuda.abi3.so"
+    library.write_bytes(b"not a library")
+    code = f"""
+from pathlib import Path
+import torch
+torch.version.cuda = None
+from rome_fast import ops
+from rome_fast.ops import _native
+_native.find_library = lambda *_: Path({str(library)!r})
+assert ops.resolve_backend("auto", "cuda") == "torch"
+print(_native.load("cuda").reason)
+torch.version.cuda = "13.0"
+_native.load.cache_clear()
+print(_native.load("cuda").reason)
+assert not torch.cuda.is_initialized()
+"""
+    without, broken = output_of(code).splitlines()
+    assert without == f"torch {torch.__version__} is built without CUDA"
+    assert broken.startswith("_C_cuda.abi3.so cannot be loaded: ")
+
+
+def test_a_missing_cuda_library_is_told_with_the_remedy():
+    code = HIDE_LIBRARY + "from rome_fast import ops; ops.resolve_backend('native', 'cuda')"
+    process = run_python(code)
+    assert "backend='native' is not available: the CUDA library is not built" in process.stderr
+    assert "ROME_FAST_BUILD=cuda pip install" in process.stderr
 
 
 @pytest.mark.parametrize("simd", ["baseline", "avx2", "avx512"])
