@@ -1,4 +1,5 @@
 # make demo | test | lint | build | bench: each sets up .venv first, from constraints.txt.
+# make cuda-check: compiles the CUDA kernels, without a GPU, and reads what the compiler says.
 # make test-oldest: the tests with the oldest transformers that is tested, in .venv-oldest.
 # make models: docs/models.md, measured with the newest and the oldest transformers.
 # make docs: the documentation as a site, with what it needs in .venv-docs (no torch).
@@ -14,7 +15,7 @@ PIP_DOCS := $(subst .venv/,.venv-docs/,$(PIP_INSTALL))
 DOCS := .venv-docs/deps.stamp
 NATIVE := $(shell find csrc -type f)
 
-.PHONY: demo test test-oldest lint build bench models docs
+.PHONY: demo test test-oldest lint cuda-check build bench models docs
 demo: $(BUILT)
 	.venv/bin/rome-fast demo
 
@@ -29,6 +30,9 @@ lint: $(DEPS)
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/clang-format --dry-run --Werror $(NATIVE)
+
+cuda-check: $(DEPS)
+	.venv/bin/python tools/cuda_check.py
 
 build: $(BUILT)
 	.venv/bin/python -m rome_fast.info

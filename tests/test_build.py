@@ -167,5 +167,5 @@ def test_architectures_are_those_asked_for(asked, flags, monkeypatch):
     if asked:
         monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", asked)
     assert [f for f in nvcc_build.arch_flags() if f != "-gencode"] == [
-        f"arch=compute_{flag}" for flag in flags
+        f"arch={flag}" for flag in flags
     ]

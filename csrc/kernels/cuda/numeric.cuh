@@ -29,21 +29,23 @@ __device__ __forceinline__ float widen(float x) { return x; }
 __device__ __forceinline__ float widen(BFloat16 x) { return __bfloat162float(x); }
 __device__ __forceinline__ float widen(Half x) { return __half2float(x); }
 
+// Exact where To is no narrower than what T is computed in.
+template <class To, class T>
+__device__ __forceinline__ To widen(T x) {
+  return static_cast<To>(widen(x));
+}
+
 // Rounds to nearest, ties to even; beyond the range it is infinite, as in torch.
 template <class T>
-__device__ __forceinline__ T narrow(Compute<T> x);
-template <>
-__device__ __forceinline__ double narrow<double>(double x) {
+__device__ __forceinline__ T narrow(Compute<T> x) {
   return x;
 }
-template <>
-__device__ __forceinline__ float narrow<float>(float x) {
-  return x;
-}
+
 template <>
 __device__ __forceinline__ BFloat16 narrow<BFloat16>(float x) {
   return __float2bfloat16_rn(x);
 }
+
 template <>
 __device__ __forceinline__ Half narrow<Half>(float x) {
   return __float2half_rn(x);
