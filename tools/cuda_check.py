@@ -9,6 +9,7 @@ is written for them does not use them. Objects are kept in build/cuda-check unti
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
@@ -65,7 +66,7 @@ def kernels_of(said: str) -> list[Kernel]:
     """The kernels in the assembler's report (-Xptxas -v)."""
     return [
         Kernel(
-            name=found["name"],
+            name=readable(found["name"]),
             arch=found["arch"],
             registers=int(found["registers"]),
             stack=int(found["stack"]),
@@ -87,11 +88,11 @@ def main() -> int:
         print("cuda-check: no nvcc here, so no CUDA kernel was compiled")
         return 0
     said, objects, seconds = compiled(nvcc)
-    kernels = sorted(kernels_of(said), key=lambda k: (readable(k.name), k.arch))
+    kernels = sorted(kernels_of(said), key=lambda k: (k.name, k.arch))
     print(f"{len(objects)} CUDA sources compiled and linked by nvcc in {seconds:.0f} s")
     print(f"{'registers':>9} {'spilled':>7} {'stack':>5}  kernel")
     for k in kernels:
-        print(f"{k.registers:9} {k.spills:7} {k.stack:5}  {k.arch:7} {readable(k.name)}")
+        print(f"{k.registers:9} {k.spills:7} {k.stack:5}  {k.arch:7} {k.name}")
     problems = [k.problem for k in kernels if k.problem] + warnings_of(said)
     problems += tensor_core_problems(objects, kernels)
     for problem in problems:
@@ -135,7 +136,7 @@ def tensor_core_problems(objects: list[Path], kernels: list[Kernel]) -> list[str
             continue
         code = dump(objects, word, arch)
         problems += [
-            f"{readable(name)} on {arch} holds no {names[what == 'PTX']}"
+            f"{name} on {arch} holds no {names[what == 'PTX']}"
             for name in sorted(wanted)
             if names[what == "PTX"] not in code.get(name, "")
         ]
@@ -170,7 +171,7 @@ def _sass(tool: str, objects: list[Path], word: str, arch: str) -> dict[str, str
         command = [tool, "--dump-sass", f"--gpu-architecture={arch}", str(target)]
         text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         for part in text.split("Function : ")[1:]:
-            code[part.split(None, 1)[0]] = part
+            code[readable(part.split(None, 1)[0])] = part
     return code
 
 
@@ -187,14 +188,13 @@ def _ptx(objects: list[Path], word: str, arch: str) -> dict[str, str]:
             command += [f"-I{ROOT / 'csrc'}", f"-arch=compute_{number}"]
             subprocess.run(command, check=True)
         for part in target.read_text().split(".entry ")[1:]:
-            code[part.split("(", 1)[0]] = part
+            code[readable(part.split("(", 1)[0])] = part
     return code
 
 
+@functools.cache
 def readable(name: str) -> str:
-    """A kernel's name without what C++ adds to it, as far as c++filt is there."""
-    if shutil.which("c++filt") is None:
-        return name
+    """A kernel's name as it is written; the mangled one is another in each compilation."""
     text = subprocess.run(["c++filt", name], capture_output=True, text=True).stdout.strip()
     text = re.sub(r"\(anonymous namespace\)::|rome_fast::|^void ", "", text)
     return text.split("(")[0]
