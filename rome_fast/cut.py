@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 
     from rome_fast.batch import EditBatch
 
+# Columns are padded to a multiple of this, by the device they run on: on a GPU a few empty columns
+# cost nothing, and requests of like lengths then share one captured graph.
+_COLUMNS = {"cuda": 4}
+
 # Keys and values [n_rows, heads, t, d_head] of one block.
 Attention = tuple["Tensor", "Tensor"]
 
@@ -39,10 +43,16 @@ class Cut:
     attention_mask: Tensor
 
     @classmethod
-    def between(cls, first: Tensor, last: Tensor, length: int) -> Cut:
-        """Run the positions ``first`` to ``last`` (int64 [n_rows]) of rows of ``length`` tokens."""
-        before = torch.arange(int(first.max())) - first.max() + first[:, None]
-        columns = torch.arange(int((last - first).max()) + 1) + first[:, None]
+    def between(cls, first: Tensor, last: Tensor, length: int, multiple: int = 1) -> Cut:
+        """Run the positions ``first`` to ``last`` (int64 [n_rows]) of rows of ``length`` tokens.
+
+        Args:
+            multiple: p and s are padded to one of it (p only where it is not 0).
+        """
+        p = _rounded_up(int(first.max()), multiple)
+        s = _rounded_up(int((last - first).max()) + 1, multiple)
+        before = torch.arange(p) - p + first[:, None]
+        columns = torch.arange(s) + first[:, None]
         return cls(
             before=before.clamp(min=0),
             columns=columns.clamp(max=length - 1),
@@ -50,11 +60,20 @@ class Cut:
         )
 
     @classmethod
-    def at_lookup(cls, batch: EditBatch) -> Cut:
-        """Run the rows of a batch from the lookup to the last position that is read."""
+    def at_lookup(cls, batch: EditBatch, device: torch.device) -> Cut:
+        """Run the rows of a batch, on ``device``, from the lookup to the last position read.
+
+        The batch lies on the CPU, and so does the cut.
+        """
         lookup = batch.lookup_idx
         last = lookup.scatter_reduce(0, batch.read_rows, batch.read_positions, "amax")
-        return cls.between(lookup, last, batch.input_ids.shape[1])
+        multiple = _COLUMNS.get(device.type, 1)
+        return cls.between(lookup, last, batch.input_ids.shape[1], multiple)
+
+    def to(self, device: torch.device) -> Cut:
+        """The same with all tensors on ``device``."""
+        tensors = self.before, self.columns, self.attention_mask
+        return Cut(*(x.to(device) for x in tensors))
 
     @property
     def is_run(self) -> Tensor:
@@ -81,6 +100,10 @@ class Cut:
         if self.before.shape[1]:
             inputs["use_cache"], inputs["past_key_values"] = True, _cache_of(attention)
         return inputs
+
+
+def _rounded_up(n: int, multiple: int) -> int:
+    return -(-n // multiple) * multiple
 
 
 def _cache_of(attention: Sequence[Attention]) -> DynamicCache:

@@ -85,7 +85,7 @@ class Editor:
                 "float16 is very slow on a CPU: load the model in float32 or bfloat16"
             )
         self.history = WeightHistory(self.projection, self.backend)
-        self._finder = Finder(spec, tok, self.projection, self.hparams)
+        self._finder = Finder(spec, tok, self.projection, self.hparams, backend)
         self.clock.lap("prepare")
 
     def prepare(self, context_templates: Sequence[str] | None, second_moment: object) -> None:

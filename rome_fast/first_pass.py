@@ -116,7 +116,7 @@ def _run_with_cache(
     stored: list[Any] = [(layer.keys, layer.values) for layer in layers]
     if below is None:
         seen["attention_below"] = tuple(stored[: projection.layer])
-    before = Cut.at_lookup(batch).before
+    before = Cut.at_lookup(batch, device).before
     seen["attention"] = tuple(
         (at_positions(keys, before), at_positions(values, before))
         for keys, values in stored[projection.layer :]

@@ -49,6 +49,7 @@ class Search:
         first: FirstPass,
         weights: dict[str, Tensor] | None = None,
     ) -> None:
+        self.model, self.projection, self.weights = model, projection, weights
         self.obstacle = first.obstacle
         self._expected: Tensor | None = first.logits
         # What is read nowhere (a bare prompt with a row of its own) need not run.
@@ -73,13 +74,32 @@ class Search:
             return self._way.logits(deltas)
         try:
             logits = self._way.logits(deltas)
-            self._check(logits.detach(), self._expected)
+            self.check(logits.detach())
         except CANNOT as error:
             self._note(error)
             self._way = self._whole
             logits = self._way.logits(deltas)
         self._expected = None
         return logits
+
+    @property
+    def tail(self) -> Tail | None:
+        """What a step runs where that is one tail, for all rows at once."""
+        return self._way if isinstance(self._way, Tail) else None
+
+    @property
+    def unmoved_logits(self) -> Tensor:
+        """Those of the first pass."""
+        assert self._expected is not None
+        return self._expected
+
+    def check(self, logits: Tensor) -> None:
+        """Raise ValueError unless these, of zero offsets, are those of the first pass."""
+        assert self._expected is not None
+        tolerance = _TOLERANCE.get(logits.dtype, _HALF_TOLERANCE)
+        difference = float(wide_norm(logits - self._expected) / wide_norm(self._expected))
+        if not difference <= tolerance:
+            raise ValueError(f"the shortened forward is off by {difference:.1g}")
 
     def keep(self, edits: Sequence[int]) -> None:
         """Go on with some of the requests only."""
@@ -91,12 +111,6 @@ class Search:
         ways = self._way.ways if isinstance(self._way, InParts) else [self._way]
         for way in ways:
             WholeModel(way.model, way.projection, way.batch).logits(deltas)
-
-    def _check(self, logits: Tensor, expected: Tensor) -> None:
-        tolerance = _TOLERANCE.get(logits.dtype, _HALF_TOLERANCE)
-        difference = float(wide_norm(logits - expected) / wide_norm(expected))
-        if not difference <= tolerance:
-            raise ValueError(f"the shortened forward is off by {difference:.1g}")
 
     def _note(self, error: Exception) -> None:
         if is_out_of_memory(error):

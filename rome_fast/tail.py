@@ -31,7 +31,7 @@ from rome_fast.intercept import (
     reading_only,
     with_hidden,
 )
-from rome_fast.models import DownProjection, ModelSpec
+from rome_fast.models import DownProjection, ModelSpec, input_device
 from rome_fast.precision import wide_norm
 
 if TYPE_CHECKING:
@@ -43,11 +43,33 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
+class Rows:
+    """What a step needs of a batch, where it runs: a step moves nothing between devices.
+
+    Attributes:
+        input_ids, edit_of_row: as in the batch.
+        read_rows, read_columns: int64 [n_reads + n_edits], the reads among the cut's columns.
+    """
+
+    input_ids: Tensor
+    edit_of_row: Tensor
+    read_rows: Tensor
+    read_columns: Tensor
+
+    @classmethod
+    def of(cls, batch: EditBatch, device: torch.device) -> Rows:
+        columns = batch.read_positions - batch.lookup_idx[batch.read_rows]
+        tensors = batch.input_ids, batch.edit_of_row, batch.read_rows, columns
+        return cls(*(x.to(device) for x in tensors))
+
+
+@dataclass(frozen=True, eq=False)
 class Tail:
     """Logits as a function of the offsets, for the rows of a batch.
 
     Attributes:
         batch: the requests, and what is read of them.
+        rows, cut: of the batch, on the device of the token ids.
         below: what the highest silent block returns, at the cut's columns; None where none is.
         n_silent: how many blocks are silent; the edited one may be among them.
         attention: keys and values [n_rows, heads, p, d_head] before the lookup, of each block.
@@ -57,6 +79,7 @@ class Tail:
     model: PreTrainedModel
     projection: DownProjection
     batch: EditBatch
+    rows: Rows
     cut: Cut
     below: Any
     n_silent: int
@@ -72,13 +95,14 @@ class Tail:
         first: FirstPass,
     ) -> Tail:
         """The tail of the rows that ``first`` has run."""
-        cut = Cut.at_lookup(batch)
+        device = input_device(model)
+        rows, cut = Rows.of(batch, device), Cut.at_lookup(batch, device).to(device)
         # A silent block asks its cache for nothing but its length.
         attention = first.attention[:1] * projection.layer + first.attention
         below = first.below
         if below is not None:
             below = with_hidden(below, at_positions(hidden_of(below), cut.columns))
-        tail = cls(model, projection, batch, cut, below, projection.layer, attention)
+        tail = cls(model, projection, batch, rows, cut, below, projection.layer, attention)
         return tail._with_edited_block_silent()
 
     def in_bfloat16(self, weights: dict[str, Tensor]) -> Tail:
@@ -91,32 +115,35 @@ class Tail:
 
     def logits(self, deltas: Tensor) -> Tensor:
         """[n_reads + n_edits, vocabulary] for the offsets [n_edits, d_value], with gradients."""
-        head, rows = self.model.get_output_embeddings(), self.batch.read_rows
-        reads = rows, self.batch.read_positions - self.batch.lookup_idx[rows]
+        head, reads = (
+            self.model.get_output_embeddings(),
+            (self.rows.read_rows, self.rows.read_columns),
+        )
+        offset = deltas[self.rows.edit_of_row.to(deltas.device)]
         with reading_only(head, *reads), self._last_mlp_only_at(*reads):
-            logits: Tensor = self._run(deltas[self.batch.edit_of_row]).logits.squeeze(0)
+            logits: Tensor = self._run(offset).logits.squeeze(0)
             return logits
 
     def keep(self, edits: Sequence[int]) -> Tail:
         """The same for some of the requests only."""
-        batch = self.batch.select(edits)
-        cut = Cut.at_lookup(batch)
-        rows = torch.isin(self.batch.edit_of_row, torch.tensor(edits))
+        batch, device = self.batch.select(edits), self.rows.input_ids.device
+        rows, cut = Rows.of(batch, device), Cut.at_lookup(batch, device).to(device)
+        going_on = torch.isin(self.batch.edit_of_row, torch.tensor(edits))
         p, s = cut.before.shape[1], cut.columns.shape[1]
 
         def kept(x: Tensor) -> Tensor:
-            return x[rows.to(x.device)][..., x.shape[-2] - p :, :]
+            return x[going_on.to(x.device)][..., x.shape[-2] - p :, :]
 
         below = self.below
         if below is not None:
             hidden = hidden_of(below)
-            below = with_hidden(below, hidden[rows.to(hidden.device), :s])
+            below = with_hidden(below, hidden[going_on.to(hidden.device), :s])
         attention = tuple((kept(k), kept(v)) for k, v in self.attention)
-        return replace(self, batch=batch, cut=cut, below=below, attention=attention)
+        return replace(self, batch=batch, rows=rows, cut=cut, below=below, attention=attention)
 
     def _run(self, offset: Tensor) -> Any:
         """The model on the cut rows, moved by ``offset`` [n_rows, d_value] at column 0."""
-        inputs = self.cut.inputs(self.model, self.batch.input_ids, self.attention)
+        inputs = self.cut.inputs(self.model, self.rows.input_ids, self.attention)
         with self._moved(offset):
             if self.weights is None:
                 return self.model(**inputs)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from rome_fast import graph
 from rome_fast.batch import EditBatch
 from rome_fast.context_states import FirstPasses
 from rome_fast.errors import InsufficientMemoryError
@@ -69,7 +70,9 @@ class Finder:
         tok: PreTrainedTokenizerBase,
         projection: DownProjection,
         hparams: RomeHparams,
+        backend: str = "auto",
     ) -> None:
+        self._backend = backend
         self._spec, self._tok = spec, tok
         self._projection, self._hparams = projection, hparams
         self._budget = BATCH_BYTES.get(projection.weight.device.type, 2**30)
@@ -115,7 +118,8 @@ class Finder:
         value_init = torch.stack([k.value_init for k in keys])
         weights = None if self._copies is None else self._copies.current()
         values = optimize_values(
-            model, projection, batch, first, value_init, self._hparams, weights
+            *(model, projection, batch, first),
+            *(value_init, self._hparams, weights, self._backend),
         )
         if first.parts:
             values = [replace(v, shortage=self._shortage(batch, n_rows)) for v in values]
@@ -182,6 +186,7 @@ class Finder:
         else:
             self._room = self._bytes(batch, _half(n_rows))
         self._first_passes = FirstPasses(self._spec.model, self._projection)
+        graph.forget(self._spec.model)
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
 

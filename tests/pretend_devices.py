@@ -75,6 +75,10 @@ class PretendDevices(TorchFunctionMode):
             return self.of(tensors[1])
         if func is torch.Tensor.copy_:
             return self.of(tensors[0])
+        if func is torch.autograd.grad:  # from where the outputs lie to where the inputs do
+            (outputs, inputs), gradients = args, kwargs["grad_outputs"]
+            assert len({self.of(x) for x in tree_flatten((outputs, gradients))[0]}) == 1
+            return self.of(inputs[0])
         places = {self.of(x) for x in tensors if x.dim()} or {self.of(x) for x in tensors}
         if func in _INDEXING and len(places) > 1:
             places.discard(CPU)

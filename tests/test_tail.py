@@ -6,6 +6,7 @@ import pytest
 import torch
 from families import FAMILIES, VOCABULARY, tiny_family
 
+from rome_fast import cut
 from rome_fast.batch import EditBatch
 from rome_fast.first_pass import run_first_pass
 from rome_fast.models import ModelSpec
@@ -62,9 +63,12 @@ def logits_and_gradient(way, deltas):
     return logits, *torch.autograd.grad((logits * weights).sum(), [deltas])
 
 
+@pytest.mark.parametrize("multiple", [1, 4])
 @pytest.mark.parametrize("layer", [0, 1, 2])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_logits_and_gradients_are_those_of_the_whole_model(family, layer):
+def test_logits_and_gradients_are_those_of_the_whole_model(family, layer, multiple, monkeypatch):
+    """Also where columns are padded, as they are on a GPU."""
+    monkeypatch.setitem(cut._COLUMNS, "cpu", multiple)
     batch = two_edits()
     model, projection, first = prepared(family, layer, batch)
     tail = Tail.of(model, projection, batch, first)

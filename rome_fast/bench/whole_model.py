@@ -25,10 +25,10 @@ from rome_fast.first_pass import FirstPass
 from rome_fast.intercept import hooked
 from rome_fast.key import Keys, mean_keys, widen
 from rome_fast.models import DownProjection, ModelSpec, frozen, input_device
+from rome_fast.objective import Objective, Offsets
 from rome_fast.tokens import encode
 from rome_fast.undo import WeightHistory
 from rome_fast.update import apply_update_, build_constraint
-from rome_fast.value import Objective
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -99,27 +99,25 @@ def _search(
     hparams: RomeHparams,
 ) -> tuple[Tensor, tuple[float, ...]]:
     """Adam on the offset, as in kmeng01/rome's compute_v.py; the offset and the losses."""
-    delta = torch.zeros_like(value_init, requires_grad=True)
-    optimizer = torch.optim.Adam([delta], lr=hparams.v_lr)
-    objective = Objective(batch, value_init[None], hparams)
-    losses = []
+    objective = Objective(batch, hparams, "torch")
+    offsets = Offsets(value_init[None], hparams, "torch")
+    losses: list[float] = []
 
     def move(module: Any, args: Any, output: Tensor) -> Tensor:
         flat = output.reshape(-1, output.shape[-1])
         at = (batch.flat_lookup.to(flat.device),)
-        return flat.index_put(at, delta.to(flat.dtype), accumulate=True).view_as(output)
+        delta = offsets.deltas[0].to(flat.dtype)
+        return flat.index_put(at, delta, accumulate=True).view_as(output)
 
-    with hooked(projection.module, move), torch.enable_grad():
-        for _ in range(hparams.v_num_grad_steps):
-            loss, reads = objective(run()[batch.read_rows, batch.read_positions], delta[None])
-            losses.append(loss.item())
-            if objective.found(loss, reads)[0] or len(losses) == hparams.v_num_grad_steps:
-                break
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            with torch.no_grad():
-                delta.mul_(
-                    (hparams.clamp_norm_factor * value_init.norm() / delta.norm()).clamp(max=1)
-                )
-    return delta.detach(), tuple(losses)
+    with hooked(projection.module, move):
+        while True:
+            offsets.deltas.requires_grad_()
+            with torch.enable_grad():
+                logits = run()[batch.read_rows, batch.read_positions]
+            loss, gradient, right = objective(logits.detach())
+            total = offsets.totals(loss)
+            losses.append(total.item())
+            if offsets.found(total, right)[0] or len(losses) == hparams.v_num_grad_steps:
+                return offsets.deltas[0].detach(), tuple(losses)
+            (gradients,) = torch.autograd.grad(logits, [offsets.deltas], gradient)
+            offsets.step(gradients, loss, right)

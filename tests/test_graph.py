@@ -1,0 +1,203 @@
+"""The step as a captured graph: replays of it find what the usual steps do, and what ends it.
+
+A CUDA graph needs a GPU. Here its place is taken by a recording of the step's operations, which
+runs them again on the same tensors without any of Python (see ``recorded``).
+"""
+
+from __future__ import annotations
+
+import gc
+
+import pytest
+import torch
+from helpers import CONTEXTS, REQUEST
+from recorded import Recorded
+from test_tail import prepared, two_edits
+from transformers.utils import import_utils
+
+import rome_fast
+from rome_fast import cut, graph
+from rome_fast.batch import EditBatch
+from rome_fast.errors import NonFiniteError
+from rome_fast.key import mean_keys
+from rome_fast.search import Search
+from rome_fast.tail import Tail
+from rome_fast.value import optimize_values
+
+FAMILIES = ["GPT2", "Llama", "Gemma2", "Mistral", "GPTJ", "Bloom", "Falcon"]
+
+
+@pytest.fixture
+def captures(monkeypatch):
+    """The graphs that were captured; every model is searched as one on a GPU would be."""
+    made = []
+
+    def captured(step):
+        with monkeypatch.context() as patch:
+            # What transformers asks torch before it looks into a mask.
+            patch.setattr(import_utils, "is_cuda_stream_capturing", lambda: True)
+            made.append(Recorded(step))
+        return made[-1]
+
+    monkeypatch.setattr(graph, "Captured", captured)
+    monkeypatch.setattr(graph, "on_side_stream", lambda function: function())
+    monkeypatch.setattr(graph, "told_host", lambda flag: flag.clone().item)
+    monkeypatch.setattr(graph, "is_wanted", lambda search, _: search.tail is not None)
+    monkeypatch.setitem(cut._COLUMNS, "cpu", 4)
+    yield made
+    graph._graphs.clear()
+
+
+def searched(family, batch, hparams, **options):
+    """The values of a batch, found by the usual steps and by replays."""
+    model, projection, first = prepared(family, 1, batch)
+    init = torch.stack([keys.value_init for keys in mean_keys(projection, batch, first)])
+    return model, optimize_values(model, projection, batch, first, init, hparams, **options)
+
+
+def assert_same(found, expected):
+    for value, other in zip(found, expected, strict=True):
+        assert value.losses == pytest.approx(other.losses, rel=1e-5, abs=1e-6)
+        torch.testing.assert_close(value.value_delta, other.value_delta, rtol=1e-4, atol=1e-5)
+        assert not value.uncaptured and not value.obstacle
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_replays_find_what_steps_do(family, hparams, captures, monkeypatch):
+    hparams = hparams.replace(v_num_grad_steps=8)
+    _, found = searched(family, two_edits(), hparams)
+    [capture] = captures
+    assert capture.n_replays == 8
+    monkeypatch.setattr(graph, "is_wanted", lambda *_: False)
+    assert_same(found, searched(family, two_edits(), hparams)[1])
+    assert len(captures) == 1
+
+
+def test_what_is_found_ends_and_the_rest_goes_on(hparams, captures, monkeypatch):
+    """On the device; the host hears of it some steps later, and nothing has changed meanwhile."""
+    hparams = hparams.replace(v_num_grad_steps=60, v_stop_loss=4.6, variant="original")
+    _, found = searched("GPT2", two_edits(), hparams)
+    lengths = [len(value.losses) for value in found]
+    assert lengths[1] < lengths[0] < 60
+    assert captures[0].n_replays == max(lengths) + graph.LAG
+    monkeypatch.setattr(graph, "is_wanted", lambda *_: False)
+    assert_same(found, searched("GPT2", two_edits(), hparams)[1])
+
+
+def test_one_graph_serves_requests_of_like_lengths(gpt2, settings, captures):
+    model, tok = gpt2
+    requests = [{**REQUEST, "target_new": target} for target in ("Paris", "Rome", "Lyon")]
+    settings["hparams"] = settings["hparams"].replace(v_num_grad_steps=4)
+    with rome_fast.Session(model, tok, **settings) as session:
+        results = [session.edit(request) for request in requests]
+    assert len({len(result.target_tokens) for result in results}) >= len(captures)
+    assert sum(capture.n_replays for capture in captures) == 4 * len(requests)
+
+
+def test_the_weight_is_read_where_it_is(gpt2, settings, captures, monkeypatch):
+    """An edit writes into a weight that a captured graph reads: the next search sees it."""
+    model, tok = gpt2
+    settings["hparams"] = settings["hparams"].replace(v_num_grad_steps=6, layers=[0])
+    requests = [REQUEST, {**REQUEST, "subject": "Bill Gates"}, REQUEST]
+
+    def losses():
+        with rome_fast.trial(model, tok, requests, **settings) as results:
+            return [result.losses for result in results]
+
+    found = losses()
+    assert captures
+    monkeypatch.setattr(graph, "is_wanted", lambda *_: False)
+    for a, b in zip(found, losses(), strict=True):
+        assert a == pytest.approx(b, rel=1e-4, abs=1e-5)
+
+
+def test_a_graph_is_not_used_with_other_weights(hparams, captures):
+    batch, hparams = two_edits(), hparams.replace(v_num_grad_steps=3)
+    model, projection, first = prepared("Llama", 1, batch)
+    init = torch.stack([keys.value_init for keys in mean_keys(projection, batch, first)])
+    arguments = model, projection, batch, first, init
+    optimize_values(*arguments, hparams)
+    optimize_values(*arguments, hparams)
+    assert len(captures) == 1
+    optimize_values(*arguments, hparams.replace(v_lr=0.1))
+    assert len(captures) == 2
+    head = model.get_output_embeddings()
+    head.weight = torch.nn.Parameter(head.weight.clone(), requires_grad=False)
+    optimize_values(*arguments, hparams)
+    assert len(captures) == 3
+
+
+def test_a_model_is_freed_with_its_graphs(hparams, captures):
+    model, _ = searched("GPT2", two_edits(), hparams.replace(v_num_grad_steps=2))
+    assert len(graph._graphs) == 1
+    captures.clear()
+    del model, _
+    gc.collect()
+    assert len(graph._graphs) == 0
+
+
+@pytest.mark.parametrize("asks", [True, False], ids=["it asks", "it is wrong"])
+def test_what_cannot_be_captured_is_searched_as_usual_and_said(asks, hparams, captures):
+    batch, hparams = two_edits(), hparams.replace(v_num_grad_steps=5)
+    model, projection, first = prepared("Llama", 1, batch)
+    calls = []
+
+    def look(module, args, output):
+        calls.append(bool(output.sum() > 0) if asks else None)
+        # Python that runs again in each usual step, and never in a replay.
+        return None if asks else output * (1 + 0.1 * (len(calls) == 2))
+
+    init = torch.stack([keys.value_init for keys in mean_keys(projection, batch, first)])
+    handle = model.model.layers[2].register_forward_hook(look)
+    values = optimize_values(model, projection, batch, first, init, hparams)
+    handle.remove()
+    said = "not permitted when stream is capturing" if asks else "is off by"
+    for value in values:
+        assert said in value.uncaptured and any(said in text for text in value.findings())
+        assert len(value.losses) == 5
+    assert not graph._graphs[model]
+
+
+@pytest.mark.parametrize("step", [1, 3])
+def test_a_loss_that_is_not_finite_is_told(step, hparams, captures, monkeypatch):
+    """The device ends the search; the host finds the step by the losses that are there."""
+    own = Tail.logits
+    hparams = hparams.replace(v_num_grad_steps=6)
+    limit = {1: -1.0, 3: 0.5}[step]
+
+    def logits(self, deltas):
+        moved = deltas.detach().norm() > limit
+        return own(self, deltas) + torch.where(moved, float("nan"), 0.0)
+
+    if step == 1:
+        monkeypatch.setattr(Search, "check", lambda *_: None)
+        monkeypatch.setattr(graph.StepGraph, "_check_gradients", lambda _: None)
+    monkeypatch.setattr(Tail, "logits", logits)
+    with pytest.raises(NonFiniteError, match=r"loss became nan at step \d of v\* in layer 1"):
+        searched("GPT2", two_edits(), hparams)
+    [capture] = captures
+    assert capture.n_replays >= step
+
+
+def test_lack_of_memory_is_told_and_frees_the_graphs(gpt2, settings, captures, monkeypatch):
+    """Half the rows are tried, as where the usual steps run out of memory."""
+    model, tok = gpt2
+
+    class Full:
+        def __init__(self, step):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    forgotten = []
+    monkeypatch.setattr(graph, "Captured", Full)
+    monkeypatch.setattr(graph, "forget", forgotten.append)
+    result = rome_fast.edit(model, tok, REQUEST, **settings)
+    assert any("rows at a time" in text for text in result.warnings)
+    assert forgotten == [model]
+
+
+def test_it_is_only_for_a_gpu_and_not_for_plain_torch(hparams):
+    batch = two_edits()
+    model, projection, first = prepared("Llama", 1, batch)
+    search = Search(model, projection, batch, first)
+    assert not graph.is_wanted(search, "auto")
+    assert isinstance(search.tail, Tail) and isinstance(batch, EditBatch) and CONTEXTS
