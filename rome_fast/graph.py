@@ -109,10 +109,10 @@ class Problem:
         """All of them, in an order that is the same for equal keys."""
         return [x for x in tree_flatten(self._parts())[0] if isinstance(x, torch.Tensor)]
 
-    def copied(self) -> Problem:
-        """The same with tensors of its own."""
+    def mapped(self, function: Callable[[Tensor], Tensor]) -> Problem:
+        """The same with ``function`` of each tensor."""
         leaves, shape = tree_flatten(self._parts())
-        leaves = [x.clone() if isinstance(x, torch.Tensor) else x for x in leaves]
+        leaves = [function(x) if isinstance(x, torch.Tensor) else x for x in leaves]
         rows, cut, below, attention, constants, state = tree_unflatten(leaves, shape)
         tail = replace(
             self.tail,
@@ -151,7 +151,7 @@ class StepGraph:
     """
 
     def __init__(self, problem: Problem) -> None:
-        own = problem.copied()
+        own = problem.mapped(torch.clone)
         self._tensors, self._objective, self._offsets = own.tensors(), own.objective, own.offsets
         # A step run as usual: what the graph must reproduce, and what libraries set up on first
         # use, which cannot be captured.

@@ -27,10 +27,14 @@ class PretendDevices(TorchFunctionMode):
     """While open, ``x.device`` is what x was moved to, and an operation on two devices fails.
 
     What torch computes inside of one operation is not seen.
+
+    Attributes:
+        may_move: whether a tensor may be moved to another device; else that fails, too.
     """
 
     def __init__(self) -> None:
         super().__init__()
+        self.may_move = True
         self._places = WeakIdKeyDictionary()
 
     def place(self, module: torch.nn.Module, where: torch.device) -> None:
@@ -56,6 +60,9 @@ class PretendDevices(TorchFunctionMode):
         tensors = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, torch.Tensor)]
         where = self._target(func, tensors, args, kwargs)
         args, kwargs = tree_map(lambda x: CPU if isinstance(x, torch.device) else x, (args, kwargs))
+        moves = func in (*_MOVING, torch.Tensor.copy_) and {where} != {*map(self.of, tensors)}
+        if moves and not self.may_move:
+            raise RuntimeError(f"{func} to {where}")
         result = func(*args, **kwargs)
         if func in _MOVING and result is args[0] and self.of(result) != where:
             result = result.view_as(result)
@@ -80,7 +87,7 @@ class PretendDevices(TorchFunctionMode):
             assert len({self.of(x) for x in tree_flatten((outputs, gradients))[0]}) == 1
             return self.of(inputs[0])
         places = {self.of(x) for x in tensors if x.dim()} or {self.of(x) for x in tensors}
-        if func in _INDEXING and len(places) > 1:
+        if func in _INDEXING and len(places) > 1 and self.may_move:
             places.discard(CPU)
         if len(places) > 1:
             raise RuntimeError(f"{func} on {sorted(map(str, places))}")
