@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -34,14 +35,59 @@ if TYPE_CHECKING:
 # replayed in vain when all requests have been found.
 LAG = 2
 
-# Graphs of one model. Their activations share one pool of memory, as large as the largest needs.
+# Graphs of one model.
 N_KEPT = 32
 
 # How far a replayed gradient may be from the usual one, relative to its norm.
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-2}
 _HALF_TOLERANCE = 1e-1
 
-_graphs: WeakKeyDictionary[nn.Module, OrderedDict[Hashable, StepGraph]] = WeakKeyDictionary()
+
+class Graphs:
+    """Those of one model, by what they were captured for; a str says why there is none.
+
+    Their activations share one pool of memory, as large as the largest needs: two of a model never
+    run at once.
+    """
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[Hashable, StepGraph | str] = OrderedDict()
+        self._pool: Any = None
+
+    def take(self, problem: Problem, check: Callable[[Tensor], None]) -> str:
+        """Search to the end by the graph of a problem, captured where it is new.
+
+        Returns why there is none, or "".
+        """
+        key = problem.key()
+        graph = self._kept.pop(key, None)
+        if isinstance(graph, str):
+            self._kept[key] = graph
+            return graph
+        is_new = graph is None
+        try:
+            graph = graph or StepGraph(problem, self)
+            graph.run(problem, check)
+        except CANNOT as error:
+            if is_out_of_memory(error):
+                raise
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            if is_new:  # the next such request fails as well
+                self._kept[key] = reason
+            return reason
+        self._kept[key] = graph
+        while len(self._kept) > N_KEPT:
+            self._kept.popitem(last=False)
+        return ""
+
+    def pool(self) -> Any:
+        """Where a graph's memory comes from."""
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        return self._pool
+
+
+_graphs: WeakKeyDictionary[nn.Module, Graphs] = WeakKeyDictionary()
 
 
 def is_wanted(search: Search, backend: str) -> bool:
@@ -60,21 +106,11 @@ def search_captured(search: Search, objective: Objective, offsets: Offsets) -> s
     ``offsets`` hold the result, or what they held before.
     """
     assert search.tail is not None
-    graphs = _graphs.setdefault(search.model, OrderedDict())
-    objective.start_from(search.unmoved_logits)
-    problem = Problem(search.tail, objective, offsets)
-    key = problem.key()
-    try:
-        graph = graphs.pop(key, None) or StepGraph(problem)
-        graph.run(problem, search.check)
-    except CANNOT as error:
-        if is_out_of_memory(error):
-            raise
-        return f"{type(error).__name__}: {error}".splitlines()[0]
-    graphs[key] = graph
-    while len(graphs) > N_KEPT:
-        graphs.popitem(last=False)
-    return ""
+    graphs = _graphs.setdefault(search.model, Graphs())
+    device = search.projection.weight.device
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        objective.start_from(search.unmoved_logits)
+        return graphs.take(Problem(search.tail, objective, offsets), search.check)
 
 
 def forget(model: nn.Module) -> None:
@@ -150,13 +186,13 @@ class StepGraph:
     It keeps no reference to the model, which would keep itself alive.
     """
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: Problem, graphs: Graphs) -> None:
         own = problem.mapped(torch.clone)
         self._tensors, self._objective, self._offsets = own.tensors(), own.objective, own.offsets
         # A step run as usual: what the graph must reproduce, and what libraries set up on first
         # use, which cannot be captured.
         self._expected: Tensor | None = on_side_stream(own.compute)[1].clone()
-        self._captured = Captured(lambda: self._step(own))
+        self._captured = Captured(lambda: self._step(own), graphs.pool)
 
     def _step(self, own: Problem) -> None:
         self.logits, self._gradients, losses, right = own.compute()
@@ -202,15 +238,11 @@ class StepGraph:
 class Captured:
     """What ``step`` launches, without running it; ``replay`` runs it."""
 
-    _pool: Any = None
-
-    def __init__(self, step: Callable[[], None]) -> None:
-        if Captured._pool is None:
-            Captured._pool = torch.cuda.graph_pool_handle()
+    def __init__(self, step: Callable[[], None], pool: Callable[[], Any]) -> None:
         self._graph = torch.cuda.CUDAGraph()
         # Other threads may use the device meanwhile.
         mode = "thread_local"
-        with torch.cuda.graph(self._graph, pool=Captured._pool, capture_error_mode=mode):
+        with torch.cuda.graph(self._graph, pool=pool(), capture_error_mode=mode):
             step()
 
     def replay(self) -> None:
