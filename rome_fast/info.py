@@ -15,7 +15,14 @@ import torch
 
 from rome_fast.ops import _native, resolve_backend
 
-OPS = ("second_moment_update_", "rank_one_update_", "rank_one_solve_apply_", "cholesky_update_")
+OPS = (
+    "second_moment_update_",
+    "rank_one_update_",
+    "rank_one_solve_apply_",
+    "cholesky_update_",
+    "value_loss",
+    "value_step_",
+)
 PACKAGES = ("rome-fast", "torch", "transformers", "numpy", "safetensors")
 ENVIRONMENT = {
     "ROME_FAST_BACKEND": "default backend: auto, native or torch",
@@ -34,7 +41,9 @@ def info() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "versions": {name: _version(name) for name in PACKAGES},
-        "ops": {device: dict.fromkeys(OPS, _runs_on(device)) for device in _native.LIBRARIES},
+        "ops": {
+            device: {name: _runs_on(device, name) for name in OPS} for device in _native.LIBRARIES
+        },
         "native_library": _state_of("cpu"),
         "cuda_library": _state_of("cuda"),
         "torch_cuda": torch.version.cuda,
@@ -78,10 +87,10 @@ def main() -> None:
     sys.stdout.write(describe(info()) + "\n")
 
 
-def _runs_on(device_type: str) -> str:
+def _runs_on(device_type: str, op: str) -> str:
     """What an op is on tensors of a device."""
-    state = "native" if resolve_backend("auto", device_type) == "native" else "torch default"
-    return f"{state} ({device_type})"
+    is_native = resolve_backend("auto", device_type) == "native" and _native.has(op, device_type)
+    return f"{'native' if is_native else 'torch default'} ({device_type})"
 
 
 def _state_of(device_type: str) -> dict[str, Any]:

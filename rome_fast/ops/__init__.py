@@ -1,4 +1,4 @@
-"""The only door to the native code: four in-place ops and the choice of their backend.
+"""The only door to the native code: its ops and the choice of their backend.
 
 Each function checks its arguments, then calls either the native kernel or the pure-torch default.
 All of them are inference-only: they write through the storage and record nothing for autograd.
@@ -18,10 +18,13 @@ from rome_fast.ops import _default, _native, _schema
 
 __all__ = [
     "cholesky_update_",
+    "is_torch_asked",
     "rank_one_solve_apply_",
     "rank_one_update_",
     "resolve_backend",
     "second_moment_update_",
+    "value_loss",
+    "value_step_",
 ]
 
 _BACKENDS = ("auto", "native", "torch")
@@ -47,6 +50,13 @@ def resolve_backend(backend: str = "auto", device_type: str = "cpu") -> str:
     if reason and backend == "native":
         raise BackendUnavailableError(f"{source}='native' is not available: {reason}")
     return "torch" if reason else "native"
+
+
+def is_torch_asked(backend: str = "auto") -> bool:
+    """Whether plain torch was asked for, by the argument or by `ROME_FAST_BACKEND`."""
+    if backend == "auto":
+        backend = os.environ.get("ROME_FAST_BACKEND") or "auto"
+    return backend == "torch"
 
 
 @torch.no_grad()
@@ -162,6 +172,73 @@ def cholesky_update_(
     if resolve_backend(backend, factor.device.type) == "native":
         return _call_native(torch.ops.rome_fast.cholesky_update_.default, *args)
     return _default.cholesky_update_default(*args)
+
+
+@torch.no_grad()
+def value_loss(
+    logits: Tensor,  # [n_reads + n_edits, vocabulary]
+    target_ids: Tensor,  # [n_reads] int64
+    edit_of_read: Tensor,  # [n_reads] int64, in order
+    log_probs_init: Tensor | None,  # [n_edits, vocabulary]
+    *,
+    kl_factor: float,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What the search for v* minimises, of the logits, and its gradient.
+
+    The loss of an edit is the mean of -log p(target) over its reads, and kl_factor times
+    KL(now || before) at its own last row; "before" is log_probs_init, or what these logits say
+    where that is None. Computed in float64 for float64 logits, else in float32; every row of the
+    logits is read twice, and no log-probabilities are kept but those of the KL.
+
+    Returns losses [n_edits], the gradient of their sum (like logits), right [n_edits] (bool:
+    the target is the likeliest in all of an edit's reads), and log_probs_init for the next calls
+    (of no rows where it was given). An id outside of the vocabulary is not looked for.
+    Raises InvalidArgumentError.
+    """
+    args = (logits, target_ids, edit_of_read, log_probs_init, float(kl_factor))
+    _schema.check_value_loss(*args)
+    if resolve_backend(backend, logits.device.type) == "native":
+        return _call_native(torch.ops.rome_fast.value_loss.default, *args)
+    return _default.value_loss_default(*args)
+
+
+@torch.no_grad()
+def value_step_(
+    deltas: Tensor,  # [n_edits, d_value] float32 or float64
+    mean: Tensor,  # like deltas
+    square: Tensor,  # like deltas
+    n_steps: Tensor,  # [] int64
+    history: Tensor,  # [max_steps, n_edits]
+    active: Tensor,  # [n_edits] bool
+    gradients: Tensor,  # like deltas
+    losses: Tensor,  # [n_edits]
+    right: Tensor,  # [n_edits] bool
+    radii: Tensor,  # [n_edits]
+    decays: Tensor,  # [n_edits]
+    *,
+    lr: float,
+    stop_loss: float,
+    mean_loss_suffices: bool,
+    backend: str = "auto",
+) -> None:
+    """One step of Adam on each active edit's offset, after its loss is noted; all in place.
+
+    The loss is losses + decays * |delta|; it becomes history[n_steps]. An edit is active no more
+    when its loss is below stop_loss and it is right (or mean_loss_suffices), when its loss is not
+    finite, and in the last of max_steps. What is not active does not change. The others' offsets
+    move by Adam (torch's defaults but lr), then back into the ball of their radius. n_steps grows
+    by one. Nothing waits for the host, and steps after all have ended change nothing else.
+    Raises InvalidArgumentError.
+    """
+    state = (deltas, mean, square, n_steps, history, active)
+    given = (gradients, losses, right, radii, decays)
+    settings = (float(lr), float(stop_loss), bool(mean_loss_suffices))
+    _schema.check_value_step(*state, *given, *settings)
+    if resolve_backend(backend, deltas.device.type) == "native":
+        _call_native(torch.ops.rome_fast.value_step_.default, *state, *given, *settings)
+    else:
+        _default.value_step_default(*state, *given, *settings)
 
 
 def _as_out_in(weight: Tensor, weight_layout: str) -> Tensor:

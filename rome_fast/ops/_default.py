@@ -97,6 +97,75 @@ def cholesky_update_default(
     return applied
 
 
+def value_loss_default(
+    logits: Tensor,  # [n_reads + n_edits, vocabulary]
+    target_ids: Tensor,  # [n_reads]
+    edit_of_read: Tensor,  # [n_reads]
+    log_probs_init: Tensor | None,  # [n_edits, vocabulary]
+    kl_factor: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Losses, their gradient by the logits, who is right, and what the KL is measured from."""
+    log_probs = logits.to(compute_dtype(logits.dtype)).log_softmax(-1)
+    n_reads = len(target_ids)
+    reads, now = log_probs[:n_reads], log_probs[n_reads:]
+    init = now if log_probs_init is None else log_probs_init
+    at_target = torch.arange(n_reads, device=logits.device), target_ids
+    per_edit = log_probs.new_zeros(len(now))
+    counts = per_edit.index_add(0, edit_of_read, log_probs.new_ones(n_reads))
+    nll = per_edit.index_add(0, edit_of_read, -reads[at_target]) / counts
+    wrong = (reads.argmax(-1) != target_ids).to(log_probs.dtype)
+    right = per_edit.index_add(0, edit_of_read, wrong) == 0
+    probs, ratio = log_probs.exp(), now - init
+    kl = (probs[n_reads:] * ratio).sum(-1)
+    kept = now.clone() if log_probs_init is None else now[:0].clone()
+    # p - 1 at the target, shared by the reads of an edit; and p (log p/q - KL).
+    share = (1 / counts)[edit_of_read]
+    probs[:n_reads].mul_(share[:, None]).index_put_(at_target, -share, accumulate=True)
+    probs[n_reads:].mul_(kl_factor * (ratio - kl[:, None]))
+    return nll + kl_factor * kl, probs.to(logits.dtype), right, kept
+
+
+def value_step_default(
+    deltas: Tensor,  # [n_edits, d_value]
+    mean: Tensor,
+    square: Tensor,
+    n_steps: Tensor,  # []
+    history: Tensor,  # [max_steps, n_edits]
+    active: Tensor,  # [n_edits]
+    gradients: Tensor,
+    losses: Tensor,  # [n_edits]
+    right: Tensor,
+    radii: Tensor,
+    decays: Tensor,
+    lr: float,
+    stop_loss: float,
+    mean_loss_suffices: bool,
+) -> None:
+    """Note the losses, end what is found, move the rest by Adam and back into its ball."""
+    norms = deltas.norm(dim=1)
+    totals = losses + decays * norms
+    row = torch.arange(len(history), device=history.device)[:, None] == n_steps
+    history.copy_(torch.where(row & active, totals, history))
+    found = totals < stop_loss
+    if not mean_loss_suffices:
+        found = found & right
+    active.logical_and_(~found & totals.isfinite() & (n_steps + 1 < len(history)))
+    n_steps.add_(1)
+    # The norm's gradient is 0 at 0.
+    unit = deltas / torch.where(norms > 0, norms, 1)[:, None]
+    gradients = gradients + decays[:, None] * unit
+    new_mean = mean.lerp(gradients, 0.1)
+    new_square = (square * 0.999).addcmul_(gradients, gradients, value=0.001)
+    t = n_steps.double()  # in float32, 1 - 0.999 is off by 1e-5
+    scale = (new_square / (1 - 0.999**t)).sqrt_().add_(1e-8)
+    moved = deltas - lr / (1 - 0.9**t) * new_mean / scale
+    lengths = moved.norm(dim=1)
+    shrink = torch.where(lengths > radii, radii / lengths, 1)
+    moved = moved * shrink[:, None]
+    for old, new in (deltas, moved), (mean, new_mean), (square, new_square):
+        old.copy_(torch.where(active[:, None], new, old))
+
+
 torch.library.register_kernel("rome_fast::second_moment_update_", None)(
     second_moment_update_default
 )
@@ -105,3 +174,5 @@ torch.library.register_kernel("rome_fast::rank_one_solve_apply_", None)(
     rank_one_solve_apply_default
 )
 torch.library.register_kernel("rome_fast::cholesky_update_", None)(cholesky_update_default)
+torch.library.register_kernel("rome_fast::value_loss", None)(value_loss_default)
+torch.library.register_kernel("rome_fast::value_step_", None)(value_step_default)

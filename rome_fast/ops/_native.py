@@ -64,6 +64,13 @@ def find_library(device_type: str = "cpu") -> Path | None:
     return candidates[0] if candidates else None
 
 
+def has(op: str, device_type: str) -> bool:
+    """Whether a library that is loaded has a kernel for an op."""
+    return bool(
+        torch._C._dispatch_has_kernel_for_dispatch_key(f"rome_fast::{op}", device_type.upper())
+    )
+
+
 def torch_version() -> tuple[int, int]:
     """(major, minor) of the torch that is installed."""
     major, minor = torch.__version__.split(".")[:2]

@@ -36,6 +36,17 @@ torch.library.define(
     "rome_fast::cholesky_update_",
     "(Tensor(a!) factor, Tensor vector, bool downdate) -> Tensor",
 )
+torch.library.define(
+    "rome_fast::value_loss",
+    "(Tensor logits, Tensor target_ids, Tensor edit_of_read, Tensor? log_probs_init, "
+    "float kl_factor) -> (Tensor, Tensor, Tensor, Tensor)",
+)
+torch.library.define(
+    "rome_fast::value_step_",
+    "(Tensor(a!) deltas, Tensor(b!) mean, Tensor(c!) square, Tensor(d!) n_steps, "
+    "Tensor(e!) history, Tensor(f!) active, Tensor gradients, Tensor losses, Tensor right, "
+    "Tensor radii, Tensor decays, float lr, float stop_loss, bool mean_loss_suffices) -> ()",
+)
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -123,6 +134,80 @@ def check_cholesky_update(
     _require_vector("vector", vector, factor.shape[1], "factor", factor)
 
 
+def check_value_loss(
+    logits: Tensor,  # [n_reads + n_edits, vocabulary]
+    target_ids: Tensor,  # [n_reads]
+    edit_of_read: Tensor,  # [n_reads]
+    log_probs_init: Tensor | None,  # [n_edits, vocabulary]
+    kl_factor: float,
+) -> None:
+    """Raise InvalidArgumentError unless the rows are those of reads and of edits."""
+    _require_dtype("logits", logits, WEIGHT_DTYPES)
+    _require_dim("logits", logits, 2)
+    _require_dim("target_ids", target_ids, 1)
+    n_edits = logits.shape[0] - target_ids.shape[0]
+    if n_edits < 1:
+        raise InvalidArgumentError(
+            f"logits must have a row for each of {target_ids.shape[0]} target_ids and for each "
+            f"edit, got {logits.shape[0]} rows"
+        )
+    _require_shape("edit_of_read", edit_of_read, (target_ids.shape[0],))
+    for name, ids in ("target_ids", target_ids), ("edit_of_read", edit_of_read):
+        _require_dtype(name, ids, (torch.int64,))
+        _require_same_device(name, ids, "logits", logits)
+    if log_probs_init is not None:
+        _require_dtype("log_probs_init", log_probs_init, (compute_dtype(logits.dtype),))
+        _require_shape("log_probs_init", log_probs_init, (n_edits, logits.shape[1]))
+        _require_same_device("log_probs_init", log_probs_init, "logits", logits)
+    if not math.isfinite(kl_factor):
+        raise InvalidArgumentError(f"kl_factor must be finite, got {kl_factor}")
+
+
+def check_value_step(
+    deltas: Tensor,  # [n_edits, d_value]
+    mean: Tensor,
+    square: Tensor,
+    n_steps: Tensor,  # []
+    history: Tensor,  # [max_steps, n_edits]
+    active: Tensor,  # [n_edits]
+    gradients: Tensor,  # [n_edits, d_value]
+    losses: Tensor,  # [n_edits]
+    right: Tensor,  # [n_edits]
+    radii: Tensor,  # [n_edits]
+    decays: Tensor,  # [n_edits]
+    lr: float,
+    stop_loss: float,
+    mean_loss_suffices: bool,
+) -> None:
+    """Raise InvalidArgumentError unless all are of the same edits."""
+    _require_dim("deltas", deltas, 2)
+    _require_dim("history", history, 2)
+    n_edits = deltas.shape[0]
+    shapes = {
+        **dict.fromkeys(("mean", "square", "gradients"), tuple(deltas.shape)),
+        **dict.fromkeys(("active", "losses", "right", "radii", "decays"), (n_edits,)),
+        "n_steps": (),
+        "history": (history.shape[0], n_edits),
+    }
+    dtypes = {"n_steps": (torch.int64,), "active": (torch.bool,), "right": (torch.bool,)}
+    given = {"deltas": deltas, "mean": mean, "square": square, "n_steps": n_steps}
+    given |= {"history": history, "active": active, "gradients": gradients, "losses": losses}
+    given |= {"right": right, "radii": radii, "decays": decays}
+    for name, tensor in given.items():
+        _require_dtype(name, tensor, dtypes.get(name, ACCUMULATOR_DTYPES))
+        _require_shape(name, tensor, shapes.get(name, tuple(deltas.shape)))
+        _require_same_device(name, tensor, "deltas", deltas)
+    for name in ("mean", "square", "history", "gradients", "losses", "radii", "decays"):
+        if given[name].dtype != deltas.dtype:
+            raise InvalidArgumentError(
+                f"{name} must be {deltas.dtype} as deltas are, got {given[name].dtype}"
+            )
+    for name in ("deltas", "mean", "square", "history", "active"):
+        _require_writable(name, given[name])
+    if not (math.isfinite(lr) and lr >= 0):
+        raise InvalidArgumentError(f"lr must be finite and >= 0, got {lr}")
+
+
 @torch.library.register_fake("rome_fast::second_moment_update_")
 def _(moment_sum, keys, mask, compensation=None):
     check_second_moment_update(moment_sum, keys, mask, compensation)
@@ -151,6 +236,22 @@ def _(weight, factor, key, denominator_key, residual, min_denominator, max_norm)
 def _(factor, vector, downdate):
     check_cholesky_update(factor, vector)
     return factor.new_empty((), dtype=torch.bool)
+
+
+@torch.library.register_fake("rome_fast::value_loss")
+def _(logits, target_ids, edit_of_read, log_probs_init, kl_factor):
+    check_value_loss(logits, target_ids, edit_of_read, log_probs_init, kl_factor)
+    n_edits, dtype = logits.shape[0] - target_ids.shape[0], compute_dtype(logits.dtype)
+    losses = logits.new_empty((n_edits,), dtype=dtype)
+    right = logits.new_empty((n_edits,), dtype=torch.bool)
+    n_kept = n_edits if log_probs_init is None else 0
+    kept = logits.new_empty((n_kept, logits.shape[1]), dtype=dtype)
+    return losses, torch.empty_like(logits), right, kept
+
+
+@torch.library.register_fake("rome_fast::value_step_")
+def _(*args):
+    check_value_step(*args)
 
 
 def _require_weight(weight: Tensor) -> None:
