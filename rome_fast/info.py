@@ -27,6 +27,7 @@ PACKAGES = ("rome-fast", "torch", "transformers", "numpy", "safetensors")
 ENVIRONMENT = {
     "ROME_FAST_BACKEND": "default backend: auto, native or torch",
     "ROME_FAST_BUILD": "what an installation compiles: auto, cpu, cuda or none",
+    "ROME_FAST_CUDA_KERNEL": "CUDA kernels to use: naive, or mma or wgmma for second moments",
     "ROME_FAST_SIMD": "highest instruction set to use: avx512, avx2 or baseline",
 }
 

@@ -10,4 +10,25 @@ namespace rome_fast {
 
 using torch::stable::Tensor;
 
+// Returns losses, gradient, right, log_probs_now.
+std::tuple<Tensor, Tensor, Tensor, Tensor> value_loss_cuda(
+    const Tensor& logits,                  // [n_reads + n_edits, vocabulary]
+    const Tensor& target_ids,              // [n_reads]
+    const Tensor& edit_of_read,            // [n_reads]
+    std::optional<Tensor> log_probs_init,  // [n_edits, vocabulary]
+    double kl_factor);
+
+void value_step_cuda(Tensor deltas,            // [n_edits, d_value]
+                     Tensor mean,              // [n_edits, d_value]
+                     Tensor square,            // [n_edits, d_value]
+                     Tensor n_steps,           // []
+                     Tensor history,           // [max_steps, n_edits]
+                     Tensor active,            // [n_edits]
+                     const Tensor& gradients,  // [n_edits, d_value]
+                     const Tensor& losses,     // [n_edits]
+                     const Tensor& right,      // [n_edits]
+                     const Tensor& radii,      // [n_edits]
+                     const Tensor& decays,     // [n_edits]
+                     double lr, double stop_loss, bool mean_loss_suffices);
+
 }  // namespace rome_fast

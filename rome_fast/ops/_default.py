@@ -115,7 +115,8 @@ def value_loss_default(
     nll = per_edit.index_add(0, edit_of_read, -reads[at_target]) / counts
     wrong = (reads.argmax(-1) != target_ids).to(log_probs.dtype)
     right = per_edit.index_add(0, edit_of_read, wrong) == 0
-    probs, ratio = log_probs.exp(), now - init
+    probs = log_probs.exp()
+    ratio = (now - init).masked_fill_(probs[n_reads:] == 0, 0)  # where a word cannot come
     kl = (probs[n_reads:] * ratio).sum(-1)
     kept = now.clone() if log_probs_init is None else now[:0].clone()
     # p - 1 at the target, shared by the reads of an edit; and p (log p/q - KL).

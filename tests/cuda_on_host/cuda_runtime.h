@@ -2,6 +2,8 @@
 #pragma once
 
 #include <algorithm>
+#include <math.h>
+
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>

@@ -85,7 +85,11 @@ def test_value_loss_of_a_word_that_cannot_come(backend):
     logits, target_ids, edit_of_read, _ = sample((1, 1))
     logits[0, target_ids[0]] = -torch.inf
     logits[1, (target_ids[1] + 1) % logits.shape[1]] = -torch.inf
-    losses, gradient, *_ = loss(logits, target_ids, edit_of_read, None, backend=backend)
+    logits[2:, 3] = -torch.inf
+    losses, gradient, _, init = loss(logits, target_ids, edit_of_read, None, backend=backend)
+    again = loss(logits, target_ids, edit_of_read, init, backend=backend)
+    torch.testing.assert_close(again[0], losses)
+    assert again[1][2:].abs().max() < 1e-6
     assert losses[0] == torch.inf and losses[1].isfinite() and gradient[1].isfinite().all()
 
 
