@@ -13,7 +13,7 @@ BUILT := .venv/build.stamp
 OLDEST := .venv-oldest/deps.stamp
 PIP_DOCS := $(subst .venv/,.venv-docs/,$(PIP_INSTALL))
 DOCS := .venv-docs/deps.stamp
-NATIVE := $(shell find csrc -type f)
+NATIVE := $(shell find csrc -type f -not -name '*.pyc')
 
 .PHONY: demo test test-oldest lint cuda-check build bench models docs
 demo: $(BUILT)
@@ -29,7 +29,7 @@ lint: $(DEPS)
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
-	.venv/bin/clang-format --dry-run --Werror $(NATIVE)
+	.venv/bin/clang-format --dry-run --Werror $(filter-out %.py,$(NATIVE))
 
 cuda-check: $(DEPS)
 	.venv/bin/python tools/cuda_check.py

@@ -112,8 +112,8 @@ def cuda_extension(torch, cpp_extension):
         include_dirs=[CSRC],
         define_macros=[*STABLE_ABI, ("USE_CUDA", None)],
         extra_compile_args={
-            "cxx": ["-O3", "-g0", "-fvisibility=hidden"],
-            "nvcc": ["-O3", "--expt-relaxed-constexpr", *nvcc_build.arch_flags()],
+            "cxx": ["-O3", "-g0", "-std=c++20", "-fvisibility=hidden"],
+            "nvcc": [*nvcc_build.FLAGS, *nvcc_build.arch_flags()],
         },
         py_limited_api=True,
     )

@@ -17,6 +17,11 @@ CSRC = Path(__file__).resolve().parent
 # Ampere and Hopper as they are, what comes later from Hopper's portable PTX.
 ARCHS = "8.0;9.0a;9.0+PTX"
 DEFINES = ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-DTORCH_STABLE_ONLY", "-DUSE_CUDA"]
+# As torch compiles extensions: half precision has functions, no operators.
+DEFINES += [
+    f"-D__CUDA_NO_{what}__"
+    for what in ("HALF_OPERATORS", "HALF_CONVERSIONS", "HALF2_OPERATORS", "BFLOAT16_CONVERSIONS")
+]
 FLAGS = ["-O3", "-std=c++20", "--expt-relaxed-constexpr", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
 
 

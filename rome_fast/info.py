@@ -72,7 +72,7 @@ def describe(facts: dict[str, Any]) -> str:
             f"(running with {torch.__version__}); SIMD in use: {build['simd']}"
         )
     lines += _library_lines("CUDA library (experimental)", facts["cuda_library"])
-    if "nvcc" in build:
+    if "nvcc" in build and facts["cuda_library"]["path"]:
         lines.append(
             f"  built by nvcc {build['nvcc']} for {build['cuda_archs']} "
             f"(torch's CUDA: {facts['torch_cuda'] or 'none'})"
