@@ -10,6 +10,11 @@ namespace rome_fast {
 
 using torch::stable::Tensor;
 
+// Returns applied.
+Tensor cholesky_update_cuda(Tensor factor,         // [d, d]
+                            const Tensor& vector,  // [d]
+                            bool downdate);
+
 // Returns losses, gradient, right, log_probs_now.
 std::tuple<Tensor, Tensor, Tensor, Tensor> value_loss_cuda(
     const Tensor& logits,                  // [n_reads + n_edits, vocabulary]
