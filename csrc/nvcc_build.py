@@ -98,10 +98,22 @@ def compile_all(
 
 
 def link(nvcc: str, objects: Sequence[Path], library: Path, torch_paths: Sequence[str]) -> None:
-    """The library. What only a CUDA torch has is looked for when it is loaded."""
-    links = [f"-L{path}" for path in torch_paths] + ["-ltorch_cpu", "-lc10"]
+    """The library; RuntimeError where a symbol is in none of what it is linked with."""
+    folders = [_stand_in_for_torch_cuda(nvcc, objects[0].parent / "stand_in"), *torch_paths]
+    links = [f"-L{path}" for path in folders] + ["-ltorch_cuda", "-ltorch_cpu", "-lc10"]
+    links += ["-Xlinker", "--no-undefined"]
     library.parent.mkdir(parents=True, exist_ok=True)
     _run([nvcc, "-shared", "-cudart=static", *map(str, objects), *links, "-o", str(library)])
+
+
+def _stand_in_for_torch_cuda(nvcc: str, folder: Path) -> Path:
+    """A folder with a libtorch_cuda.so for the linker: where it is loaded, torch's own is there."""
+    folder.mkdir(exist_ok=True)
+    source, library = folder / "torch_cuda.cpp", folder / "libtorch_cuda.so"
+    source.write_text('extern "C" void aoti_torch_get_current_cuda_stream() {}\n')
+    options = ["-cudart=none", "-Xcompiler", "-fPIC", "-Xlinker", f"-soname={library.name}"]
+    _run([nvcc, "-shared", *options, str(source), "-o", str(library)])
+    return folder
 
 
 def _run(command: Sequence[str]) -> str:

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -15,7 +16,7 @@ sys.path.insert(0, str(ROOT / "csrc"))
 
 import nvcc_build  # noqa: E402
 
-BUILD_FILES = ["pyproject.toml", "setup.py", "README.md", "LICENSE"]
+BUILD_FILES = ["MANIFEST.in", "pyproject.toml", "setup.py", "README.md", "LICENSE"]
 
 # Makes `import torch` fail, as it does in an isolated build environment.
 NO_TORCH = "raise ModuleNotFoundError(\"No module named 'torch'\", name='torch')\n"
@@ -169,3 +170,69 @@ def test_architectures_are_those_asked_for(asked, flags, monkeypatch):
     assert [f for f in nvcc_build.arch_flags() if f != "-gencode"] == [
         f"arch={flag}" for flag in flags
     ]
+
+
+# As setup.py sees a torch that is built with CUDA; its libraries are not needed to fail.
+CUDA_TORCH = """
+import torch
+from torch.utils import cpp_extension
+torch.version.cuda, cpp_extension.CUDA_HOME = {release!r}, {home!r}
+from setuptools import build_meta
+build_meta.build_wheel('out')
+"""
+
+
+def build_with_cuda_torch(project, release, mode="auto"):
+    nvcc = nvcc_build.find_nvcc()
+    if nvcc is None or shutil.which(get_cxx_compiler()) is None:
+        pytest.skip("no nvcc or no C++ compiler here: nothing can fail to compile")
+    code = CUDA_TORCH.format(
+        release=release or nvcc_build.nvcc_version(nvcc), home=str(Path(nvcc).parents[1])
+    )
+    (project / "csrc" / "register_cpu.cpp").write_text("")
+    for source in [*project.glob("csrc/glue/*.cpp"), *project.glob("csrc/kernels/*/*.c*")]:
+        if source.name != "isa.cpp" and source.suffix != ".cuh":
+            source.unlink()  # nothing to wait for
+    (project / "csrc" / "register_cuda.cpp").write_text("#error broken on purpose\n")
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("ROME_FAST_")}
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=project,
+        env=kept | {"ROME_FAST_BUILD": mode},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.mark.slow
+def test_cuda_that_fails_to_compile_leaves_the_cpu_library(project):
+    process = build_with_cuda_torch(project, None)
+    assert process.returncode == 0, process.stderr
+    assert "installing without the CUDA library: compiling failed" in process.stderr
+    (wheel,) = (project / "out").glob("*.whl")
+    files = zipfile.ZipFile(wheel).namelist()
+    assert "rome_fast/_C.abi3.so" in files and "rome_fast/_C_cuda.abi3.so" not in files
+
+
+def test_an_nvcc_of_another_major_version_is_refused_with_both_versions(project):
+    process = build_with_cuda_torch(project, "1.0", mode="cuda")
+    assert process.returncode != 0
+    nvcc = nvcc_build.find_nvcc()
+    reason = f"torch is built with CUDA 1.0, and {nvcc} is of {nvcc_build.nvcc_version(nvcc)}"
+    assert f"ROME_FAST_BUILD=cuda, but {reason}" in process.stderr
+
+
+def test_a_source_distribution_carries_what_it_is_built_from(project):
+    (project / "csrc" / "__pycache__").mkdir(exist_ok=True)
+    (project / "csrc" / "__pycache__" / "nvcc_build.cpython-311.pyc").write_bytes(b"")
+    process = call_backend(project, "build_sdist")
+    assert process.returncode == 0, process.stderr
+    (archive,) = (project / "out").glob("*.tar.gz")
+    with tarfile.open(archive) as opened:
+        files = {name.split("/", 1)[1] for name in opened.getnames() if "/" in name}
+    sources = {
+        str(path.relative_to(project)) for path in (project / "csrc").rglob("*") if path.is_file()
+    }
+    assert {path for path in sources if not path.endswith(".pyc")} <= files
+    assert not any(path.endswith(".pyc") for path in files)

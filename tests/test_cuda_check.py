@@ -12,8 +12,8 @@ import cuda_check  # noqa: E402
 
 SAID = """\
 ptxas info    : 0 bytes gmem
-ptxas info    : Compiling entry function '_ZN9rome_fast12_GLOBAL__N_110sum_kernelIfEEvPT_' for 'sm_80'
-ptxas info    : Function properties for _ZN9rome_fast12_GLOBAL__N_110sum_kernelIfEEvPT_
+ptxas info    : Compiling entry function '_ZN9rome_fast10sum_kernelIfEEvPT_' for 'sm_80'
+ptxas info    : Function properties for _ZN9rome_fast10sum_kernelIfEEvPT_
     {stack} bytes stack frame, {stores} bytes spill stores, {loads} bytes spill loads
 ptxas info    : Used 40 registers, used 1 barriers, 372 bytes cmem[0]
 ptxas info    : Compile time = 5.0 ms
@@ -73,7 +73,9 @@ def test_kernels_for_tensor_cores_must_use_them(monkeypatch):
 
 
 def test_a_missing_kernel_for_tensor_cores_is_a_problem(monkeypatch):
-    assert problems_with(monkeypatch, CODE, ALL[1:]) == ["there is no kernel named wgmma for sm_90a"]
+    assert problems_with(monkeypatch, CODE, ALL[1:]) == [
+        "there is no kernel named wgmma for sm_90a"
+    ]
 
 
 def test_without_nvcc_it_says_so_and_succeeds(monkeypatch, capsys):
