@@ -10,10 +10,11 @@ namespace rome_fast {
 
 using torch::stable::Tensor;
 
-void second_moment_update_cpu(Tensor moment_sum,                    // [d, d]
-                              const Tensor& keys,                   // [n, d]
-                              std::optional<Tensor> mask,           // [n] bool
-                              std::optional<Tensor> compensation);  // [d, d]
+void second_moment_update_cpu(Tensor moment_sum,                   // [d, d]
+                              const Tensor& keys,                  // [n, d]
+                              std::optional<Tensor> mask,          // [n] bool
+                              std::optional<Tensor> compensation,  // [d, d]
+                              bool allow_tf32);                    // not used
 
 void rank_one_update_cpu(Tensor weight,     // [d_value, d_key]
                          const Tensor& u,   // [d_key]

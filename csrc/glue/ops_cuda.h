@@ -15,6 +15,12 @@ Tensor cholesky_update_cuda(Tensor factor,         // [d, d]
                             const Tensor& vector,  // [d]
                             bool downdate);
 
+void second_moment_update_cuda(Tensor moment_sum,                   // [d, d]
+                               const Tensor& keys,                  // [n, d]
+                               std::optional<Tensor> mask,          // [n] bool
+                               std::optional<Tensor> compensation,  // [d, d]
+                               bool allow_tf32);
+
 // Returns losses, gradient, right, log_probs_now.
 std::tuple<Tensor, Tensor, Tensor, Tensor> value_loss_cuda(
     const Tensor& logits,                  // [n_reads + n_edits, vocabulary]

@@ -2,6 +2,7 @@
 #include <vector>
 
 #include "glue/ops_cpu.h"
+#include "glue/second_moment.h"
 #include "glue/tensors_cpu.h"
 #include "kernels/cpu/second_moment.h"
 
@@ -42,19 +43,8 @@ void run(const Tensor& moment_sum, const std::optional<Tensor>& compensation, co
 }  // namespace
 
 void second_moment_update_cpu(Tensor moment_sum, const Tensor& keys, std::optional<Tensor> mask,
-                              std::optional<Tensor> compensation) {
-  STD_TORCH_CHECK(keys.dim() == 2, "keys must have 2 dimensions");
-  check_shape(moment_sum, "moment_sum", keys.size(1), keys.size(1));
-  if (mask) {
-    check_size(*mask, "mask", keys.size(0));
-    STD_TORCH_CHECK(mask->scalar_type() == ScalarType::Bool, "mask must be bool");
-  }
-  if (compensation) {
-    check_shape(*compensation, "compensation", keys.size(1), keys.size(1));
-    STD_TORCH_CHECK(compensation->scalar_type() == ScalarType::Float &&
-                        moment_sum.scalar_type() == ScalarType::Float,
-                    "compensation and its moment_sum must be float32");
-  }
+                              std::optional<Tensor> compensation, bool) {
+  check_second_moment(moment_sum, keys, mask, compensation);
   const std::vector<int64_t> rows = selected_rows(keys.size(0), mask);
   dispatch_float(keys, "keys", [&](auto key_tag) {
     using Key = typename decltype(key_tag)::type;

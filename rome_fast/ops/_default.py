@@ -16,6 +16,7 @@ def second_moment_update_default(
     keys: Tensor,  # [n, d]
     mask: Tensor | None,  # [n] bool
     compensation: Tensor | None = None,  # [d, d], lower triangle written
+    allow_tf32: bool = False,  # a permission, not used here
 ) -> None:
     """moment_sum (+ compensation) += tril(keys^T keys) over the rows that mask keeps."""
     rows = keys.to(moment_sum.dtype)

@@ -21,7 +21,8 @@ ACCUMULATOR_DTYPES = (torch.float64, torch.float32)
 
 torch.library.define(
     "rome_fast::second_moment_update_",
-    "(Tensor(a!) moment_sum, Tensor keys, Tensor? mask, Tensor(b!)? compensation=None) -> ()",
+    "(Tensor(a!) moment_sum, Tensor keys, Tensor? mask, Tensor(b!)? compensation=None, "
+    "bool allow_tf32=False) -> ()",
 )
 torch.library.define(
     "rome_fast::rank_one_update_",
@@ -209,7 +210,7 @@ def check_value_step(
 
 
 @torch.library.register_fake("rome_fast::second_moment_update_")
-def _(moment_sum, keys, mask, compensation=None):
+def _(moment_sum, keys, mask, compensation=None, allow_tf32=False):
     check_second_moment_update(moment_sum, keys, mask, compensation)
 
 

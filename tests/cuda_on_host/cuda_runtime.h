@@ -199,4 +199,5 @@ inline int __float_as_int(float x) { return emulated_bits<int>(x); }
 inline float __int_as_float(int x) { return emulated_bits<float>(x); }
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __ffs(int x) { return __builtin_ffs(x); }
+inline int __ffsll(long long x) { return __builtin_ffsll(x); }
 inline int __clz(int x) { return x == 0 ? 32 : __builtin_clz(unsigned(x)); }

@@ -76,6 +76,15 @@ def test_second_moment_without_mask(backend):
     assert_close(moment_sum, expected)
 
 
+@pytest.mark.parametrize("key_dtype", KEY_DTYPES, ids=str)
+def test_second_moment_is_no_different_on_the_cpu_if_tf32_is_allowed(backend, key_dtype):
+    moment_sum, keys, mask = sample(300, 70, key_dtype)
+    allowed = moment_sum.clone()
+    second_moment_update_(moment_sum, keys, mask, backend=backend)
+    second_moment_update_(allowed, keys, mask, allow_tf32=True, backend=backend)
+    assert torch.equal(moment_sum, allowed)
+
+
 def test_second_moment_leaves_the_upper_triangle_alone(backend):
     moment_sum, keys, mask = sample(100, 61)
     upper = torch.ones(61, 61, dtype=torch.bool).triu(1)
@@ -147,6 +156,7 @@ def test_second_moment_opcheck(sum_dtype, with_mask):
     if sum_dtype == torch.float32:
         compensation = torch.zeros_like(moment_sum)
         torch.library.opcheck(op, (moment_sum, keys, mask if with_mask else None, compensation))
+        torch.library.opcheck(op, (moment_sum, keys, None, compensation, True))
 
 
 @pytest.mark.parametrize("dynamic", [False, True])

@@ -1,11 +1,56 @@
 // The instructions of csrc/kernels/cuda/ptx.cuh on the host, as the PTX ISA defines them.
+//
+// What is asynchronous happens at the worst time that the ISA allows: copies by cp.async land and
+// products of a warpgroup read shared memory at the wait for them, copies of boxes land at once.
+// Until the wait, what will be written is NaN.
 #pragma once
 
+#include <cuda.h>
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
+#include <cmath>
 #include <cstdint>
+#include <deque>
+#include <type_traits>
+#include <vector>
 
 #include "fibers.h"
+
+#define ROME_FAST_HAS_WGMMA
+
+namespace emulated {
+
+constexpr unsigned kMaxThreads = 1024;
+constexpr uint32_t kSharedStart = 1024;  // as on the card, where the first KB is the system's
+
+inline unsigned char* shared_at(uint32_t address, size_t size) {
+  if (address < kSharedStart || address - kSharedStart + size > shared_size()) {
+    fail("an address outside of shared memory");
+  }
+  return static_cast<unsigned char*>(shared_base()) + (address - kSharedStart);
+}
+
+// The tensor cores keep what fits a float and cut off the rest.
+inline float cut_off(double x) {
+  const float near = static_cast<float>(x);
+  return std::fabs(static_cast<double>(near)) > std::fabs(x) ? std::nextafterf(near, 0) : near;
+}
+
+template <class Key>
+float value_of(uint16_t bits) {
+  Key key;
+  std::memcpy(&key, &bits, 2);
+  if constexpr (std::is_same_v<Key, __nv_bfloat16>) {
+    return __bfloat162float(key);
+  } else {
+    static_assert(std::is_same_v<Key, __half>);
+    return __half2float(key);
+  }
+}
+
+}  // namespace emulated
 
 namespace rome_fast {
 
@@ -32,5 +77,18 @@ inline unsigned long long load_relaxed(const unsigned long long* at) {
 inline void store_relaxed(unsigned long long* at, unsigned long long value) {
   *const_cast<volatile unsigned long long*>(at) = value;
 }
+inline uint32_t shared_address(const void* shared) {
+  const auto* base = static_cast<const unsigned char*>(emulated::shared_base());
+  const auto offset = static_cast<const unsigned char*>(shared) - base;
+  if (offset < 0 || static_cast<size_t>(offset) >= emulated::shared_size()) {
+    emulated::fail("a pointer outside of shared memory");
+  }
+  return emulated::kSharedStart + static_cast<uint32_t>(offset);
+}
+
+inline int64_t computed_here(int64_t value) { return value; }
 
 }  // namespace rome_fast
+
+#include "ptx_warp.cuh"
+#include "ptx_warpgroup.cuh"
