@@ -4,6 +4,7 @@
 #include <exception>
 
 #include "kernels/cuda/numeric.cuh"
+#include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/reduce.cuh"
 #include "kernels/cuda/simt.cuh"
 
@@ -43,6 +44,25 @@ __global__ void half_a_warp_waits_kernel() {
 
 __global__ void writes_behind_kernel() { shared_storage<Values>().values[256] = 1; }
 
+__global__ void writes_before_kernel() { shared_storage<Values>().scratch[-1] = 1; }
+
+__global__ void different_barriers_kernel() {
+  if (threadIdx.x % 2 == 0) {
+    __syncthreads();
+  } else {
+    __syncthreads_count(1);
+  }
+}
+
+// A block waits for the one after it, which has not been given its ticket.
+__global__ void waits_for_a_later_block_kernel(unsigned* ticket, unsigned* flags) {
+  if (threadIdx.x != 0) return;
+  const unsigned mine = atomicAdd(ticket, 1u);
+  while (mine + 1 < gridDim.x && load_acquire(&flags[mine + 1]) == 0) {
+  }
+  store_release(&flags[mine], 1);
+}
+
 __global__ void round_kernel(const float* x, int n, float* bfloat16, float* half) {
   for (int i = threadIdx.x; i < n; i += blockDim.x) {
     bfloat16[i] = widen(narrow<BFloat16>(x[i]));
@@ -79,6 +99,16 @@ const char* run_half_a_warp_waits() {
 }
 const char* run_writes_behind() {
   return said([&] { launch(writes_behind_kernel, 1, 32, sizeof(Values), nullptr); });
+}
+const char* run_writes_before() {
+  return said([&] { launch(writes_before_kernel, 1, 32, sizeof(Values), nullptr); });
+}
+const char* run_different_barriers() {
+  return said([&] { launch(different_barriers_kernel, 1, 64, 0, nullptr); });
+}
+const char* run_waits_for_a_later_block() {
+  unsigned ticket = 0, flags[2] = {};
+  return said([&] { launch(waits_for_a_later_block_kernel, 2, 64, 0, nullptr, &ticket, flags); });
 }
 const char* run_round(const float* x, int n, float* bfloat16, float* half) {
   return said([&] { launch(round_kernel, 1, 64, 0, nullptr, x, n, bfloat16, half); });

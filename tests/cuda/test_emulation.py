@@ -11,12 +11,16 @@ import torch
 from host_build import ON_HOST_SOURCES, build
 
 KERNELS = Path(__file__).with_name("emulation_kernels.cu")
+RUNS = [
+    *("sum", "reverse", "some_return", "half_a_warp_waits", "different_barriers"),
+    *("waits_for_a_later_block", "writes_behind", "writes_before", "round"),
+]
 
 
 @pytest.fixture(scope="module")
 def library(compiler):
     found = ctypes.CDLL(str(build([*ON_HOST_SOURCES, KERNELS], "emulation")))
-    for name in ("sum", "reverse", "some_return", "half_a_warp_waits", "writes_behind", "round"):
+    for name in RUNS:
         getattr(found, f"run_{name}").restype = ctypes.c_char_p
     yield found
     found.rome_fast_emulated_seed(ctypes.c_uint64(0))
@@ -52,8 +56,18 @@ def test_a_warp_of_which_half_comes_waits_for_ever(library):
     assert library.run_half_a_warp_waits() == b"16 of 64 threads of a block wait for ever"
 
 
-def test_a_write_behind_shared_memory_is_found(library):
+def test_threads_of_a_block_come_to_one_barrier(library):
+    said = library.run_different_barriers()
+    assert said == b"threads that wait for each other wait for different things"
+
+
+def test_a_block_that_waits_for_a_later_one_ends_the_launch(library):
+    assert library.run_waits_for_a_later_block() == b"1 of 64 threads of a block wait for ever"
+
+
+def test_a_write_beside_shared_memory_is_found(library):
     assert library.run_writes_behind() == b"a block wrote behind its shared memory"
+    assert library.run_writes_before() == b"a block wrote before its shared memory"
 
 
 def test_half_precision_is_rounded_as_torch_does(library):

@@ -21,6 +21,8 @@ constexpr size_t kGuardBytes = 4096;
 constexpr unsigned char kPoison = 0xff;  // a NaN in every floating-point type
 constexpr unsigned char kGuard = 0xa5;
 constexpr int kIdleRounds = 4;  // of no progress: some predicates hold only when asked again
+// Without a barrier and without a thread that returns: a loop over a flag that nobody will write.
+constexpr int kLoopRounds = 200'000;
 
 struct Fiber {
   ucontext_t context;
@@ -33,6 +35,7 @@ struct Fiber {
 struct Meeting {
   std::vector<char> values[2];
   unsigned arrived = 0;
+  size_t size = 0;
   uint64_t generation = 0;
 };
 
@@ -43,6 +46,7 @@ struct Block {
   unsigned char* shared = nullptr;
   size_t shared_bytes = 0;
   unsigned running = 0, alive = 0;
+  int rounds = 0;  // since a barrier was passed or a thread returned
   std::exception_ptr error;
   const std::function<void()>* body = nullptr;
   ucontext_t scheduler;
@@ -77,6 +81,7 @@ void run_fiber() {
   Fiber& fiber = block.fibers[block.running];
   fiber.done = true;
   --block.alive;
+  block.rounds = 0;
   swapcontext(&fiber.context, &block.scheduler);
 }
 
@@ -105,17 +110,21 @@ bool resume(unsigned index) {
 }
 
 void prepare_shared(size_t bytes) {
-  block.memory.assign(bytes + 1024 + kGuardBytes, kGuard);
-  const auto address = reinterpret_cast<uintptr_t>(block.memory.data());
-  block.shared = block.memory.data() + (1024 - address % 1024) % 1024;
+  block.memory.assign(kGuardBytes + 1024 + bytes + kGuardBytes, kGuard);
+  const auto address = reinterpret_cast<uintptr_t>(block.memory.data()) + kGuardBytes;
+  block.shared = block.memory.data() + kGuardBytes + (1024 - address % 1024) % 1024;
   block.shared_bytes = bytes;
   std::memset(block.shared, kPoison, bytes);
 }
 
 void check_guard() {
+  const auto written = [](unsigned char byte) { return byte != kGuard; };
+  const unsigned char* begin = block.memory.data();
+  if (std::any_of(begin, static_cast<const unsigned char*>(block.shared), written)) {
+    throw std::runtime_error("a block wrote before its shared memory");
+  }
   const unsigned char* behind = block.shared + block.shared_bytes;
-  const unsigned char* end = block.memory.data() + block.memory.size();
-  if (std::any_of(behind, end, [](unsigned char byte) { return byte != kGuard; })) {
+  if (std::any_of(behind, begin + block.memory.size(), written)) {
     throw std::runtime_error("a block wrote behind its shared memory");
   }
 }
@@ -132,6 +141,7 @@ void run_block(size_t shared_bytes, const std::function<void()>& body) {
   block.meetings.clear();
   block.error = nullptr;
   block.alive = n;
+  block.rounds = 0;
   block.body = &body;
   prepare_shared(shared_bytes);
   for (unsigned i = 0; i < n; ++i) start(i);
@@ -141,7 +151,7 @@ void run_block(size_t shared_bytes, const std::function<void()>& body) {
     bool moved = false;
     for (unsigned i : order) moved |= !block.fibers[i].done && resume(i);
     idle = moved ? 0 : idle + 1;
-    if (idle > kIdleRounds) stuck();
+    if (idle > kIdleRounds || ++block.rounds > kLoopRounds) stuck();
   }
   check_guard();
 }
@@ -182,7 +192,11 @@ const std::vector<char>& meet(const void* mine, size_t size, unsigned first_thre
   Meeting& meeting = block.meetings[{first_thread, n_threads}];
   const uint64_t generation = meeting.generation;
   std::vector<char>& values = meeting.values[generation % 2];
-  if (meeting.arrived == 0) values.assign(size * n_threads, 0);
+  if (meeting.arrived == 0) {
+    meeting.size = size;
+    values.assign(size * n_threads, 0);
+  }
+  if (meeting.size != size) fail("threads that wait for each other wait for different things");
   std::memcpy(values.data() + size * (thread_in_block() - first_thread), mine, size);
   ++meeting.arrived;
   const bool whole_block = n_threads == block.fibers.size();
@@ -190,6 +204,7 @@ const std::vector<char>& meet(const void* mine, size_t size, unsigned first_thre
     if (meeting.generation != generation) return true;
     if (meeting.arrived < (whole_block ? block.alive : n_threads)) return false;
     meeting.arrived = 0;
+    block.rounds = 0;
     ++meeting.generation;
     return true;
   });
