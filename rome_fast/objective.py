@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from rome_fast.batch import EditBatch
     from rome_fast.hparams import RomeHparams
 
+# What a history holds before a step: NaN and inf are losses that end a search.
+NO_LOSS = float("-inf")
+
 
 class Objective:
     """NLL of the targets, and kl_factor * KL(edited || before the edit), with their gradient.
@@ -86,7 +89,7 @@ class Offsets:
     Attributes:
         deltas, mean, square: [n_edits, d_value], the offsets and Adam's moments.
         n_steps: int64 [], steps that were made.
-        history: [max_steps, n_edits], the losses before each update; NaN where there is none.
+        history: [max_steps, n_edits], the losses before each update; NO_LOSS where there is none.
         active: bool [n_edits], whose search goes on.
         radii, decays: [n_edits], of the balls, and what a unit of norm costs.
         constants: what else a step computes with.
@@ -99,7 +102,7 @@ class Offsets:
         self.deltas, self.mean = torch.zeros_like(value_init), torch.zeros_like(value_init)
         self.square = torch.zeros_like(value_init)
         self.n_steps = torch.zeros((), dtype=torch.int64, device=value_init.device)
-        self.history = value_init.new_full((hparams.v_num_grad_steps, n_edits), float("nan"))
+        self.history = value_init.new_full((hparams.v_num_grad_steps, n_edits), NO_LOSS)
         self.active = torch.ones(n_edits, dtype=torch.bool, device=value_init.device)
         norms = value_init.norm(dim=1)
         self.radii = hparams.clamp_norm_factor * norms

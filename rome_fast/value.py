@@ -18,7 +18,7 @@ from rome_fast import graph
 from rome_fast.errors import NonFiniteError
 from rome_fast.models import DownProjection
 from rome_fast.nonfinite import where_not_finite
-from rome_fast.objective import Objective, Offsets
+from rome_fast.objective import NO_LOSS, Objective, Offsets
 from rome_fast.search import Search
 
 if TYPE_CHECKING:
@@ -144,20 +144,11 @@ def _values(search: Search, offsets: Offsets) -> list[Value]:
     """What a search that told the host nothing has found."""
     values = []
     for delta, column in zip(offsets.deltas, offsets.history.T.tolist(), strict=True):
-        losses = tuple(takewhile(lambda loss: not math.isnan(loss), column))
-        # A loss that was NaN has ended its search before its time, and looks like none.
-        if not _has_ended(losses, offsets):
-            raise _not_finite(search, offsets.deltas, len(losses) + 1, math.nan)
+        losses = tuple(takewhile(lambda loss: loss != NO_LOSS, column))
         if not math.isfinite(losses[-1]):
             raise _not_finite(search, offsets.deltas, len(losses), losses[-1])
         values.append(Value(delta.detach().clone(), losses))
     return values
-
-
-def _has_ended(losses: tuple[float, ...], offsets: Offsets) -> bool:
-    if len(losses) == len(offsets.history):
-        return True
-    return bool(losses) and (losses[-1] < offsets.stop_loss or math.isinf(losses[-1]))
 
 
 def _not_finite(search: Search, deltas: Tensor, step: int, loss: float) -> NonFiniteError:

@@ -162,11 +162,14 @@ def test_what_cannot_be_captured_is_searched_as_usual_and_said(asks, hparams, ca
         assert len(value.losses) == 5
 
 
-@pytest.mark.parametrize("step", [1, 3])
-def test_a_loss_that_is_not_finite_is_told(step, hparams, captures, monkeypatch):
-    """The device ends the search; the host finds the step by the losses that are there."""
+@pytest.mark.parametrize(("step", "stop_loss"), [(1, 0.05), (3, 0.05), (3, 1e9)])
+def test_a_loss_that_is_not_finite_is_told(step, stop_loss, hparams, captures, monkeypatch):
+    """The device ends the search; the host finds the step by the losses that are there.
+
+    Also after a loss that was low enough, while a context still disagreed.
+    """
     own = Tail.logits
-    hparams = hparams.replace(v_num_grad_steps=6)
+    hparams = hparams.replace(v_num_grad_steps=6, v_stop_loss=stop_loss)
     limit = {1: -1.0, 3: 0.5}[step]
 
     def logits(self, deltas):
