@@ -191,7 +191,8 @@ class StepGraph:
         self._tensors, self._objective, self._offsets = own.tensors(), own.objective, own.offsets
         # A step run as usual: what the graph must reproduce, and what libraries set up on first
         # use, which cannot be captured.
-        self._expected: Tensor | None = on_side_stream(own.compute)[1].clone()
+        on_side_stream(lambda: self._step(own))
+        self._expected: Tensor | None = self._gradients.clone()
         self._captured = Captured(lambda: self._step(own), graphs.pool)
 
     def _step(self, own: Problem) -> None:
