@@ -193,8 +193,7 @@ def value_loss(
 
     The loss of an edit is the mean of -log p(target) over its reads, and kl_factor times
     KL(now || before) at its own last row; "before" is log_probs_init, or what these logits say
-    where that is None. Computed in float64 for float64 logits, else in float32; every row of the
-    logits is read twice, and no log-probabilities are kept but those of the KL.
+    where that is None. Computed in float64 for float64 logits, else in float32.
 
     Returns losses [n_edits], the gradient of their sum (like logits), right [n_edits] (bool:
     the target is the likeliest in all of an edit's reads), and log_probs_init for the next calls

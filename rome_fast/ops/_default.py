@@ -108,7 +108,7 @@ def value_loss_default(
     """Losses, their gradient by the logits, who is right, and what the KL is measured from."""
     log_probs = logits.to(compute_dtype(logits.dtype)).log_softmax(-1)
     n_reads = len(target_ids)
-    reads, now = log_probs[:n_reads], log_probs[n_reads:]
+    reads, now = log_probs[:n_reads], log_probs[n_reads:].clone()
     init = now if log_probs_init is None else log_probs_init
     at_target = torch.arange(n_reads, device=logits.device), target_ids
     per_edit = log_probs.new_zeros(len(now))
@@ -117,10 +117,10 @@ def value_loss_default(
     likeliest = reads.max(-1).indices  # what argmax gives, in 0.6 of its time on a CPU
     wrong = (likeliest != target_ids).to(log_probs.dtype)
     right = per_edit.index_add(0, edit_of_read, wrong) == 0
-    probs = log_probs.exp()
+    probs = log_probs.exp_()
     ratio = (now - init).masked_fill_(probs[n_reads:] == 0, 0)  # where a word cannot come
     kl = (probs[n_reads:] * ratio).sum(-1)
-    kept = now.clone() if log_probs_init is None else now[:0].clone()
+    kept = now if log_probs_init is None else now[:0].clone()
     # p - 1 at the target, shared by the reads of an edit; and p (log p/q - KL).
     share = (1 / counts)[edit_of_read]
     probs[:n_reads].mul_(share[:, None]).index_put_(at_target, -share, accumulate=True)
