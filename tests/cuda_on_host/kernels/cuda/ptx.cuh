@@ -77,16 +77,6 @@ inline unsigned long long load_relaxed(const unsigned long long* at) {
 inline void store_relaxed(unsigned long long* at, unsigned long long value) {
   *const_cast<volatile unsigned long long*>(at) = value;
 }
-inline uint32_t shared_address(const void* shared) {
-  const auto* base = static_cast<const unsigned char*>(emulated::shared_base());
-  const auto offset = static_cast<const unsigned char*>(shared) - base;
-  if (offset < 0 || static_cast<size_t>(offset) >= emulated::shared_size()) {
-    emulated::fail("a pointer outside of shared memory");
-  }
-  return emulated::kSharedStart + static_cast<uint32_t>(offset);
-}
-
-inline int64_t computed_here(int64_t value) { return value; }
 
 inline uint32_t shared_address(const void* shared) {
   const auto* base = static_cast<const unsigned char*>(emulated::shared_base());
