@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict, deque
-from collections.abc import Callable, Hashable
-from contextlib import nullcontext
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -47,12 +47,12 @@ class Graphs:
     """Those of one model, by what they were captured for; a str says why there is none.
 
     Their activations share one pool of memory, as large as the largest needs: two of a model never
-    run at once.
+    run at once. They are captured on one stream, as what lies in a pool belongs to a stream.
     """
 
     def __init__(self) -> None:
         self._kept: OrderedDict[Hashable, StepGraph | str] = OrderedDict()
-        self._pool: Any = None
+        self._place: tuple[Any, torch.cuda.Stream] | None = None
 
     def take(self, problem: Problem, check: Callable[[Tensor], None]) -> str:
         """Search to the end by the graph of a problem, captured where it is new.
@@ -69,6 +69,7 @@ class Graphs:
             graph = graph or StepGraph(problem, self)
             graph.run(problem, check)
         except CANNOT as error:
+            self._place = None  # where capturing has failed, torch may still record into the pool
             if is_out_of_memory(error):
                 raise
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
@@ -80,11 +81,15 @@ class Graphs:
             self._kept.popitem(last=False)
         return ""
 
-    def pool(self) -> Any:
-        """Where a graph's memory comes from."""
-        if self._pool is None:
-            self._pool = torch.cuda.graph_pool_handle()
-        return self._pool
+    def place(self) -> tuple[Any, torch.cuda.Stream]:
+        """Where a graph's memory comes from, and the stream that it is captured on.
+
+        The stream is of the current device, where torch's own is of the first that it was made on.
+        """
+        device = torch.cuda.current_device()
+        if self._place is None or self._place[1].device_index != device:
+            self._place = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
+        return self._place
 
 
 _graphs: WeakKeyDictionary[nn.Module, Graphs] = WeakKeyDictionary()
@@ -137,8 +142,8 @@ class Problem:
             (self.tail.projection.layer, self.tail.n_silent, len(weights)),
             (self.objective.constants, self.offsets.constants),
             tuple(x.data_ptr() for x in held),
-            torch.get_float32_matmul_precision(),
-            torch.backends.cuda.matmul.allow_tf32,
+            # Its older names raise where a user has set it by this.
+            torch.backends.cuda.matmul.fp32_precision,
         )
 
     def tensors(self) -> list[Tensor]:
@@ -191,9 +196,9 @@ class StepGraph:
         self._tensors, self._objective, self._offsets = own.tensors(), own.objective, own.offsets
         # A step run as usual: what the graph must reproduce, and what libraries set up on first
         # use, which cannot be captured.
-        on_side_stream(lambda: self._step(own))
+        on_side_stream(lambda: self._step(own), graphs.place)
         self._expected: Tensor | None = self._gradients.clone()
-        self._captured = Captured(lambda: self._step(own), graphs.pool)
+        self._captured = Captured(lambda: self._step(own), graphs.place)
 
     def _step(self, own: Problem) -> None:
         self.logits, self._gradients, losses, right = own.compute()
@@ -239,11 +244,15 @@ class StepGraph:
 class Captured:
     """What ``step`` launches, without running it; ``replay`` runs it."""
 
-    def __init__(self, step: Callable[[], None], pool: Callable[[], Any]) -> None:
+    def __init__(self, step: Callable[[], Any], place: Callable[[], Any]) -> None:
         self._graph = torch.cuda.CUDAGraph()
+        pool, stream = place()
         # Other threads may use the device meanwhile.
-        mode = "thread_local"
-        with torch.cuda.graph(self._graph, pool=pool(), capture_error_mode=mode):
+        graph = torch.cuda.graph(
+            self._graph, pool=pool, stream=stream, capture_error_mode="thread_local"
+        )
+        # torch.cuda.graph stays on its stream where capturing fails.
+        with torch.cuda.stream(stream), own_workspaces(), graph:
             step()
 
     def replay(self) -> None:
@@ -264,11 +273,25 @@ def told_host(flag: Tensor) -> Callable[[], bool]:
     return wait
 
 
-def on_side_stream(function: Callable[[], Any]) -> Any:
-    """Its result, computed on another stream than the current one, as a capture is."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
+@contextmanager
+def own_workspaces() -> Iterator[None]:
+    """While open, what cuBLAS works in is new, and is no one else's afterwards.
+
+    It comes from the pool of the graph that is captured, and lives as long as that. Otherwise it
+    is that of the stream: of the first graph that was captured on it, and gone with that one.
+    """
+    clear = torch._C._cuda_clearCublasWorkspaces
+    clear()
+    try:
+        yield
+    finally:
+        clear()
+
+
+def on_side_stream(function: Callable[[], None], place: Callable[[], Any]) -> None:
+    """Call it on the stream of a capture, behind the current one and before it."""
+    current, (_, stream) = torch.cuda.current_stream(), place()
+    stream.wait_stream(current)
     with torch.cuda.stream(stream):
-        result = function()
-    torch.cuda.current_stream().wait_stream(stream)
-    return result
+        function()
+    current.wait_stream(stream)

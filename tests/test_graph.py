@@ -42,12 +42,25 @@ def captures(monkeypatch):
         return made[-1]
 
     monkeypatch.setattr(graph, "Captured", captured)
-    monkeypatch.setattr(graph, "on_side_stream", lambda function: function())
+    monkeypatch.setattr(graph, "on_side_stream", lambda function, _: function())
     monkeypatch.setattr(graph, "told_host", lambda flag: flag.clone().item)
     monkeypatch.setattr(graph, "is_wanted", lambda search, _: search.tail is not None)
     monkeypatch.setitem(cut._COLUMNS, "cpu", 4)
     yield made
     graph._graphs.clear()
+
+
+@pytest.fixture
+def matmul_precision():
+    """Sets that of float32 products on a GPU."""
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+
+    def set_to(precision):
+        matmul.fp32_precision = precision
+
+    yield set_to
+    set_to(before)
 
 
 def searched(family, batch, hparams, **options):
@@ -127,6 +140,17 @@ def test_a_graph_is_not_used_with_other_weights(hparams, captures):
     head.weight = torch.nn.Parameter(head.weight.clone(), requires_grad=False)
     optimize_values(*arguments, hparams)
     assert len(captures) == 3
+
+
+def test_a_graph_is_not_used_at_another_precision(hparams, captures, matmul_precision):
+    """Set by torch's newer names, beside which the older ones raise."""
+    batch, hparams = two_edits(), hparams.replace(v_num_grad_steps=2)
+    model, projection, first = prepared("GPT2", 1, batch)
+    init = torch.stack([keys.value_init for keys in mean_keys(projection, batch, first)])
+    for precision in ("ieee", "tf32", "ieee"):
+        matmul_precision(precision)
+        optimize_values(model, projection, batch, first, init, hparams)
+    assert len(captures) == 2
 
 
 def test_a_model_is_freed_with_its_graphs(hparams, captures):
