@@ -30,8 +30,9 @@ class Bfloat16Weights:
                 self._edited[name] = parameter
 
     def current(self) -> dict[str, Tensor]:
-        """By the parameters' names, as the weights are now."""
-        self._copies.update({name: _copy(p) for name, p in self._edited.items()})
+        """By the parameters' names, as the weights are now; always the same tensors."""
+        for name, parameter in self._edited.items():
+            self._copies[name].copy_(parameter.detach())
         return self._copies
 
 
