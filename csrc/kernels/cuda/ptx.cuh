@@ -54,6 +54,10 @@ __device__ __forceinline__ int64_t computed_here(int64_t value) {
   return value;
 }
 
+__device__ __forceinline__ void prefetch_to_l2(const void* global) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(global));
+}
+
 // ---- sm_80: asynchronous copies and warp-wide products ------------------------------------------
 
 // shared[0, 16) = global[0, bytes), then zeros; both are aligned to 16. With 0 bytes nothing is
@@ -133,12 +137,12 @@ __device__ __forceinline__ void init_barrier(Barrier* barrier, int arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)),
                "r"(arrivals)
                : "memory");
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
 
 // Makes what this thread wrote to shared memory, barriers too, visible to the copy engine and to
 // wgmma; a barrier between the threads is needed besides.
 __device__ __forceinline__ void fence_async_proxy() {
-  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 

@@ -71,13 +71,14 @@ __device__ __forceinline__ void add_compensated(float addend, float& sum, float&
   sum = total;
 }
 
-// sum += value; with `lost`, sum + lost += value.
+// What is lost of a float sum is always worked out: it is less work than a branch.
 template <class Sum, class Value>
-__device__ __forceinline__ void add_value(Value value, bool compensated, Sum& sum, Sum& lost) {
+__device__ __forceinline__ void add_value(Value value, Sum& sum, Sum& lost) {
   if constexpr (std::is_same_v<Sum, float>) {
-    if (compensated) return add_compensated(value, sum, lost);
+    add_compensated(value, sum, lost);
+  } else {
+    sum += value;
   }
-  sum += value;
 }
 
 // One element of the sum, unless it is above the diagonal or outside.
@@ -89,8 +90,7 @@ __device__ __forceinline__ void add_element(const SecondMomentParams<Key, Sum>& 
   const bool compensated = p.compensation != nullptr;
   const int64_t at = row * p.compensation_row_stride + col * p.compensation_col_stride;
   Sum& lost = compensated ? p.compensation[at] : none;
-  add_value(value, compensated, p.moment_sum[row * p.moment_row_stride + col * p.moment_col_stride],
-            lost);
+  add_value(value, p.moment_sum[row * p.moment_row_stride + col * p.moment_col_stride], lost);
 }
 
 // The way of a warp from the registers of the tensor cores to whole rows of the sum. 40 floats a
@@ -118,11 +118,11 @@ template <int kBatch, int kRows, class Key, class Sum>
 __device__ __forceinline__ void add_patch(const SecondMomentParams<Key, Sum>& p, int64_t row,
                                           int64_t col, const Patch<kRows>& patch) {
   const int lane = threadIdx.x % 32;
-  const bool along_row = p.moment_col_stride <= p.moment_row_stride;
-  const int r = along_row ? 0 : lane % kRows;
-  const int c = along_row ? lane : lane / kRows;
-  const int row_step = along_row ? 1 : 0;
-  const int col_step = along_row ? 0 : 32 / kRows;
+  // Without branches on which it is: code for both ways would be twice as long.
+  const int row_step = static_cast<int>(computed_here(p.moment_col_stride <= p.moment_row_stride));
+  const int col_step = (1 - row_step) * (32 / kRows);
+  const int r = (1 - row_step) * (lane % kRows);
+  const int c = row_step != 0 ? lane : lane / kRows;
   const Walk<Sum> sums(p.moment_sum, p.moment_row_stride, p.moment_col_stride, row + r, col + c,
                        row_step, col_step);
   const Walk<Sum> losts(p.compensation, p.compensation_row_stride, p.compensation_col_stride,
@@ -144,7 +144,7 @@ __device__ __forceinline__ void add_patch(const SecondMomentParams<Key, Sum>& p,
 #pragma unroll
     for (int i = first; i < first + kBatch; ++i) {
       const float value = patch.value[r + i * row_step][c + i * col_step];
-      add_value(value, compensated, sum[i - first], lost[i - first]);
+      add_value(value, sum[i - first], lost[i - first]);
       if (inside(i)) sums.at[i * sums.step] = sum[i - first];
       if (compensated && inside(i)) losts.at[i * losts.step] = lost[i - first];
     }

@@ -15,6 +15,7 @@
 #include "kernels/cuda/second_moment.h"
 #include "kernels/cuda/second_moment_tiles.cuh"
 #include "kernels/cuda/simt.cuh"
+#include "kernels/cuda/tensor_map.cuh"
 
 namespace rome_fast {
 namespace {
@@ -30,6 +31,8 @@ constexpr int kWarpgroup = 128;
 constexpr int kConsumers = kTileM / 64;  // warpgroups
 constexpr int kThreads = (1 + kConsumers) * kWarpgroup;
 constexpr int kStep = 16;  // rows of keys that one wgmma takes
+constexpr int kSlabsAhead =
+    8;  // 8192 cycles of products, several times what memory takes to answer
 using Order = TileOrder<kTileN / kTileM>;
 
 // Of each thread 128 sums, and of a consumer what else it needs. setmaxnreg moves registers from
@@ -49,7 +52,7 @@ constexpr uint32_t kStageBytes = sizeof(Stage);
 
 struct WgmmaStorage {
   Stage stage[kStages];
-  Patch<8> patch[kConsumers * kWarpgroup / 32];
+  Patch<16> patch[kConsumers * kWarpgroup / 32];
   Barrier full[kStages];   // the copies have landed
   Barrier clean[kStages];  // and masked rows are zeros
   Barrier empty[kStages];  // the products that read the stage are done
@@ -163,11 +166,25 @@ __device__ __forceinline__ void multiply_stage(const Stage& stage, int consumer,
 // Adds a warp's sums, of 16 rows from `row` on and the columns from `col` on.
 template <class Key, class Sum>
 __device__ __forceinline__ void add_sums(const SecondMomentParams<Key, Sum>& p, int64_t row,
-                                         int64_t col, const float (&sum)[128], Patch<8>& patch) {
+                                         int64_t col, const float (&sum)[128], Patch<16>& patch) {
 #pragma unroll
-  for (int i = 0; i < kTileN / 16; ++i) {
-    add_fragment<8>(p, row + 8 * (i % 2), col + i / 2 * 32, patch,
-                    [&](int j, int e) { return sum[i / 2 * 16 + 4 * j + i % 2 * 2 + e]; });
+  for (int i = 0; i < kTileN / 32; ++i) {
+    add_fragment<8>(p, row, col + 32 * i, patch,
+                    [&](int j, int e) { return sum[16 * i + 4 * j + e]; });
+  }
+}
+
+// Brings to L2 what add_sums is going to read, if rows of it lie in one piece.
+template <class Key, class Sum>
+__device__ __forceinline__ void prefetch_sums(const SecondMomentParams<Key, Sum>& p, int64_t row,
+                                              int64_t col) {
+  constexpr int kLine = 128 / sizeof(Sum);
+  constexpr int kLinesPerRow = kTileN / kLine;
+  if (p.moment_col_stride != 1) return;
+  for (int i = threadIdx.x % 32; i < 16 * kLinesPerRow; i += 32) {
+    const int64_t r = row + i / kLinesPerRow;
+    const int64_t c = col + i % kLinesPerRow * kLine;
+    if (r < p.d && c <= r) prefetch_to_l2(p.moment_sum + r * p.moment_row_stride + c);
   }
 }
 
@@ -177,24 +194,27 @@ __device__ __forceinline__ void consume(WgmmaStorage& s, const SecondMomentParam
                                         int consumer) {
   const int slabs = count_slabs(p.n);
   const int slabs_per_flush = static_cast<int>(rows_per_flush(p)) / kDepth;
-  Barrier* ready = p.mask != nullptr ? s.clean : s.full;
   const int warp = threadIdx.x / 32 - kWarpgroup / 32;  // of the consumers
   const bool speaks = threadIdx.x % 32 == 0;            // for its warp
   Position at;
   float sum[128];
   for_each_tile(p.d, [&](TilePosition tile) {
+    const int64_t row = static_cast<int64_t>(tile.row) * kTileM + 16 * warp;
+    const int64_t col = static_cast<int64_t>(tile.col) * kTileN;
     for (int begin = 0; begin < slabs; begin += slabs_per_flush) {
       const int end = slabs - begin < slabs_per_flush ? slabs : begin + slabs_per_flush;
+      const int ask = end - begin < kSlabsAhead ? begin : end - kSlabsAhead;
       for (int slab = begin; slab < end; ++slab, ++at.step) {
-        wait_for_phase(&ready[at.slot()], at.parity());
+        wait_for_phase(&s.full[at.slot()], at.parity());
+        if (p.mask != nullptr) wait_for_phase(&s.clean[at.slot()], at.parity());
         multiply_stage<Key>(s.stage[at.slot()], consumer, slab > begin, sum);
+        if (slab == ask) prefetch_sums(p, computed_here(row), computed_here(col));
         wait_for_products<1>(sum);  // those of the stage before
         if (slab > begin && speaks) arrive(&s.empty[(at.step - 1) % kStages]);
       }
       wait_for_products<0>(sum);
       if (speaks) arrive(&s.empty[(at.step - 1) % kStages]);
-      add_sums(p, static_cast<int64_t>(tile.row) * kTileM + 16 * warp,
-               static_cast<int64_t>(tile.col) * kTileN, sum, s.patch[warp]);
+      add_sums(p, row, col, sum, s.patch[warp]);
     }
   });
 }
@@ -234,36 +254,6 @@ __global__ void ROME_FAST_WGMMA_BOUNDS second_moment_wgmma_kernel(
 #endif
 }
 
-// The driver's function, found without linking the driver; null where it is too old.
-auto encode_function() -> decltype(&cuTensorMapEncodeTiled) {
-  static const auto function = [] {
-    void* found = nullptr;
-    cudaDriverEntryPointQueryResult result = cudaDriverEntryPointSuccess;
-    const cudaError_t error = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found,
-                                                               12000, cudaEnableDefault, &result);
-    if (error != cudaSuccess || result != cudaDriverEntryPointSuccess) found = nullptr;
-    return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(found);
-  }();
-  return function;
-}
-
-// keys as boxes of kDepth rows and kBox columns; false where the copy engine cannot read them.
-template <class Key, class Sum>
-bool describe_keys(const SecondMomentParams<Key, Sum>& p, CUtensorMap* map) {
-  const auto encode = encode_function();
-  if (encode == nullptr) return false;
-  constexpr bool kBFloat16 = std::is_same_v<Key, BFloat16>;
-  const cuuint64_t sizes[2] = {static_cast<cuuint64_t>(p.d), static_cast<cuuint64_t>(p.n)};
-  const cuuint64_t pitch[1] = {static_cast<cuuint64_t>(p.keys_row_stride) * sizeof(Key)};
-  const cuuint32_t box[2] = {kBox, kDepth};
-  const cuuint32_t steps[2] = {1, 1};
-  return encode(map, kBFloat16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
-                2, const_cast<Key*>(p.keys), sizes, pitch, box, steps,
-                CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
-                CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
-}
-
 // Whether more than the stub was compiled for this device.
 template <class Key, class Sum>
 bool is_compiled() {
@@ -283,13 +273,14 @@ bool wgmma_can_run(const SecondMomentParams<Key, Sum>& p) {
   if (p.keys_col_stride != 1 || p.keys_row_stride < p.d) return false;
   if (p.keys_row_stride * sizeof(Key) % 16 != 0) return false;
   if (reinterpret_cast<uintptr_t>(p.keys) % 16 != 0) return false;
-  return encode_function() != nullptr && is_compiled<Key, Sum>();
+  return find_map_encoder() != nullptr && is_compiled<Key, Sum>();
 }
 
 template <class Key, class Sum>
 void second_moment_wgmma(const SecondMomentParams<Key, Sum>& p, cudaStream_t stream) {
   CUtensorMap map;
-  if (!describe_keys(p, &map)) throw std::runtime_error("cuTensorMapEncodeTiled refused the keys");
+  if (!describe_matrix(p.keys, p.n, p.d, p.keys_row_stride, kDepth, kBox, &map))
+    throw std::runtime_error("cuTensorMapEncodeTiled refused the keys");
   const int tiles = Order(p.d, kTileM).size();
   const int blocks = tiles < multiprocessor_count() ? tiles : multiprocessor_count();
   launch(second_moment_wgmma_kernel<Key, Sum>, dim3(blocks), dim3(kThreads), sizeof(WgmmaStorage),

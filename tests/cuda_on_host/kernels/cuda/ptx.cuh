@@ -88,6 +88,7 @@ inline uint32_t shared_address(const void* shared) {
 }
 
 inline int64_t computed_here(int64_t value) { return value; }
+inline void prefetch_to_l2(const void*) {}
 
 }  // namespace rome_fast
 
