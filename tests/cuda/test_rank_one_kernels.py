@@ -17,7 +17,7 @@ HALVES = [torch.bfloat16, torch.float16]
 SIZES = [1, 63, 64, 65, 130, 257]
 
 
-@pytest.fixture(params=["", "naive"], ids=["fast", "naive"], autouse=True)
+@pytest.fixture(params=["", "naive"], ids=["fast", "naive"])
 def kernel(request, monkeypatch):
     monkeypatch.setenv("ROME_FAST_CUDA_KERNEL", request.param)
 
@@ -33,6 +33,7 @@ def refuse_upper(matrix):
     return matrix
 
 
+@pytest.mark.usefixtures("kernel")
 @pytest.mark.parametrize("dtype", WEIGHT_DTYPES, ids=str)
 @pytest.mark.parametrize("strides", STRIDES)
 # Whole vectors of 16 bytes, lines that are none, a tail, and one of either.
@@ -69,6 +70,7 @@ def test_rows_beside_others_are_left_alone(emulated, start):
     assert torch.equal(whole, expected)
 
 
+@pytest.mark.usefixtures("kernel")
 @pytest.mark.parametrize("half", HALVES, ids=str)
 @pytest.mark.parametrize("strides", STRIDES)
 @pytest.mark.parametrize("rounded_strides", STRIDES)
@@ -89,6 +91,7 @@ def test_the_rounding_is_that_of_the_sum(emulated, shape, rounded_strides, strid
     target.assert_intact()
 
 
+@pytest.mark.usefixtures("kernel")
 @pytest.mark.parametrize("d_key", SIZES)
 @pytest.mark.parametrize("factor_dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("strides", STRIDES)
@@ -119,7 +122,7 @@ def test_solve_apply_matches_a_general_solver(emulated, metric, strides, factor_
 
 @pytest.mark.parametrize("metric", ["factor", "inverse"])
 @pytest.mark.parametrize("strides", ["row_major", "column_major"])
-def test_a_large_solve_goes_over_many_blocks(emulated, strides, metric, kernel):
+def test_a_large_solve_goes_over_many_blocks(emulated, strides, metric):
     """More block rows than the inverse of a diagonal tile is made ahead."""
     d = 64 * 20 + 7
     factor = randn(d, d).tril_().mul_(0.2 / d**0.5).fill_diagonal_(1.0)
@@ -134,14 +137,17 @@ def test_a_large_solve_goes_over_many_blocks(emulated, strides, metric, kernel):
     u, *_, applied = emulated.rank_one_solve_apply_(weight, *arguments)
     assert applied
     assert_close(u, w / w.norm())
+    emulated.seed(7)  # another order, the same bits
+    again, *_ = emulated.rank_one_solve_apply_(weight, *arguments)
+    assert torch.equal(again, u)
 
 
 @pytest.mark.parametrize("dtype", WEIGHT_DTYPES, ids=str)
 @pytest.mark.parametrize("strides", STRIDES)
 def test_solve_apply_writes_what_it_returns(emulated, dtype, strides):
-    weight = with_strides(randn(65, 300).to(dtype), strides)
+    weight = with_strides(randn(65, 70).to(dtype), strides)
     replayed = weight.clone()
-    _, factor, key, denominator_key, residual = sample_problem(65, 300)
+    _, factor, key, denominator_key, residual = sample_problem(65, 70)
     u, v, denominator, norm, applied = emulated.rank_one_solve_apply_(
         weight, factor, key, denominator_key, residual, 0.1, math.inf
     )

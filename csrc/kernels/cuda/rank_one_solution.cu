@@ -1,8 +1,7 @@
 // One block: three passes over vectors, one after another, of which each needs the last one's sums.
 //
-// d_key = 16384 and d_value = 4096 in double are 0.6 MB through one multiprocessor and 32 elements
-// of each vector a thread: about 8 us. Three kernels of many blocks would be launched for that
-// long.
+// d_key = 16384 and d_value = 4096 in double are 0.6 MB through one multiprocessor, in 9 rounds of
+// loads a pass: an estimated 10 us. Three kernels of many blocks would cost as much to launch.
 #include "kernels/cuda/rank_one.h"
 #include "kernels/cuda/reduce.cuh"
 #include "kernels/cuda/simt.cuh"
@@ -10,8 +9,8 @@
 namespace rome_fast {
 namespace {
 
-constexpr int kThreads = 512;
-constexpr int kBatch = 4;  // loads of a vector on their way before the first use
+constexpr int kThreads = 640;  // more of them, or of the batch, and registers spill
+constexpr int kBatch = 3;      // loads of a vector on their way before the first use
 constexpr int64_t kStep = kBatch * kThreads;
 
 struct SolutionStorage {
