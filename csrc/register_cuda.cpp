@@ -14,8 +14,9 @@
 
 ROME_FAST_REGISTER(ROME_FAST_LIBRARY, ROME_FAST_DISPATCH_KEY, m) {
   m.impl("second_moment_update_", TORCH_BOX(&rome_fast::second_moment_update_cuda));
+  m.impl("rank_one_update_", TORCH_BOX(&rome_fast::rank_one_update_cuda));
+  m.impl("rank_one_solve_apply_", TORCH_BOX(&rome_fast::rank_one_solve_apply_cuda));
   m.impl("cholesky_update_", TORCH_BOX(&rome_fast::cholesky_update_cuda));
-  m.impl("second_moment_update_", TORCH_BOX(&rome_fast::second_moment_update_cuda));
   m.impl("value_loss", TORCH_BOX(&rome_fast::value_loss_cuda));
   m.impl("value_step_", TORCH_BOX(&rome_fast::value_step_cuda));
 }

@@ -69,6 +69,11 @@ class WeightHistory:
         return self._sum
 
     @property
+    def rounded(self) -> Tensor | None:
+        """What the sum's rounding is written to by whoever adds to it; None if it is the weight."""
+        return self.weight if self.weight.itemsize <= 2 else None
+
+    @property
     def stamp(self) -> tuple[int, int | None]:
         """Another one after each write to the weight or to its sum."""
         return self.weight._version, None if self._sum is None else self._sum._version
@@ -78,12 +83,11 @@ class WeightHistory:
         self._sum = None
 
     def record(self, update: RankOneUpdate) -> UndoHandle:
-        """Note an update that has just been added to ``sum``; returns the handle that undoes it.
+        """Note an update that is now in ``sum`` and ``rounded``; returns the handle to undo it.
 
         Raises:
             NonFiniteError: the weight has overflown its dtype; the caller puts it back.
         """
-        self._round()
         if not torch.isfinite(self.weight).all():
             raise NonFiniteError(
                 f"{self.projection.name}.weight overflows {self.weight.dtype} with an update of "
@@ -94,7 +98,7 @@ class WeightHistory:
 
     def add(self, update: RankOneUpdate) -> UndoHandle:
         """Add an update to the weight. As ``record``."""
-        self._add_to(self.sum, update)
+        self._add_to(self.sum, update, self.rounded)
         return self.record(update)
 
     def rewind(self, n_edits: int) -> None:
@@ -117,7 +121,7 @@ class WeightHistory:
             self._replay_into(self.weight, updates)
         elif self._sum is not None:
             self._replay_into(self._sum, updates)
-            self._round()
+            self.weight.copy_(self._sum)
         else:
             self.weight.copy_(self._replayed(updates))
 
@@ -134,8 +138,7 @@ class WeightHistory:
     def written(self, update: RankOneUpdate) -> Iterator[None]:
         """While open, one more update is in the weight."""
         with self.untouched():
-            self._add_to(self.sum, update)
-            self._round()
+            self._add_to(self.sum, update, self.rounded)
             yield
 
     def check_current(self, n_edits: int) -> None:
@@ -170,19 +173,15 @@ class WeightHistory:
             self._add_to(total, update)
 
     @torch.no_grad()
-    def _add_to(self, total: Tensor, update: RankOneUpdate) -> None:
+    def _add_to(self, total: Tensor, update: RankOneUpdate, rounded: Tensor | None = None) -> None:
         ops.rank_one_update_(
             total,
             update.u.to(total.device),
             update.v.to(total.device),
             weight_layout=update.weight_layout,
+            rounded=rounded,
             backend=self.backend,
         )
-
-    @torch.no_grad()
-    def _round(self) -> None:
-        if self.sum is not self.weight:
-            self.weight.copy_(self.sum)
 
 
 @dataclass(frozen=True)

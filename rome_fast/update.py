@@ -167,7 +167,7 @@ def solve_and_apply_(
     metric: Metric | None,
     max_norm: float = math.inf,
 ) -> Solution:
-    """One constraint's update, added to ``history.sum`` unless it is refused; not recorded."""
+    """One constraint's update, in ``history``'s weight unless it is refused; not recorded."""
     device = history.weight.device
     key, denominator_key = constraint.keys[0], constraint.denominator_keys[0]
     if len(constraint.keys) > 1:
@@ -182,6 +182,7 @@ def solve_and_apply_(
         weight_layout=history.projection.weight_layout,
         min_denominator=MIN_DENOMINATOR,
         max_norm=max_norm,
+        rounded=history.rounded,
         backend=history.backend,
     )
     update = RankOneUpdate(u, v, history.projection.weight_layout)

@@ -16,9 +16,10 @@ void second_moment_update_cpu(Tensor moment_sum,                   // [d, d]
                               std::optional<Tensor> compensation,  // [d, d]
                               bool allow_tf32);                    // not used
 
-void rank_one_update_cpu(Tensor weight,     // [d_value, d_key]
-                         const Tensor& u,   // [d_key]
-                         const Tensor& v);  // [d_value]
+void rank_one_update_cpu(Tensor weight,                   // [d_value, d_key]
+                         const Tensor& u,                 // [d_key]
+                         const Tensor& v,                 // [d_value]
+                         std::optional<Tensor> rounded);  // [d_value, d_key]
 
 // Returns u, v, denominator, update_norm, applied.
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> rank_one_solve_apply_cpu(
@@ -27,7 +28,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> rank_one_solve_apply_cpu(
     const Tensor& key,              // [d_key]
     const Tensor& denominator_key,  // [d_key]
     const Tensor& residual,         // [d_value]
-    double min_denominator, double max_norm);
+    double min_denominator, double max_norm,
+    std::optional<Tensor> inverse,   // [d_key, d_key]
+    std::optional<Tensor> rounded);  // [d_value, d_key]
 
 // Returns applied.
 Tensor cholesky_update_cpu(Tensor factor,         // [d, d]

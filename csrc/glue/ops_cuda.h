@@ -10,6 +10,22 @@ namespace rome_fast {
 
 using torch::stable::Tensor;
 
+void rank_one_update_cuda(Tensor weight,                   // [d_value, d_key]
+                          const Tensor& u,                 // [d_key]
+                          const Tensor& v,                 // [d_value]
+                          std::optional<Tensor> rounded);  // [d_value, d_key]
+
+// Returns u, v, denominator, update_norm, applied.
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> rank_one_solve_apply_cuda(
+    Tensor weight,                  // [d_value, d_key]
+    std::optional<Tensor> factor,   // [d_key, d_key]
+    const Tensor& key,              // [d_key]
+    const Tensor& denominator_key,  // [d_key]
+    const Tensor& residual,         // [d_value]
+    double min_denominator, double max_norm,
+    std::optional<Tensor> inverse,   // [d_key, d_key]
+    std::optional<Tensor> rounded);  // [d_value, d_key]
+
 // Returns applied.
 Tensor cholesky_update_cuda(Tensor factor,         // [d, d]
                             const Tensor& vector,  // [d]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,6 +26,8 @@ __all__ = [
     "value_loss",
     "value_step_",
 ]
+
+T = TypeVar("T", Tensor, Tensor | None)
 
 _BACKENDS = ("auto", "native", "torch")
 
@@ -97,20 +99,22 @@ def rank_one_update_(
     v: Tensor,  # [d_value]
     *,
     weight_layout: str,
+    rounded: Tensor | None = None,  # bfloat16 or float16, in the shape of a float32 weight
     backend: str = "auto",
 ) -> None:
     """weight += v u^T (in the weight's layout), in place: replays one entry of an edit log.
 
     Each element is rounded after the product and after the sum, in float64 for float64 weights
     and float32 otherwise, then to the weight's dtype: every backend writes the same bits.
+    ``rounded`` becomes the new weight rounded to its own dtype, in the same pass.
     Raises InvalidArgumentError.
     """
-    weight = _as_out_in(weight, weight_layout)
-    _schema.check_rank_one_update(weight, u, v)
+    args = (_as_out_in(weight, weight_layout), u, v, _as_out_in(rounded, weight_layout))
+    _schema.check_rank_one_update(*args)
     if resolve_backend(backend, weight.device.type) == "native":
-        _call_native(torch.ops.rome_fast.rank_one_update_.default, weight, u, v)
+        _call_native(torch.ops.rome_fast.rank_one_update_.default, *args)
     else:
-        _default.rank_one_update_default(weight, u, v)
+        _default.rank_one_update_default(*args)
 
 
 @torch.no_grad()
@@ -124,13 +128,22 @@ def rank_one_solve_apply_(
     weight_layout: str,
     min_denominator: float,
     max_norm: float = math.inf,
+    inverse: Tensor | None = None,  # [d_key, d_key] float32 or float64, any strides
+    rounded: Tensor | None = None,  # bfloat16 or float16, in the shape of a float32 weight
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Solve for the update and add it to weight in one read and one write of it.
 
     With C = L L^T (factor = L, lower; its upper part is never read; None means C = I):
     w = C^-1 key, u = w / |w|, denominator = denominator_key . u, v = residual / denominator,
-    weight += v u^T (in the weight's layout).
+    weight += v u^T (in the weight's layout). ``rounded`` becomes the new weight rounded to its own
+    dtype, in the same pass.
+
+    ``inverse`` is C^-1 itself, of which the lower triangle is read, in the factor's stead: half the
+    bytes, and no solve. It costs accuracy. What rounding left in an inverse of dtype eps is an
+    error of about cond(C) eps in w, whatever the key, and a computed inverse of a C that is nearly
+    singular need not even be positive; a factor solves a system within a few eps of C. The
+    library's own edits pass the factor.
 
     Nothing is written when u, v, denominator or update_norm is not finite, when
     |denominator| < min_denominator * |key . u| (a scale-free test: the ratio is 1 when both keys
@@ -141,9 +154,9 @@ def rank_one_solve_apply_(
     float32), denominator [] and update_norm [] = |v| (float64), applied [] (bool).
     Raises InvalidArgumentError.
     """
-    weight = _as_out_in(weight, weight_layout)
+    weight, rounded = _as_out_in(weight, weight_layout), _as_out_in(rounded, weight_layout)
     limits = float(min_denominator), float(max_norm)
-    args = (weight, factor, key, denominator_key, residual, *limits)
+    args = (weight, factor, key, denominator_key, residual, *limits, inverse, rounded)
     _schema.check_rank_one_solve_apply(*args)
     if resolve_backend(backend, weight.device.type) == "native":
         return _call_native(torch.ops.rome_fast.rank_one_solve_apply_.default, *args)
@@ -245,13 +258,13 @@ def value_step_(
         _default.value_step_default(*state, *given, *settings)
 
 
-def _as_out_in(weight: Tensor, weight_layout: str) -> Tensor:
+def _as_out_in(weight: T, weight_layout: str) -> T:
     """The weight as a [d_value, d_key] view, whichever way it is stored."""
     if weight_layout not in ("out_in", "in_out"):
         raise InvalidArgumentError(
             f"weight_layout must be 'out_in' or 'in_out', got {weight_layout!r}"
         )
-    return weight if weight_layout == "out_in" else weight.T
+    return weight if weight is None or weight_layout == "out_in" else weight.T
 
 
 def _call_native(op: Any, *args: Any) -> Any:

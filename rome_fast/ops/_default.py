@@ -40,10 +40,13 @@ def rank_one_update_default(
     weight: Tensor,  # [d_value, d_key]
     u: Tensor,  # [d_key]
     v: Tensor,  # [d_value]
+    rounded: Tensor | None = None,  # [d_value, d_key]
 ) -> None:
     """weight += v u^T, each element rounded once after the product and once after the sum."""
     dtype = compute_dtype(weight.dtype)
     weight.copy_(weight.to(dtype) + torch.outer(v.to(dtype), u.to(dtype)))
+    if rounded is not None:
+        rounded.copy_(weight)
 
 
 def rank_one_solve_apply_default(
@@ -54,6 +57,8 @@ def rank_one_solve_apply_default(
     residual: Tensor,  # [d_value]
     min_denominator: float,
     max_norm: float,
+    inverse: Tensor | None = None,  # [d_key, d_key], lower triangle of C^-1, instead of factor
+    rounded: Tensor | None = None,  # [d_value, d_key]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Solve C w = key and add the update to weight unless it is refused.
 
@@ -63,6 +68,9 @@ def rank_one_solve_apply_default(
     w = key.double()
     if factor is not None:
         w = torch.cholesky_solve(key.to(factor.dtype)[:, None], factor)[:, 0].double()
+    elif inverse is not None:
+        lower = inverse.double().tril()
+        w = lower @ w + lower.tril(-1).T @ w
     u = (w / w.norm()).to(dtype)
     denominator = denominator_key.double() @ u.double()
     v = (residual.double() / denominator).to(dtype)
@@ -72,6 +80,8 @@ def rank_one_solve_apply_default(
     applied = finite & (denominator.abs() >= min_denominator * scale) & (update_norm <= max_norm)
     edited = weight.to(dtype) + torch.outer(v, u)
     weight.copy_(torch.where(applied, edited.to(weight.dtype), weight))
+    if rounded is not None:
+        rounded.copy_(torch.where(applied, weight.to(rounded.dtype), rounded))
     return u, v, denominator, update_norm, applied
 
 

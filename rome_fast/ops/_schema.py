@@ -16,6 +16,7 @@ from torch import Tensor
 from rome_fast.errors import InvalidArgumentError
 
 WEIGHT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+HALF_DTYPES = (torch.bfloat16, torch.float16)
 KEY_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 ACCUMULATOR_DTYPES = (torch.float64, torch.float32)
 
@@ -26,12 +27,13 @@ torch.library.define(
 )
 torch.library.define(
     "rome_fast::rank_one_update_",
-    "(Tensor(a!) weight, Tensor u, Tensor v) -> ()",
+    "(Tensor(a!) weight, Tensor u, Tensor v, Tensor(b!)? rounded=None) -> ()",
 )
 torch.library.define(
     "rome_fast::rank_one_solve_apply_",
     "(Tensor(a!) weight, Tensor? factor, Tensor key, Tensor denominator_key, Tensor residual, "
-    "float min_denominator, float max_norm) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "float min_denominator, float max_norm, Tensor? inverse=None, Tensor(b!)? rounded=None) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 torch.library.define(
     "rome_fast::cholesky_update_",
@@ -89,9 +91,11 @@ def check_rank_one_update(
     weight: Tensor,  # [d_value, d_key]
     u: Tensor,  # [d_key]
     v: Tensor,  # [d_value]
+    rounded: Tensor | None,  # [d_value, d_key]
 ) -> None:
     """Raise InvalidArgumentError unless v u^T can be added to weight."""
     _require_weight(weight)
+    _require_rounded(rounded, weight)
     _require_vector("u", u, weight.shape[1], "weight", weight)
     _require_vector("v", v, weight.shape[0], "weight", weight)
 
@@ -104,14 +108,20 @@ def check_rank_one_solve_apply(
     residual: Tensor,  # [d_value]
     min_denominator: float,
     max_norm: float,
+    inverse: Tensor | None,  # [d_key, d_key]
+    rounded: Tensor | None,  # [d_value, d_key]
 ) -> None:
     """Raise InvalidArgumentError unless the solve and the update are well formed."""
     _require_weight(weight)
+    _require_rounded(rounded, weight)
     d_value, d_key = weight.shape
-    if factor is not None:
-        _require_dtype("factor", factor, ACCUMULATOR_DTYPES)
-        _require_shape("factor", factor, (d_key, d_key))
-        _require_same_device("factor", factor, "weight", weight)
+    if factor is not None and inverse is not None:
+        raise InvalidArgumentError("factor and inverse are both given: the update needs one")
+    for name, matrix in (("factor", factor), ("inverse", inverse)):
+        if matrix is not None:
+            _require_dtype(name, matrix, ACCUMULATOR_DTYPES)
+            _require_shape(name, matrix, (d_key, d_key))
+            _require_same_device(name, matrix, "weight", weight)
     _require_vector("key", key, d_key, "weight", weight)
     _require_vector("denominator_key", denominator_key, d_key, "weight", weight)
     _require_vector("residual", residual, d_value, "weight", weight)
@@ -215,14 +225,32 @@ def _(moment_sum, keys, mask, compensation=None, allow_tf32=False):
 
 
 @torch.library.register_fake("rome_fast::rank_one_update_")
-def _(weight, u, v):
-    check_rank_one_update(weight, u, v)
+def _(weight, u, v, rounded=None):
+    check_rank_one_update(weight, u, v, rounded)
 
 
 @torch.library.register_fake("rome_fast::rank_one_solve_apply_")
-def _(weight, factor, key, denominator_key, residual, min_denominator, max_norm):
+def _(
+    weight,
+    factor,
+    key,
+    denominator_key,
+    residual,
+    min_denominator,
+    max_norm,
+    inverse=None,
+    rounded=None,
+):
     check_rank_one_solve_apply(
-        weight, factor, key, denominator_key, residual, min_denominator, max_norm
+        weight,
+        factor,
+        key,
+        denominator_key,
+        residual,
+        min_denominator,
+        max_norm,
+        inverse,
+        rounded,
     )
     dtype = compute_dtype(weight.dtype)
     u = weight.new_empty((weight.shape[1],), dtype=dtype)
@@ -259,6 +287,17 @@ def _require_weight(weight: Tensor) -> None:
     _require_dtype("weight", weight, WEIGHT_DTYPES)
     _require_dim("weight", weight, 2)
     _require_writable("weight", weight)
+
+
+def _require_rounded(rounded: Tensor | None, weight: Tensor) -> None:
+    if rounded is None:
+        return
+    _require_dtype("rounded", rounded, HALF_DTYPES)
+    if weight.dtype != torch.float32:
+        raise InvalidArgumentError(f"rounded needs a float32 weight, got {weight.dtype}")
+    _require_shape("rounded", rounded, (weight.shape[0], weight.shape[1]))
+    _require_writable("rounded", rounded)
+    _require_same_device("rounded", rounded, "weight", weight)
 
 
 def _require_vector(name: str, vector: Tensor, size: int, other_name: str, other: Tensor) -> None:

@@ -243,6 +243,62 @@ def test_solve_apply_honours_the_strides_of_the_weight(backend, layout, transpos
     assert torch.equal(target.view, weight)
 
 
+@pytest.mark.parametrize("d_key", [1, 40, 301])
+@pytest.mark.parametrize("inverse_dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("strides", FACTOR_STRIDES)
+def test_an_inverse_stands_for_the_factor(backend, strides, inverse_dtype, d_key):
+    moment, _, key, denominator_key, residual = sample_problem(21, d_key)
+    weight = sample_weight(21, d_key, "out_in", torch.float64)
+    u, v, denominator, edited = reference(weight, "out_in", moment, key, denominator_key, residual)
+    inverse = with_strides(torch.linalg.inv(moment).to(inverse_dtype), strides)
+    inverse[torch.ones(d_key, d_key, dtype=torch.bool).triu(1)] = float("nan")  # never read
+    before = inverse.clone()
+    options = dict(weight_layout="out_in", min_denominator=0.1, inverse=inverse, backend=backend)
+    result = rank_one_solve_apply_(weight, None, key, denominator_key, residual, **options)
+    assert result[4].item() is True
+    # The inverse was rounded, which cond(C), about 1e3 here, magnifies.
+    precision = torch.float32 if inverse_dtype == torch.float64 else torch.float16
+    assert_close(result[0], u, precision)
+    assert_close(result[1], v, precision)
+    assert_close(result[2], denominator, precision)
+    assert_close(weight, edited, precision)
+    assert torch.equal(inverse.nan_to_num(5.5), before.nan_to_num(5.5))
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("transposed", [False, True])
+def test_the_new_weight_is_rounded_in_the_same_pass(backend, layout, half, transposed):
+    weight, plain = (sample_weight(37, 53, layout) for _ in range(2))
+    _, factor, key, denominator_key, residual = sample_problem(37, 53)
+    target, rounded = CanaryBuffer(weight), CanaryBuffer(torch.zeros_like(weight).to(half))
+    if transposed:  # in another order than the weight
+        rounded = CanaryBuffer(torch.zeros_like(weight).to(half), transposed=True)
+    arguments = (factor, key, denominator_key, residual)
+    options = dict(weight_layout=layout, min_denominator=0.1, backend=backend)
+    u, v, *_ = rank_one_solve_apply_(plain, *arguments, **options)
+    version = rounded.view._version
+    rank_one_solve_apply_(target.view, *arguments, **options, rounded=rounded.view)
+    assert torch.equal(target.view, plain)
+    assert torch.equal(rounded.view, plain.to(half))
+    assert rounded.view._version > version
+    rank_one_update_(plain, u, v, weight_layout=layout, backend=backend)
+    rank_one_update_(target.view, u, v, weight_layout=layout, rounded=rounded.view, backend=backend)
+    assert torch.equal(target.view, plain)
+    assert torch.equal(rounded.view, plain.to(half))
+    target.assert_intact()
+    rounded.assert_intact()
+
+
+def test_a_refused_update_rounds_nothing(backend):
+    weight, rounded = sample_weight(3, 4, "out_in"), torch.full((3, 4), 5.0).bfloat16()
+    options = dict(weight_layout="out_in", min_denominator=0.1, rounded=rounded, backend=backend)
+    ones = torch.ones(4)
+    *_, applied = rank_one_solve_apply_(weight, None, ones, 0.01 * ones, torch.ones(3), **options)
+    assert applied.item() is False
+    assert (rounded == 5).all()
+
+
 def refused_cases():
     nan, inf = float("nan"), float("inf")
     ones = torch.ones(4)
@@ -306,6 +362,13 @@ def test_rank_one_opcheck(dtype):
         for lower in (factor, None):
             arguments = (target, lower, key, denominator_key, residual, 0.1, 5.0)
             torch.library.opcheck(solve_apply, arguments)
+        arguments = (target, None, key, denominator_key, residual, 0.1, 5.0, factor)
+        torch.library.opcheck(solve_apply, arguments)
+    rounded = CanaryBuffer(torch.zeros(6, 9, dtype=torch.float16)).view
+    weight = sample_weight(6, 9, "out_in")
+    torch.library.opcheck(update, (weight, key.float(), residual.float(), rounded))
+    arguments = (weight, factor, key, denominator_key, residual, 0.1, 5.0, None, rounded)
+    torch.library.opcheck(solve_apply, arguments)
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
@@ -360,6 +423,16 @@ def test_rank_one_update_takes_parameters_and_records_nothing(backend):
         (dict(weight=torch.zeros(3, 1).expand(3, 4)), "weight is expanded"),
         (dict(factor=torch.eye(5)), r"factor must have shape \[4, 4\]"),
         (dict(factor=torch.eye(4, dtype=torch.float16)), "factor must be one of"),
+        (dict(inverse=torch.eye(4)), "factor and inverse are both given"),
+        (dict(factor=None, inverse=torch.eye(5)), r"inverse must have shape \[4, 4\]"),
+        (dict(factor=None, inverse=torch.eye(4).half()), "inverse must be one of"),
+        (dict(rounded=torch.zeros(3, 4)), "rounded must be one of bfloat16, float16"),
+        (dict(rounded=torch.zeros(4, 3).half()), r"rounded must have shape \[3, 4\]"),
+        (dict(rounded=torch.zeros(3, 1).half().expand(3, 4)), "rounded is expanded"),
+        (
+            dict(weight=torch.zeros(3, 4).double(), rounded=torch.zeros(3, 4).half()),
+            "rounded needs a float32 weight, got torch.float64",
+        ),
         (dict(key=torch.ones(5)), r"key must have shape \[4\]"),
         (dict(denominator_key=torch.ones(3)), r"denominator_key must have shape \[4\]"),
         (dict(residual=torch.ones(4)), r"residual must have shape \[3\]"),

@@ -1,21 +1,14 @@
-#include <cstdlib>
-#include <string_view>
-
 #include "kernels/cuda/cholesky_solve.cuh"
 #include "kernels/cuda/cholesky_solve.h"
+#include "kernels/cuda/chosen.h"
 
 namespace rome_fast {
 namespace {
 
-bool wants_naive() {
-  const char* wanted = std::getenv("ROME_FAST_CUDA_KERNEL");
-  return wanted != nullptr && std::string_view(wanted) == "naive";
-}
-
 template <class T>
 void solve(const Triangle<T>& p, cudaStream_t stream) {
   const dim3 grid((p.d + kSolveRows - 1) / kSolveRows), block(kSolveThreads);
-  if (wants_naive()) {
+  if (naive_is_chosen()) {
     launch(solve_triangle_naive_kernel<T>, dim3(1), dim3(1024), 0, stream, p);
   } else if (p.row_stride == 1 || p.row_stride == -1) {
     launch(solve_triangle_kernel<T, false>, grid, block, sizeof(SolveStorage), stream, p);
