@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -71,8 +72,7 @@ def run_part(name: str, part: Part, dry_run: bool, seconds: float, rows: Path) -
     """Run a part in this process; its rows are appended to a file as they come."""
 
     def sink(row: Row) -> None:
-        with rows.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        append(rows, row)
         print(f"  {row['name']}: {brief(row)}", flush=True)
 
     device = torch.device("cpu" if dry_run else "cuda")
@@ -97,17 +97,13 @@ def run_in_child(name: str, seconds: float, rows: Path) -> None:
         raise
     if why:
         end(child)
-        row = {"part": name, "name": name, "state": FAILED, "why": why}
-        with rows.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        append(rows, {"part": name, "name": name, "state": FAILED, "why": why})
 
 
 def end(child: subprocess.Popen[bytes]) -> None:
     """End a child and those of its process group, which is its own."""
-    try:
+    with suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     child.wait()
 
 
@@ -128,9 +124,8 @@ def run_all(names: Sequence[str], dry_run: bool, out: Path | None, commit: str |
             print(f"{name}, at most {given:.0f} s", flush=True)
             begin = time.monotonic()
             if given < 1:
-                row = {"part": name, "name": name, "state": NOT_RUN, "why": "no time was left"}
-                with file.open("a", encoding="utf-8") as rows:
-                    rows.write(json.dumps(row) + "\n")
+                why = "no time was left"
+                append(file, {"part": name, "name": name, "state": NOT_RUN, "why": why})
             elif dry_run:
                 run_part(name, PARTS[name], True, given, file)
             else:
@@ -141,14 +136,18 @@ def run_all(names: Sequence[str], dry_run: bool, out: Path | None, commit: str |
     return report
 
 
+def append(file: Path, row: Row) -> None:
+    """On a line of its own, also behind one that a killed process has left half written."""
+    with file.open("a", encoding="utf-8") as rows:
+        rows.write(f"\n{json.dumps(row)}\n")
+
+
 def read(file: Path) -> list[Row]:
-    """The rows of a file; a line that a killed process has left half written is left out."""
+    """The rows of a file; half a line is none."""
     rows = []
     for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
-        try:
+        with suppress(json.JSONDecodeError):
             rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
     return rows
 
 

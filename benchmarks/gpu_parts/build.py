@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from gpu_parts.run import Run, SkipError
 from gpu_parts.timer import figure
-
 from rome_fast.bench.setting import setting as setting_of
 
 ROOT = Path(__file__).parents[2]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+
 from gpu_parts.metric import SHAPES, shape_of, well_conditioned
 from gpu_parts.roofline import random
 from gpu_parts.run import MismatchError, Run
 from gpu_parts.timer import compare, relative_error, require
-
 from rome_fast import ops
 
 CHOLESKY = "torch.linalg.cholesky"

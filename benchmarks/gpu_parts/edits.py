@@ -10,19 +10,18 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from bench_edit import CONTEXTS, REQUEST
 from edit_order import distinct
+
+import rome_fast
 from gpu_parts.metric import well_conditioned
 from gpu_parts.models import built
 from gpu_parts.roofline import matmul_precision
 from gpu_parts.run import MismatchError, Row, Run
 from gpu_parts.timer import beside, figure, require, spread
-
-import rome_fast
 from rome_fast.bench.case import Case
 from rome_fast.bench.own import RomeFast, factored
 from rome_fast.bench.peers import Peer
@@ -121,9 +120,7 @@ class Bench:
             "losses": figure(float(((x - y) / x).abs().max())),
         }
 
-    def _in_turns(
-        self, ways: dict[str, Peer], rounds: int, until: float
-    ) -> dict[str, list[float]]:
+    def _in_turns(self, ways: dict[str, Peer], rounds: int, until: float) -> dict[str, list[float]]:
         times: dict[str, list[float]] = {way: [] for way in ways}
         for number in range(rounds):
             if number >= 3 and time.monotonic() > until:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+
 from gpu_parts.roofline import random
 from gpu_parts.run import Run
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from bench_edit import CONTEXTS
-from gpu_parts.run import Run
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
@@ -23,6 +22,7 @@ from transformers import (
 )
 
 import rome_fast
+from gpu_parts.run import Run
 
 ROOT = Path(__file__).parents[2]
 END = "<|endoftext|>"

@@ -9,11 +9,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+
 from gpu_parts.metric import SHAPES, Shape, out_in, shape_of, weight_of, well_conditioned
 from gpu_parts.roofline import random
 from gpu_parts.run import MismatchError, Run
 from gpu_parts.timer import compare, relative_error, require
-
 from rome_fast import ops
 from rome_fast.ops._default import rank_one_update_default
 

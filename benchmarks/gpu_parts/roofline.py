@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+
 from gpu_parts.run import Run
 from gpu_parts.timer import Timer, figure, relative_error, require, spread
 

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 Row = dict[str, Any]
-MEASURED, MISMATCH, FAILED, SKIPPED, NOT_RUN = "measured", "mismatch", "failed", "skipped", "not run"
+MEASURED, MISMATCH, FAILED = "measured", "mismatch", "failed"
+SKIPPED, NOT_RUN = "skipped", "not run"
 
 
 class MismatchError(Exception):

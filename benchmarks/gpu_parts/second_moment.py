@@ -8,10 +8,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+
 from gpu_parts.roofline import matmul_precision, random
 from gpu_parts.run import MismatchError, Run
 from gpu_parts.timer import compare, figure, relative_error, require
-
 from rome_fast import ops
 
 WIDTHS = (6400, 14336, 16384)  # GPT-2 XL, Llama-3-8B, GPT-J

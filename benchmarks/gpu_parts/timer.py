@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+
 from gpu_parts.run import MismatchError, Run
 
 # Larger than any card's cache. Reading it also keeps the device busy for longer than a call takes

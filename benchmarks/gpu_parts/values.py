@@ -9,10 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+
 from gpu_parts.roofline import random
 from gpu_parts.run import MismatchError, Run
 from gpu_parts.timer import compare, relative_error, require
-
 from rome_fast import ops
 
 AUTOGRAD, ADAM = "log_softmax and autograd", "torch.optim.Adam and clamp"
