@@ -78,6 +78,7 @@ GOAL: Columns = {
     "wanted": lambda r: r["wanted"],
     "reached": lambda r: "" if r["reached"] is None else f"{r['reached']:.3g}",
     "state": lambda r: r["state"],
+    "backend": lambda r: r["backend"] or "",
 }
 ON_GPU: Columns = {
     "median": lambda r: f"{r['median_s']:.3f} s" if "median_s" in r else f"{r['median_ms']:.3f} ms",

@@ -12,6 +12,7 @@ benchmarks/results/gpu-<card>.json, written anew after every part.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import re
@@ -20,15 +21,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from gpu_parts import build, cholesky, edits, rank_one, roofline, second_moment, validate, values
 from gpu_parts.goals import GOALS
 from gpu_parts.run import FAILED, NOT_RUN, Row, Run, said
 
@@ -43,28 +42,35 @@ class Part:
     """A step of the program.
 
     Attributes:
+        module, function, arguments: what runs it; imported only where it runs.
         seconds: what it may take.
         least: what is kept free for it while those before it run.
     """
 
-    run: Callable[[Run], None]
+    module: str
+    function: str
     seconds: float
     least: float
+    arguments: tuple[str, ...] = ()
+
+    def run(self, run: Run) -> None:
+        module = importlib.import_module(f"gpu_parts.{self.module}")
+        getattr(module, self.function)(run, *self.arguments)
 
 
 PARTS: dict[str, Part] = {
-    "build": Part(build.build, 200, 60),
-    "setting": Part(build.setting, 20, 8),
-    "roofline": Part(roofline.roofline, 25, 10),
-    "validate": Part(validate.validate, 100, 40),
-    "second_moment": Part(second_moment.second_moment, 45, 25),
-    "rank_one": Part(rank_one.rank_one, 40, 20),
-    "gpt2-xl": Part(partial(edits.edits, name="gpt2-xl"), 150, 70),
-    "llama-3-8b": Part(partial(edits.edits, name="llama-3-8b"), 110, 50),
-    "cholesky": Part(cholesky.cholesky, 25, 12),
-    "values": Part(values.values, 20, 10),
-    "gpt-j-6b": Part(partial(edits.edits, name="gpt-j-6b"), 90, 30),
-    "sanitize": Part(validate.sanitize, 90, 20),
+    "build": Part("build", "build", 200, 60),
+    "setting": Part("build", "setting", 20, 8),
+    "roofline": Part("roofline", "roofline", 25, 10),
+    "validate": Part("validate", "validate", 100, 40),
+    "second_moment": Part("second_moment", "second_moment", 45, 25),
+    "rank_one": Part("rank_one", "rank_one", 40, 20),
+    "gpt2-xl": Part("edits", "edits", 150, 70, ("gpt2-xl",)),
+    "llama-3-8b": Part("edits", "edits", 110, 50, ("llama-3-8b",)),
+    "cholesky": Part("cholesky", "cholesky", 25, 12),
+    "values": Part("values", "values", 20, 10),
+    "gpt-j-6b": Part("edits", "edits", 90, 30, ("gpt-j-6b",)),
+    "sanitize": Part("validate", "sanitize", 90, 20),
 }
 
 
@@ -92,11 +98,9 @@ def run_in_child(name: str, seconds: float, rows: Path) -> None:
         why = f"its process ended with {code}" if code else ""
     except subprocess.TimeoutExpired:
         why = f"it was ended after {seconds + GRACE_SECONDS:.0f} s"
-    except BaseException:  # Ctrl-C: nothing is left running
+    finally:  # also what it has left running, and also on Ctrl-C
         end(child)
-        raise
     if why:
-        end(child)
         append(rows, {"part": name, "name": name, "state": FAILED, "why": why})
 
 

@@ -19,9 +19,11 @@ from edit_order import distinct
 import rome_fast
 from gpu_parts.metric import well_conditioned
 from gpu_parts.models import built
+from gpu_parts.names import EXACT, WHOLE
 from gpu_parts.roofline import matmul_precision
 from gpu_parts.run import MismatchError, Row, Run
 from gpu_parts.timer import beside, figure, require, spread
+from rome_fast import ops
 from rome_fast.bench.case import Case
 from rome_fast.bench.own import RomeFast, factored
 from rome_fast.bench.peers import Peer
@@ -29,7 +31,7 @@ from rome_fast.bench.whole_model import WholeModel
 from rome_fast.models import ModelSpec
 from rome_fast.tokens import encode
 
-TORCH, WHOLE, EXACT = "rome_fast, backend torch", "whole model", "exact order"
+TORCH = "rome_fast, backend torch"
 # dtype, torch's precision of float32 products, cosine of dW and relative difference of the losses
 # that pass. Below float32 the ways round differently, and Adam's first step is a sign.
 PRECISIONS = {
@@ -68,6 +70,7 @@ class Bench:
         original = self.hparams.replace(variant="original")
         self.case = Case(self.model, self.tok, REQUEST, original, CONTEXTS, moment)
         self.moment = factored(moment)
+        self.backend = ops.resolve_backend("auto", run.device.type)
         facts = distinct(rome_fast.demo.load_facts(), run.pick(200, 6), seed=0)
         self.requests = [rome_fast.EditRequest(f.prompt, f.subject, f.target_new) for f in facts]
         tokens = encode(self.tok, REQUEST, CONTEXTS, self.hparams.fact_token)
@@ -106,7 +109,8 @@ class Bench:
             times = self._in_turns(ways, run.pick(9, 2), until)
         rivals = {way: {**beside(times["own"], times[way], "s"), **found[way]} for way in ways}
         del rivals["own"]
-        return {**spread(times["own"], "s"), "beside": rivals, "peak_mib": peak}
+        facts = {"peak_mib": peak, "backend": self.backend}
+        return {**spread(times["own"], "s"), "beside": rivals, **facts}
 
     def _agreement(self, own: Peer, other: Peer) -> dict[str, float]:
         """Of two ways to make the same edit; both are warm afterwards."""
@@ -150,7 +154,8 @@ class Bench:
         own, exact = (times[1:] or times for times in (own, exact))
         facts = {**spread(own, "s"), "beside": {EXACT: beside(own, exact, "s")}}
         rate = figure(len(requests) / facts["median_s"])
-        return {**facts, "edits": len(requests), "edits_per_s": rate, "error": figure(apart)}
+        done = {"edits": len(requests), "edits_per_s": rate, "backend": self.backend}
+        return {**facts, **done, "error": figure(apart)}
 
     def sequence(self, run: Run, precision: str, until: float) -> Row:
         """Edits that stay, one after another: as many of 200 as end in time."""
@@ -160,7 +165,13 @@ class Bench:
             fitting = int((until - time.monotonic()) / one)
             n = max(4, min(len(self.requests), fitting))
             seconds, _ = self._edited(self.requests[:n])
-        return {"edits": n, "seconds": figure(seconds), "edits_per_s": figure(n / seconds)}
+        rate = figure(n / seconds)
+        return {
+            "edits": n,
+            "seconds": figure(seconds),
+            "edits_per_s": rate,
+            "backend": self.backend,
+        }
 
     def _edited(self, requests: Sequence[Any], **order: Any) -> tuple[float, list[Any]]:
         """(seconds, results) of edits that are undone afterwards; what is undone is not timed."""

@@ -6,11 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gpu_parts.edits import EXACT, WHOLE
-from gpu_parts.rank_one import REFERENCE
+from gpu_parts.names import COPY, EXACT, PRODUCT, REFERENCE, WHOLE
 from gpu_parts.run import MEASURED, NOT_RUN, Row
-from gpu_parts.second_moment import PRODUCT
-from gpu_parts.timer import COPY
 
 MET, NOT_MET = "met", "not met"
 
@@ -34,22 +31,26 @@ class Goal:
     def judge(self, rows: Sequence[Row]) -> dict[str, Any]:
         """The goal, what was reached, and whether that is met."""
         limit = f">= {self.at_least:g}" if self.at_least is not None else f"<= {self.at_most:g}"
-        reached = self._reached(rows)
+        row = self._row(rows)
+        reached = None if row is None else self._reached(row)
         state = NOT_RUN
         if reached is not None:
             enough = self.at_least is None or reached >= self.at_least
             small = self.at_most is None or reached <= self.at_most
             state = MET if enough and small else NOT_MET
-        return {"goal": self.text, "wanted": limit, "reached": reached, "state": state}
+        found = {"reached": reached, "state": state, "backend": (row or {}).get("backend")}
+        return {"goal": self.text, "wanted": limit, **found}
 
-    def _reached(self, rows: Sequence[Row]) -> float | None:
-        for row in rows:
-            if (row["part"], row["name"], row["state"]) == (self.part, self.row, MEASURED):
-                value: Any = row
-                for key in self.figure:
-                    value = value.get(key, {})
-                return value if isinstance(value, int | float) else None
-        return None
+    def _row(self, rows: Sequence[Row]) -> Row | None:
+        wanted = self.part, self.row, MEASURED
+        found = (row for row in rows if (row["part"], row["name"], row["state"]) == wanted)
+        return next(found, None)
+
+    def _reached(self, row: Row) -> float | None:
+        value: Any = row
+        for key in self.figure:
+            value = value.get(key, {})
+        return value if isinstance(value, int | float) else None
 
 
 def _times(rival: str) -> tuple[str, ...]:

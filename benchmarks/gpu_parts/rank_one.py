@@ -11,13 +11,14 @@ from typing import Any
 import torch
 
 from gpu_parts.metric import SHAPES, Shape, out_in, shape_of, weight_of, well_conditioned
+from gpu_parts.names import REFERENCE
 from gpu_parts.roofline import random
 from gpu_parts.run import MismatchError, Run
 from gpu_parts.timer import compare, relative_error, require
 from rome_fast import ops
 from rome_fast.ops._default import rank_one_update_default
 
-REFERENCE, OUTER = "dense inverse, outer, add", "outer, add"
+OUTER = "outer, add"
 # Which argument holds the metric, its dtype, how often its triangle is read, tolerance of u.
 METRICS = {
     "float64 factor": ("factor", torch.float64, 2, 1e-6),

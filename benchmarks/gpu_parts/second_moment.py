@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from gpu_parts.names import PRODUCT
 from gpu_parts.roofline import matmul_precision, random
 from gpu_parts.run import MismatchError, Run
 from gpu_parts.timer import compare, figure, relative_error, require
@@ -16,7 +17,7 @@ from rome_fast import ops
 
 WIDTHS = (6400, 14336, 16384)  # GPT-2 XL, Llama-3-8B, GPT-J
 N_ROWS = 16384
-PRODUCT, ADDED = "keys.T @ keys", "keys.T @ keys, added to the sum"
+ADDED = f"{PRODUCT}, added to the sum"
 # dtype, allow_tf32, torch's precision of float32 products, tolerance
 KINDS = {
     "bfloat16": (torch.bfloat16, False, "highest", 1e-5),

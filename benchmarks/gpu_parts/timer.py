@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
+from gpu_parts.names import COPY
 from gpu_parts.run import MismatchError, Run
 
 # Larger than any card's cache. Reading it also keeps the device busy for longer than a call takes
 # to be queued, so that an event measures the device and not Python. It is read and not written:
 # what is written would have to leave the cache while the next thing is timed.
 SWEPT_BYTES = 2**30
-COPY = "copy of as many bytes"
 
 
 class Timer:

@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -76,7 +77,10 @@ def test_a_part_that_raises_does_not_hide_the_rest(monkeypatch, tmp_path):
         run.attempt("two", lambda run: 1 / 0)
         run.attempt("three", lambda run: {"median_ms": 3.0})
 
-    parts = {"a": gpu.Part(raises, 5, 1), "b": gpu.Part(goes_on, 5, 1)}
+    parts = {
+        name: SimpleNamespace(run=run, seconds=5, least=1)
+        for name, run in {"a": raises, "b": goes_on}.items()
+    }
     monkeypatch.setattr(gpu, "PARTS", parts)
     rows = gpu.run_all(["a", "b"], True, tmp_path / "out.json", "abc")["rows"]
     wanted = {"first": MEASURED, "a": FAILED, "one": MEASURED, "two": FAILED, "three": MEASURED}
@@ -225,7 +229,7 @@ def test_documents_show_what_was_measured_or_that_nothing_was(monkeypatch, tmp_p
     goals = [goal.judge(dry["rows"]) for goal in GOALS]
     gpu.write(tmp_path / "gpu-x.json", {**dry, "setting": {"gpu": "X"}, "goals": goals})
     lines = document_tables.gpu_tables()
-    assert lines[0] == "| X | wanted | reached | state |"
+    assert lines[0] == "| X | wanted | reached | state | backend |"
     assert document_tables.UNMEASURED not in lines
     assert any(line.startswith("| warm edit, tf32 | ") for line in lines)
-    assert lines[2].count("|") == 5 and lines[2].startswith("| second moment, bfloat16")
+    assert lines[2].count("|") == 6 and lines[2].startswith("| second moment, bfloat16")
