@@ -5,6 +5,9 @@ A symmetric product needs half the arithmetic, so twice the rate of the full one
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,6 +18,7 @@ from gpu_parts.run import MismatchError, Run
 from gpu_parts.timer import compare, figure, relative_error, require
 from rome_fast import ops
 
+KERNEL = "ROME_FAST_CUDA_KERNEL"
 WIDTHS = (6400, 14336, 16384)  # GPT-2 XL, Llama-3-8B, GPT-J
 N_ROWS = 16384
 ADDED = f"{PRODUCT}, added to the sum"
@@ -31,6 +35,22 @@ def second_moment(run: Run) -> None:
     for d in WIDTHS:
         for kind in KINDS:
             run.attempt(f"{kind}, d = {d}", _update, kind, d)
+    for d in WIDTHS:
+        with kernel("mma"):
+            run.attempt(f"bfloat16, d = {d}, mma.sync", _update, "bfloat16", d)
+
+
+@contextmanager
+def kernel(name: str) -> Iterator[None]:
+    """No faster kernel than this one (csrc/kernels/cuda/second_moment.cu reads it)."""
+    before = os.environ.get(KERNEL)
+    os.environ[KERNEL] = name
+    try:
+        yield
+    finally:
+        os.environ.pop(KERNEL)
+        if before is not None:
+            os.environ[KERNEL] = before
 
 
 def _update(run: Run, kind: str, d_named: int) -> dict[str, Any]:

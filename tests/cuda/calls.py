@@ -63,11 +63,7 @@ def _edit(metric: str, dtype: torch.dtype) -> Tensors:
 
 def _solve(x: Tensors, backend: str = "auto") -> list[torch.Tensor]:
     found = ops.rank_one_solve_apply_(
-        x["weight"],
-        x.get("factor"),
-        x["key"],
-        x["key"],
-        x["residual"],
+        *(x["weight"], x.get("factor"), x["key"], x["key"], x["residual"]),
         inverse=x.get("inverse"),
         weight_layout="out_in",
         min_denominator=1e-3,
