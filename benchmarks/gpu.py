@@ -31,10 +31,14 @@ import torch
 from gpu_parts.goals import GOALS
 from gpu_parts.run import FAILED, NOT_RUN, Row, Run, said
 
-RESULTS = Path(__file__).parent / "results"
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
 TOTAL_SECONDS = 570
 # What a part is given to end by itself before it is ended.
 GRACE_SECONDS = 8
+
+# The library is built in place: it need not be installed.
+sys.path.insert(1, str(ROOT))
 
 
 @dataclass(frozen=True)

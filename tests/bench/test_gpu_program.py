@@ -120,6 +120,14 @@ def test_a_process_that_dies_or_hangs_leaves_its_rows(monkeypatch, tmp_path, end
     assert not why or (found[1]["state"] == FAILED and why in found[1]["why"])
 
 
+def test_a_part_in_its_process_writes_its_rows(tmp_path):
+    """Where there is no GPU each says so."""
+    gpu.run_in_child("roofline", 60, tmp_path / "rows")
+    found = states(gpu.read(tmp_path / "rows"))
+    assert len(found) == 4
+    assert set(found.values()) == {MEASURED if torch.cuda.is_available() else FAILED}
+
+
 def test_whatever_parts_take_the_whole_ends_in_time():
     names, left = list(gpu.PARTS), gpu.TOTAL_SECONDS
     for name in names:
