@@ -24,7 +24,7 @@ from gpu_parts.names import EXACT, WHOLE
 from gpu_parts.roofline import matmul_precision
 from gpu_parts.run import MismatchError, Row, Run
 from gpu_parts.timer import beside, figure, require, spread
-from rome_fast import ops
+from rome_fast import graph, ops
 from rome_fast.bench.case import Case
 from rome_fast.bench.own import RomeFast, factored
 from rome_fast.bench.peers import Peer
@@ -89,6 +89,7 @@ class Bench:
         """The model in a dtype, which it keeps: its weights are rounded for good."""
         dtype, matmul, _, _ = PRECISIONS[precision]
         if self.model.dtype != dtype:
+            graph.forget(self.model)  # they read the weights where they were
             self.model.to(dtype)
         with matmul_precision(matmul):
             yield
