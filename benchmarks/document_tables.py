@@ -73,6 +73,17 @@ HALVES: Columns = {
     "added one by one": lambda r: f"{r['direct']:.1%}",
     "float32 sum, rounded once": lambda r: f"{r['sum']:.2%}",
 }
+UNMEASURED = "Nothing has been measured on a GPU yet."
+GOAL: Columns = {
+    "wanted": lambda r: r["wanted"],
+    "reached": lambda r: "" if r["reached"] is None else f"{r['reached']:.3g}",
+    "state": lambda r: r["state"],
+    "backend": lambda r: r["backend"] or "",
+}
+ON_GPU: Columns = {
+    "median": lambda r: f"{r['median_s']:.3f} s" if "median_s" in r else f"{r['median_ms']:.3f} ms",
+    "beside": lambda r: ", ".join(rivals(r)),
+}
 TRIALS: Columns = {
     "success": lambda r: f"{r['success']:.0%}",
     "paraphrases": lambda r: f"{r['paraphrase']:.0%}",
@@ -210,14 +221,45 @@ def half_precision_table() -> list[str]:
     )
 
 
+def rivals(row: Row) -> list[str]:
+    """How many times as long each rival took as what it is compared with, with the quartiles."""
+    found = row.get("beside", {}).items()
+    return [f"{name} {times(r['ratio'], r['ratio_quartiles'])}" for name, r in found]
+
+
+def gpu_reports() -> list[Any]:
+    """What benchmarks/gpu.py has measured, a report a card."""
+    return [read(path.stem) for path in sorted(RESULTS.glob("gpu-*.json"))]
+
+
+def gpu_goals() -> list[str]:
+    """The goals on every card, or that there is none."""
+    lines = [UNMEASURED] * (not gpu_reports())
+    for report in gpu_reports():
+        lines += table(report["setting"]["gpu"], GOAL, [(g["goal"], g) for g in report["goals"]])
+    return lines
+
+
+def gpu_tables() -> list[str]:
+    """The goals, and all that was timed on every card."""
+    lines = gpu_goals()
+    for report in gpu_reports():
+        timed = [row for row in report["rows"] if "beside" in row]
+        for part in dict.fromkeys(row["part"] for row in timed):
+            rows = [(row["name"], row) for row in timed if row["part"] == part]
+            lines += table(f"{report['setting']['gpu']}, {part}", ON_GPU, rows)
+    return lines
+
+
 def documents() -> dict[str, list[str]]:
     """The lines that each document has to hold."""
     speed, (sums, factors) = speed_tables(), second_moment_tables()
     sequences = sequence_tables()
     shown = speed["gpt2-124m, layer 6 of 12"] + speed["embedded model, layer 2 of 6"]
     return {
-        "README.md": shown + order_table() + sequences[200],
+        "README.md": shown + order_table() + sequences[200] + gpu_goals(),
         "docs/benchmarks.md": shown,
+        "docs/gpu.md": gpu_tables(),
         "docs/many_edits.md": order_table(),
         "docs/decisions.md": sums + options_table(),
         "docs/numerics.md": factors + half_precision_table(),

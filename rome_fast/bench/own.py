@@ -25,14 +25,15 @@ class RomeFast:
 
     Args:
         compute_dtype: in place of the hparams' own.
+        backend: of the ops, as ``edit`` takes it.
     """
 
     c_modes: tuple[str, ...] = (GIVEN,)
 
-    def __init__(self, compute_dtype: str | None = None) -> None:
+    def __init__(self, compute_dtype: str | None = None, backend: str = "auto") -> None:
         self.name = "rome_fast" if compute_dtype is None else f"rome_fast {compute_dtype}"
         self.commit = commit() or ""
-        self._compute_dtype = compute_dtype
+        self._compute_dtype, self._backend = compute_dtype, backend
 
     def edit(self, case: Case) -> PeerEdit:
         """``seconds["total"]`` is the wall clock of the whole call, reading back included."""
@@ -42,6 +43,7 @@ class RomeFast:
         options = {
             "second_moment": "identity" if moment is None else factored(moment),
             "context_templates": case.context_templates,
+            "backend": self._backend,
         }
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", EditWarning)

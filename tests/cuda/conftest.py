@@ -1,16 +1,22 @@
-"""The CUDA kernels on the host (tests/cuda_on_host), as ops of their own for tensors of the CPU."""
+"""The CUDA kernels on the host (tests/cuda_on_host), as ops of their own for tensors of the CPU.
+
+ROME_FAST_TEST_DEVICE=cuda runs the same tests on a GPU, with the library that is installed there.
+"""
 
 from __future__ import annotations
 
 import ctypes
+import os
 import shutil
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from carried import OnCard
 from torch.utils.cpp_extension import get_cxx_compiler
 
+from rome_fast import ops
 from rome_fast.info import OPS
 
 ON_HOST = Path(__file__).resolve().parents[1] / "cuda_on_host"
@@ -45,7 +51,11 @@ def compiler():
 
 
 @pytest.fixture(scope="session")
-def _emulated(compiler):
+def _emulated(request):
+    if os.environ.get("ROME_FAST_TEST_DEVICE") == "cuda":
+        ops.resolve_backend("native", "cuda")  # it is loaded, or the reason why not is raised
+        return OnCard()
+    request.getfixturevalue("compiler")
     return Emulated(build(sources(), "rome_fast_emulated"))
 
 
