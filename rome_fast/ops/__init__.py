@@ -79,8 +79,8 @@ def second_moment_update_(
     calls. moment_sum alone is that value rounded to float32.
 
     allow_tf32 lets CUDA round float32 keys to TF32 (10 bits of fraction) before it multiplies:
-    an error of up to 2^-10 of each product, for about three times the speed. Other keys, the CPU
-    and the torch backend take no notice of it.
+    an error of up to 2^-10 of each product, and one product of the tensor cores instead of three.
+    Other keys, the CPU and the torch backend take no notice of it.
 
     The strictly upper parts of both are left as they are. Raises InvalidArgumentError.
     """
