@@ -6,6 +6,7 @@ call of its process.
 
 from __future__ import annotations
 
+import ast
 import os
 import shutil
 import subprocess
@@ -29,13 +30,26 @@ TOOLS = ("memcheck", "racecheck")
 def validate(run: Run) -> None:
     """tests/cuda, which run in the emulation where there is no card."""
     # In a dry run the emulation is left to the test suite itself.
-    kernels = [] if run.small else sorted((ROOT / "tests" / "cuda").glob("test_*.py"))
-    for file in [ON_CARD, *(str(path.relative_to(ROOT)) for path in kernels)]:
+    for file in [ON_CARD, *([] if run.small else kernel_tests())]:
         if run.seconds_left <= 0:
             run.keep(file, NOT_RUN, why="the time of this part was over")
         else:
             state, facts = _pytest(run, [file])
             run.keep(file, state, **facts)
+
+
+def kernel_tests() -> list[str]:
+    """The files that call kernels by the fixture; others test the emulation."""
+    found = sorted((ROOT / "tests" / "cuda").glob("test_*.py"))
+    calling = [path for path in found if "emulated" in fixtures_of(path)]
+    return [str(path.relative_to(ROOT)) for path in calling]
+
+
+def fixtures_of(path: Path) -> set[str]:
+    """What the tests of a file ask for."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    return {argument.arg for function in functions for argument in function.args.args}
 
 
 def sanitize(run: Run) -> None:

@@ -16,7 +16,7 @@ sys.path.append(str(ROOT / "benchmarks"))
 
 import document_tables  # noqa: E402
 import gpu  # noqa: E402
-from gpu_parts import reports, second_moment  # noqa: E402
+from gpu_parts import reports, second_moment, validate  # noqa: E402
 from gpu_parts.edits import Bench  # noqa: E402
 from gpu_parts.goals import GOALS, MET, NOT_MET, Goal  # noqa: E402
 from gpu_parts.run import FAILED, MEASURED, MISMATCH, NOT_RUN, SKIPPED, Run  # noqa: E402
@@ -188,6 +188,12 @@ def test_rows_that_come_too_late_are_named():
     rows = []
     run_of(rows, seconds=-1).attempt("late", lambda run: {})
     assert states(rows) == {"late": NOT_RUN}
+
+
+def test_the_tests_of_kernels_are_found_and_those_of_the_emulation_are_not():
+    found = [Path(name).name for name in validate.kernel_tests()]
+    assert len(found) >= 3 and "test_value_ops.py" in found
+    assert not {"test_emulation.py", "test_carried.py"} & set(found)
 
 
 def test_goals_are_judged_by_their_limit():
