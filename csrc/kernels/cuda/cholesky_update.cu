@@ -50,10 +50,12 @@ __global__ void __launch_bounds__(kScanThreads) find_steps_kernel(CholeskyUpdate
   double sum = 0;
   for (int64_t j = begin; j < end; ++j) sum += p.a[j] * p.a[j];
   double t = 1.0 + sign * sum_before(sum, shared.before);
+  // What the next thread begins with, to the last bit: near 0 the bits in between are many.
+  const double t_end = 1.0 + sign * shared.before[threadIdx.x];
   int sound = 1;
   for (int64_t j = begin; j < end; ++j) {
     const double a = p.a[j], previous = t;
-    t += sign * a * a;
+    t = j + 1 < end ? t + sign * a * a : t_end;
     sound &= t > least_determinant<T>() && isfinite(t);
     sound &= isfinite(static_cast<double>(p.factor[j * (p.row_stride + p.col_stride)]));
     p.steps[j] = {sqrt(t / previous), sign * a / (sqrt(t) * sqrt(previous)), a};
