@@ -10,6 +10,7 @@ import gc
 
 import pytest
 import torch
+import transformers
 from helpers import REQUEST
 from pretend_devices import PretendDevices, device
 from recorded import Recorded
@@ -26,6 +27,7 @@ from rome_fast.search import Search
 from rome_fast.tail import Tail
 from rome_fast.value import optimize_values
 
+TRANSFORMERS_4 = transformers.__version__.startswith("4.")
 FAMILIES = ["GPT2", "Llama", "Gemma2", "Mistral", "GPTJ", "Bloom", "Falcon"]
 
 
@@ -37,7 +39,7 @@ def captures(monkeypatch):
     def captured(step, pool):
         with monkeypatch.context() as patch:
             # What transformers asks torch before it looks into a mask.
-            patch.setattr(import_utils, "is_cuda_stream_capturing", lambda: True)
+            patch.setattr(import_utils, "is_cuda_stream_capturing", lambda: True, raising=False)
             made.append(Recorded(step))
         return made[-1]
 
@@ -79,6 +81,8 @@ def assert_same(found, expected):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_replays_find_what_steps_do(family, hparams, captures, monkeypatch):
+    if TRANSFORMERS_4 and family == "Falcon":
+        pytest.skip("Falcon of transformers 4 looks into its mask: it cannot be captured")
     hparams = hparams.replace(v_num_grad_steps=8)
     _, found = searched(family, two_edits(), hparams)
     [capture] = captures
@@ -226,6 +230,9 @@ def test_lack_of_memory_is_told_and_frees_the_graphs(gpt2, settings, captures, m
     assert forgotten == [model]
 
 
+@pytest.mark.skipif(
+    TRANSFORMERS_4, reason="transformers 4 makes masks inside of vmap, where nothing is pretended"
+)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_step_moves_nothing_between_devices(family, hparams):
     """A copy from the host waits for it, which a stream that is captured cannot."""
