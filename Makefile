@@ -44,6 +44,7 @@ BENCH := .venv/bin/python -m pytest -q -s
 bench: $(BUILT)
 	$(BENCH) benchmarks/bench_edit.py $(PEERS) --save-result edit-cpu
 	$(BENCH) benchmarks/bench_ops.py --benchmark-only --save-result ops-cpu
+	$(BENCH) benchmarks/bench_value_loss.py --benchmark-only --save-result value-loss-cpu
 	$(BENCH) benchmarks/bench_second_moment.py --benchmark-only --save-result second-moment-cpu
 	$(BENCH) benchmarks/bench_collect.py --benchmark-only --save-result collect-cpu
 
