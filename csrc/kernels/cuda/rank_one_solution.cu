@@ -2,6 +2,7 @@
 //
 // d_key = 16384 and d_value = 4096 in double are 0.6 MB through one multiprocessor, in 9 rounds of
 // loads a pass: an estimated 10 us. Three kernels of many blocks would cost as much to launch.
+#include "kernels/cuda/chosen.h"
 #include "kernels/cuda/rank_one.h"
 #include "kernels/cuda/reduce.cuh"
 #include "kernels/cuda/simt.cuh"
@@ -95,10 +96,37 @@ __global__ void __launch_bounds__(kThreads) find_update_kernel(RankOneSolutionPa
                fabs(denominator) >= p.min_denominator * fabs(scale) && update_norm <= p.max_norm;
 }
 
+// One thread, in the order of the indices: what the other one is compared with.
+template <class Value>
+__global__ void find_update_naive_kernel(RankOneSolutionParams<Value> p) {
+  double square = 0, denominator = 0, scale = 0, norm = 0;
+  bool finite = true;
+  for (int64_t i = 0; i < p.d_key; ++i) square += p.w.at(i) * p.w.at(i);
+  for (int64_t i = 0; i < p.d_key; ++i) {
+    p.u[i] = static_cast<Value>(p.w.at(i) / sqrt(square));
+    finite &= is_finite(p.u[i]);
+    denominator += p.denominator_key.at(i) * double(p.u[i]);
+    scale += p.key.at(i) * double(p.u[i]);
+  }
+  for (int64_t i = 0; i < p.d_value; ++i) {
+    p.v[i] = static_cast<Value>(p.residual.at(i) / denominator);
+    finite &= is_finite(p.v[i]);
+    norm += double(p.v[i]) * double(p.v[i]);
+  }
+  *p.denominator = denominator;
+  *p.update_norm = sqrt(norm);
+  *p.applied = finite && is_finite(denominator) && is_finite(*p.update_norm) &&
+               fabs(denominator) >= p.min_denominator * fabs(scale) && *p.update_norm <= p.max_norm;
+}
+
 }  // namespace
 
 template <class Value>
 void rank_one_solution(const RankOneSolutionParams<Value>& params, cudaStream_t stream) {
+  if (naive_is_chosen()) {
+    launch(find_update_naive_kernel<Value>, dim3(1), dim3(1), 0, stream, params);
+    return;
+  }
   launch(find_update_kernel<Value>, dim3(1), dim3(kThreads), sizeof(SolutionStorage), stream,
          params);
 }
