@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,13 +22,31 @@ class Captured:
         graph = torch.cuda.graph(
             self._graph, pool=pool, stream=stream, capture_error_mode="thread_local"
         )
-        # torch.cuda.graph stays on its stream where capturing fails.
-        with torch.cuda.stream(stream), own_workspaces(), graph:
-            step()
+        try:
+            # torch.cuda.graph stays on its stream where capturing fails.
+            with torch.cuda.stream(stream), own_workspaces(), graph:
+                step()
+        except RuntimeError:
+            capture_nothing(stream)
+            raise
 
     def replay(self) -> None:
         """Run it on the current stream."""
         self._graph.replay()
+
+
+def capture_nothing(stream: torch.cuda.Stream) -> None:
+    """A capture that ends well, after one that did not.
+
+    That one may have left torch's random numbers believing that they are captured: to be drawn by
+    replays alone.
+    """
+    number = torch.zeros(1, device=stream.device)
+    graph = torch.cuda.graph(
+        torch.cuda.CUDAGraph(), stream=stream, capture_error_mode="thread_local"
+    )
+    with suppress(RuntimeError), torch.cuda.stream(stream), graph:
+        number.add_(1)
 
 
 def told_host(flag: Tensor) -> Callable[[], bool]:
