@@ -9,6 +9,7 @@ for no stream on the CPU, which tests the tests.
 from __future__ import annotations
 
 import copy
+import gc
 import os
 
 import pytest
@@ -215,3 +216,43 @@ def test_windows_of_independent_edits(card):
     for request, result in zip(requests, together, strict=True):
         with rome_fast.trial(model, tok, request, **options(model)) as alone:
             assert result.losses == pytest.approx(alone.losses, rel=2e-3)
+
+
+def losses_of(model, tok):
+    with rome_fast.trial(model, tok, REQUEST, **options(model)) as result:
+        assert not any(WITHOUT_GRAPH in text for text in result.warnings), result.warnings
+        return result.losses
+
+
+def test_graphs_of_one_model_outlive_another(cuda):
+    """What a graph works in is its own: it is not gone with the model that was captured first."""
+    first, second = made("gpt2", cuda), made("llama", cuda)
+    losses_of(*first)
+    expected = losses_of(*second)
+    del first
+    gc.collect()
+    torch.cuda.empty_cache()
+    assert losses_of(*second) == expected
+
+
+def test_a_model_on_the_second_device(cuda):
+    if torch.cuda.device_count() < 2:
+        pytest.skip("there is one GPU here, not two")
+    expected = losses_of(*made("llama", torch.device("cuda:0")))
+    with torch.cuda.device(0):
+        assert losses_of(*made("llama", torch.device("cuda:1"))) == pytest.approx(expected)
+
+
+def test_a_failed_capture_leaves_nothing_behind(cuda):
+    """The steps run as usual; the stream is the user's, and random numbers can be drawn."""
+    model, tok = made("llama", cuda)
+    handle = model.model.layers[2].register_forward_hook(
+        lambda *args: args[2].sum().item() and None
+    )
+    stream = torch.cuda.current_stream()
+    with rome_fast.trial(model, tok, REQUEST, **options(model)) as result:
+        assert any(WITHOUT_GRAPH in text for text in result.warnings)
+    handle.remove()
+    assert torch.cuda.current_stream() == stream
+    assert torch.rand(3, device=cuda).isfinite().all()
+    assert losses_of(model, tok) == pytest.approx(result.losses, rel=1e-3)
