@@ -49,7 +49,7 @@ class Search:
         first: FirstPass,
         weights: dict[str, Tensor] | None = None,
     ) -> None:
-        self.model, self.projection, self.weights = model, projection, weights
+        self.model, self.projection = model, projection
         self.obstacle = first.obstacle
         self._expected: Tensor | None = first.logits
         # What is read nowhere (a bare prompt with a row of its own) need not run.

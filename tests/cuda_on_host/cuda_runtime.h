@@ -138,14 +138,9 @@ template <class T>
 T atomicAdd(T* at, T value) {
   return std::exchange(*at, *at + value);
 }
-inline unsigned atomicExch(unsigned* at, unsigned value) { return std::exchange(*at, value); }
-inline unsigned atomicMax(unsigned* at, unsigned value) {
-  return std::exchange(*at, std::max(*at, value));
-}
 inline void __threadfence() {}
 inline void __threadfence_block() {}
 inline void __nanosleep(unsigned) {}
-[[noreturn]] inline void __trap() { emulated::fail("a trap"); }
 
 template <class T>
 T __ldg(const T* at) {
@@ -154,18 +149,6 @@ T __ldg(const T* at) {
 template <class T>
 T __ldcg(const T* at) {
   return *at;
-}
-template <class T>
-T __ldcs(const T* at) {
-  return *at;
-}
-template <class T>
-void __stcg(T* at, T value) {
-  *at = value;
-}
-template <class T>
-void __stcs(T* at, T value) {
-  *at = value;
 }
 
 // Compiled with -ffp-contract=off: nothing is fused that is not written so.
@@ -181,10 +164,6 @@ inline double __dsub_rn(double a, double b) { return a - b; }
 inline double __ddiv_rn(double a, double b) { return a / b; }
 inline double __dsqrt_rn(double a) { return std::sqrt(a); }
 inline double __fma_rn(double a, double b, double c) { return std::fma(a, b, c); }
-inline float __expf(float x) { return std::exp(x); }
-inline float __logf(float x) { return std::log(x); }
-inline double rsqrt(double x) { return 1 / std::sqrt(x); }
-inline float rsqrtf(float x) { return 1 / std::sqrt(x); }
 
 template <class To, class From>
 To emulated_bits(From from) {
@@ -197,7 +176,4 @@ inline unsigned __float_as_uint(float x) { return emulated_bits<unsigned>(x); }
 inline float __uint_as_float(unsigned x) { return emulated_bits<float>(x); }
 inline int __float_as_int(float x) { return emulated_bits<int>(x); }
 inline float __int_as_float(int x) { return emulated_bits<float>(x); }
-inline int __popc(unsigned x) { return __builtin_popcount(x); }
-inline int __ffs(int x) { return __builtin_ffs(x); }
 inline int __ffsll(long long x) { return __builtin_ffsll(x); }
-inline int __clz(int x) { return x == 0 ? 32 : __builtin_clz(unsigned(x)); }

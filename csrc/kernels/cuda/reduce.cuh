@@ -40,13 +40,6 @@ struct Sum {
   }
 };
 
-struct Max {
-  template <class T>
-  __device__ __forceinline__ T operator()(T a, T b) const {
-    return a > b ? a : b;
-  }
-};
-
 template <class T>
 __device__ __forceinline__ T warp_sum(T value) {
   return warp_reduce(value, Sum());
