@@ -21,8 +21,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 import rome_fast
 from rome_fast.bench.peak import peak_mib
-from rome_fast.collect import collect_second_moment
-from rome_fast.collect.corpus import Corpus
+from rome_fast.moment.collect.collector import collect_second_moment
+from rome_fast.moment.collect.corpus import Corpus
 
 LAYER, TOKENS, MAX_LENGTH, PEER_BATCH_TOKENS = 5, 8_192, 1024, 3072
 IMPLS = ("rome_fast", "peer_stop", "peer_whole")

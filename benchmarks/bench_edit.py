@@ -25,8 +25,8 @@ from rome_fast.bench.measure import measure
 from rome_fast.bench.own import RomeFast
 from rome_fast.bench.table import case_facts, quartiles, remarks, row_facts, table_of
 from rome_fast.bench.whole_model import WholeModel
-from rome_fast.collect.sampled import sampled_second_moment
-from rome_fast.models import ModelSpec
+from rome_fast.model.spec import ModelSpec
+from rome_fast.moment.collect.sampled import sampled_second_moment
 
 TOKENIZER = Path(__file__).parents[2] / "shared" / "data" / "tokenizers" / "gpt2"
 STEPS, ROUNDS, N_SEQUENCE = 20, 3, 50

@@ -10,7 +10,7 @@ import pytest
 import torch
 from timing import WHY_NOT_NATIVE, random, timed
 
-from rome_fast.intercept import linear_in_slices
+from rome_fast.model.intercept import linear_in_slices
 from rome_fast.ops import rank_one_solve_apply_, rank_one_update_
 from rome_fast.testing import assert_close
 

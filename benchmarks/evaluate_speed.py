@@ -27,7 +27,7 @@ from rich.table import Table
 
 import rome_fast
 from rome_fast.bench.setting import setting
-from rome_fast.contexts import sample_context_templates
+from rome_fast.prompt.contexts import sample_context_templates
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "evaluate"))
 import reference

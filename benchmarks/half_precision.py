@@ -21,8 +21,8 @@ from rich.table import Table
 
 from rome_fast import RankOneUpdate, ops
 from rome_fast.bench.setting import setting
-from rome_fast.models import DownProjection
-from rome_fast.undo import WeightHistory
+from rome_fast.model.spec import DownProjection
+from rome_fast.update.undo import WeightHistory
 
 D_VALUE, D_KEY = 768, 3072
 SHARES = (1e-1, 1e-2, 1e-3, 1e-4)

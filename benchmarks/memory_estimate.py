@@ -30,9 +30,9 @@ from rome_fast.bench.case import Case
 from rome_fast.bench.own import RomeFast, factored
 from rome_fast.bench.peak import peak_mib
 from rome_fast.bench.setting import setting
-from rome_fast.memory import estimate
-from rome_fast.models import ModelSpec
-from rome_fast.tokens import encode
+from rome_fast.model.spec import ModelSpec
+from rome_fast.prompt.encode import encode
+from rome_fast.value.memory import estimate
 
 WORDS = "The story of the old house near the river is long, and few people know all of it. "
 CASES = {

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from rome_fast.bench.setting import setting
-from rome_fast.moments import SecondMoment
+from rome_fast.moment.second_moment import SecondMoment
 
 D_KEY, ROWS = 256, 512
 ADDS = (1, 10, 100, 1_000, 10_000)

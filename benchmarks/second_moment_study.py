@@ -28,17 +28,17 @@ from edit_quality import Bench, Started
 
 import rome_fast
 from rome_fast.bench.setting import setting
-from rome_fast.collect.convergence import HELD_OUT_ROWS, Convergence, held_out_of
-from rome_fast.collect.corpus import Corpus
-from rome_fast.collect.forward import KeyReader
-from rome_fast.collect.packing import pack_rows
-from rome_fast.collect.sampled import sampled_documents
 from rome_fast.errors import SecondMomentError
-from rome_fast.models import embedding_rows, max_positions
-from rome_fast.moments import SecondMoment
-from rome_fast.tokens import encode
-from rome_fast.undo import WeightHistory
-from rome_fast.update import apply_update_, build_constraint
+from rome_fast.model.spec import embedding_rows, max_positions
+from rome_fast.moment.collect.convergence import HELD_OUT_ROWS, Convergence, held_out_of
+from rome_fast.moment.collect.corpus import Corpus
+from rome_fast.moment.collect.forward import KeyReader
+from rome_fast.moment.collect.packing import pack_rows
+from rome_fast.moment.collect.sampled import sampled_documents
+from rome_fast.moment.second_moment import SecondMoment
+from rome_fast.prompt.encode import encode
+from rome_fast.update.solve import apply_update_, build_constraint
+from rome_fast.update.undo import WeightHistory
 
 KEYS_PER_DIM = (0.5, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000)
 DAMPINGS = (0.0, "auto")

@@ -33,8 +33,9 @@ import rome_fast
 from rome_fast import EditRequest, Guard, HealthCheck, Session
 from rome_fast.bench.setting import setting
 from rome_fast.evaluate.drift import Drift
-from rome_fast.readback import greedy_continuations, read_targets
-from rome_fast.tokens import find_target_ids, text_ids
+from rome_fast.prompt.ids import text_ids
+from rome_fast.prompt.readback import greedy_continuations, read_targets
+from rome_fast.prompt.target import find_target_ids
 
 POINTS = (1, 10, 30, 60, 100, 150, 200, 250, 300, 350, 400, 450, 500)
 UNGUARDED: dict[str, Any] = {"retain": 0.0, "stop_loss": None, "guard": Guard(math.inf)}

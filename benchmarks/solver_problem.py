@@ -13,14 +13,15 @@ from solver_candidates import Ball, Evaluation
 from torch import Tensor
 
 import rome_fast
-from rome_fast import collect
-from rome_fast.contexts import sample_context_templates
-from rome_fast.key import Keys, capture
-from rome_fast.models import ModelSpec
-from rome_fast.readback import greedy_continuations
-from rome_fast.tokens import TokenizedEdit, encode, find_target_ids
-from rome_fast.undo import WeightHistory
-from rome_fast.update import apply_update_, build_constraint
+from rome_fast.model.spec import ModelSpec
+from rome_fast.moment import collect
+from rome_fast.prompt.contexts import sample_context_templates
+from rome_fast.prompt.encode import TokenizedEdit, encode
+from rome_fast.prompt.readback import greedy_continuations
+from rome_fast.prompt.target import find_target_ids
+from rome_fast.update.solve import apply_update_, build_constraint
+from rome_fast.update.undo import WeightHistory
+from rome_fast.value.key import Keys, capture
 
 
 class Bench:

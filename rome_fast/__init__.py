@@ -9,14 +9,14 @@ Importing this package never compiles, never starts CUDA and never imports trans
 """
 
 from rome_fast import demo
-from rome_fast.collect import collect_second_moment
 from rome_fast.edit import edit, edit_many, trial
 from rome_fast.editlog import EditLog
 from rome_fast.evaluate import EditRecord, Evaluation, evaluate, load_records
 from rome_fast.explain import Explanation, explain
 from rome_fast.hparams import RomeHparams
 from rome_fast.locate import locate, suggest_layer
-from rome_fast.moments import SecondMoment
+from rome_fast.moment.collect.collector import collect_second_moment
+from rome_fast.moment.second_moment import SecondMoment
 from rome_fast.probe import Anatomy, Probe, probe
 from rome_fast.session import Guard, HealthCheck, RejectedEdit, Session
 from rome_fast.types import EditRequest, EditResult, RankOneUpdate

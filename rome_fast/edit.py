@@ -14,14 +14,14 @@ from tqdm.auto import tqdm
 from rome_fast.editor import Editor
 from rome_fast.errors import EditWarning, InvalidArgumentError, InvalidRequestError
 from rome_fast.hparams import RomeHparams
-from rome_fast.models import ModelSpec, frozen
-from rome_fast.owner import edited
+from rome_fast.model.owner import edited
+from rome_fast.model.spec import ModelSpec, frozen
 from rome_fast.types import EditRequest, EditResult
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from rome_fast.moments import SecondMoment
+    from rome_fast.moment.second_moment import SecondMoment
 
 Request = EditRequest | Mapping[str, Any]
 ORDERS = ("exact", "independent")

@@ -12,22 +12,22 @@ from typing import TYPE_CHECKING
 import torch
 
 from rome_fast import ops
-from rome_fast.clock import Clock
-from rome_fast.collect import resolve_second_moment
-from rome_fast.contexts import check_context_templates, sample_context_templates
 from rome_fast.errors import EditFailedError, HparamsError, InvalidRequestError
 from rome_fast.explain import Diagnostics
 from rome_fast.hparams import RomeHparams, defaults_for
-from rome_fast.joint import apply_updates_, count_independent
-from rome_fast.models import ModelSpec, check_tokenizer, max_positions
-from rome_fast.owner import check_free
-from rome_fast.readback import Change, Reading, findings, read_targets
-from rome_fast.tokens import TokenizedEdit, encode
+from rome_fast.model.owner import check_free
+from rome_fast.model.spec import ModelSpec, check_tokenizer, max_positions
+from rome_fast.model.wrappers import adapter_notes
+from rome_fast.moment.collect.resolve import resolve_second_moment
+from rome_fast.prompt.contexts import check_context_templates, sample_context_templates
+from rome_fast.prompt.encode import TokenizedEdit, encode
+from rome_fast.prompt.readback import Change, Reading, findings, read_targets
+from rome_fast.timings import Clock
 from rome_fast.types import EditRequest, EditResult, RankOneUpdate, Undo
-from rome_fast.undo import UndoHandle, WeightHistory
-from rome_fast.update import Constraint, apply_update_, build_constraint
-from rome_fast.window import Finder, Found
-from rome_fast.wrappers import adapter_notes
+from rome_fast.update.joint import apply_updates_, count_independent
+from rome_fast.update.solve import Constraint, apply_update_, build_constraint
+from rome_fast.update.undo import UndoHandle, WeightHistory
+from rome_fast.value.window import Finder, Found
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from rome_fast.errors import InvalidArgumentError
 from rome_fast.types import EditResult
-from rome_fast.value import NOT_CONVERGED
+from rome_fast.value.optimize import NOT_CONVERGED
 
 # Keys a dimension: C^-1 k mostly settles at so many, and is poor at half of them
 # (docs/numerics.md, section 3).

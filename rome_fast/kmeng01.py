@@ -20,7 +20,7 @@ from rome_fast.easyedit.hparams import ROMEHyperParams
 from rome_fast.easyedit.statistics import find_second_moment
 from rome_fast.edit import edit_many
 from rome_fast.errors import HparamsError
-from rome_fast.models import ModelSpec
+from rome_fast.model.spec import ModelSpec
 from rome_fast.types import EditRequest
 
 if TYPE_CHECKING:

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from rome_fast.request import EditRequest
+from rome_fast.prompt.request import EditRequest
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from rome_fast.explain import Diagnostics
     from rome_fast.hparams import RomeHparams
-    from rome_fast.readback import Change
+    from rome_fast.prompt.readback import Change
 
 
 @dataclass(frozen=True, eq=False)

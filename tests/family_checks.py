@@ -16,9 +16,9 @@ from oracle import OracleEdit, oracle_edit
 from tiny import tiny_second_moment
 
 import rome_fast
-from rome_fast import window
-from rome_fast.models import ModelSpec
-from rome_fast.value import Value
+from rome_fast.model.spec import ModelSpec
+from rome_fast.value import window
+from rome_fast.value.optimize import Value
 
 CONTEXTS = ["{}", "The weather was fine. {}", "He is a man. {}"]
 SUBJECT = "Marie Curie"  # four tokens or more

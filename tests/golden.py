@@ -114,6 +114,7 @@ def _sequence(
         weight = model.get_parameter(results[0].weight_name)
         said = _hash([[r.success, r.argmax_after, r.edit_id, len(r.losses)] for r in results])
         header = _header(path)["edit_log"]
+        del header["base"]["name"]  # a path
         for edit in header["edits"]:
             del edit["time"]
         return _of(weight), _hash([header, _numbers(path)]), said

@@ -18,7 +18,7 @@ class CapturedError(RuntimeError):
 
 
 class Recorded:
-    """The twin of ``rome_fast.graph.Captured``."""
+    """The twin of ``rome_fast.value.graph.Captured``."""
 
     def __init__(self, step):
         recorder = _Recorder()

@@ -12,9 +12,9 @@ from tiny import tiny_llama
 
 import rome_fast
 from rome_fast import errors
-from rome_fast.models import ModelSpec
-from rome_fast.undo import WeightHistory
-from rome_fast.update import Constraint, apply_update_
+from rome_fast.model.spec import ModelSpec
+from rome_fast.update.solve import Constraint, apply_update_
+from rome_fast.update.undo import WeightHistory
 
 
 @contextmanager
@@ -316,7 +316,7 @@ def test_bad_second_moments(gpt2, settings, tmp_path):
 def test_rejected_update_leaves_the_weights(gpt2, settings, monkeypatch):
     """The original variant divides by what the prompt key says of the mean key's direction."""
     model, tok = gpt2
-    monkeypatch.setattr("rome_fast.update.MIN_DENOMINATOR", 1e9)
+    monkeypatch.setattr("rome_fast.update.solve.MIN_DENOMINATOR", 1e9)
     with refuses(model, errors.EditRejectedError, r"c_proj was refused: denominator"):
         rome_fast.edit(model, tok, REQUEST, variant="original", **settings)
 

@@ -21,9 +21,11 @@ from token_bytes import expected_token
 from trained_tokenizers import ALL, FAITHFUL
 
 from rome_fast import EditRequest
-from rome_fast.chat import Frame
 from rome_fast.errors import ChatTemplateError, InvalidRequestError
-from rome_fast.tokens import decode, encode, prompt_ids, text_ids
+from rome_fast.prompt.chat import Frame
+from rome_fast.prompt.encode import encode
+from rome_fast.prompt.ids import decode, text_ids
+from rome_fast.prompt.target import prompt_ids
 
 PROMPT = "Ada met Ada Lovelace in Köln, 北京. Where was Ada born?"
 HISTORY = (*SYSTEM, {"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Yes?"})

@@ -15,8 +15,9 @@ from rome_fast import EditLog, EditRecord, EditRequest, HealthCheck, Session
 from rome_fast.errors import ChatTemplateError
 from rome_fast.evaluate.records import Question
 from rome_fast.locate.tracing import TracedPrompt
-from rome_fast.readback import read_targets
-from rome_fast.tokens import continuations, text_ids
+from rome_fast.prompt.ids import text_ids
+from rome_fast.prompt.readback import read_targets
+from rome_fast.prompt.target import continuations
 
 SAID = "He is a man."
 CHAT = [{"role": "system", "content": SAID}]

@@ -9,11 +9,11 @@ from helpers import REQUEST, state
 from test_tail import prepared, random_edit
 
 import rome_fast
-from rome_fast import context_states
-from rome_fast.batch import EditBatch
-from rome_fast.context_states import ContextStates, FirstPasses
-from rome_fast.first_pass import run_first_pass
-from rome_fast.intercept import hidden_of
+from rome_fast.model.intercept import hidden_of
+from rome_fast.value import context_states
+from rome_fast.value.batch import EditBatch
+from rome_fast.value.context_states import ContextStates, FirstPasses
+from rome_fast.value.first_pass import run_first_pass
 
 pytestmark = pytest.mark.filterwarnings("ignore::rome_fast.errors.EditWarning")
 

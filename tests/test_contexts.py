@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from tiny import tiny_gpt2
 
-from rome_fast.contexts import sample_context_templates, sample_ids
+from rome_fast.prompt.contexts import sample_context_templates, sample_ids
 
 
 def test_templates_have_the_reference_form(tiny):

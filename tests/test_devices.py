@@ -11,8 +11,8 @@ from pretend_devices import PretendDevices, device
 from test_exactness import STRUCTURES, built
 
 import rome_fast
-from rome_fast import window
-from rome_fast.models import ModelSpec
+from rome_fast.model.spec import ModelSpec
+from rome_fast.value import window
 
 REQUESTS = [case(), case("last", 1, "Ada Lovelace"), case("first", 3, "Eiffel Tower")]
 WAYS = {

@@ -7,14 +7,14 @@ import torch
 from helpers import CONTEXTS, REQUEST, same_bits, state
 
 import rome_fast
-from rome_fast.batch import EditBatch
 from rome_fast.errors import EditFailedError, EditRejectedError, EditWarning, RevertError
-from rome_fast.first_pass import run_first_pass
-from rome_fast.key import Keys, mean_keys
-from rome_fast.models import ModelSpec
-from rome_fast.tokens import encode
-from rome_fast.update import build_constraint, mix_keys
-from rome_fast.value import optimize_values
+from rome_fast.model.spec import ModelSpec
+from rome_fast.prompt.encode import encode
+from rome_fast.update.solve import build_constraint, mix_keys
+from rome_fast.value.batch import EditBatch
+from rome_fast.value.first_pass import run_first_pass
+from rome_fast.value.key import Keys, mean_keys
+from rome_fast.value.optimize import optimize_values
 
 SECOND = {"prompt": "We drink tea with {}", "subject": "Ada Lovelace", "target_new": "near"}
 

@@ -7,13 +7,13 @@ import torch
 from helpers import REQUEST, same_bits, state
 
 import rome_fast
-from rome_fast import context_states, window
 from rome_fast.errors import EditFailedError, EditRejectedError, EditWarning
-from rome_fast.joint import apply_updates_, count_independent
-from rome_fast.models import ModelSpec
+from rome_fast.model.spec import ModelSpec
 from rome_fast.testing import assert_close
-from rome_fast.undo import WeightHistory
-from rome_fast.update import Constraint
+from rome_fast.update.joint import apply_updates_, count_independent
+from rome_fast.update.solve import Constraint
+from rome_fast.update.undo import WeightHistory
+from rome_fast.value import context_states, window
 
 REQUESTS = [
     REQUEST,

@@ -28,7 +28,7 @@ from family_checks import (
 from tiny import byte_level_tokenizer, metaspace_tokenizer
 
 import rome_fast
-from rome_fast.models import ModelSpec
+from rome_fast.model.spec import ModelSpec
 
 TOKENIZERS = {"byte-level": byte_level_tokenizer, "metaspace": metaspace_tokenizer}
 # Conv1D; rotary; a norm after the MLP; ALiBi; a window of 4 tokens, shorter than every context.

@@ -20,7 +20,7 @@ import rome_fast
 from rome_fast import easyedit
 from rome_fast.errors import HparamsError, UnsupportedModelError
 from rome_fast.hparams import defaults_for
-from rome_fast.models import ModelSpec, max_positions
+from rome_fast.model.spec import ModelSpec, max_positions
 
 pytestmark = pytest.mark.filterwarnings("ignore::rome_fast.errors.EditWarning")
 

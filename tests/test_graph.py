@@ -18,14 +18,14 @@ from test_tail import prepared, two_edits
 from transformers.utils import import_utils
 
 import rome_fast
-from rome_fast import cut, graph
 from rome_fast.errors import NonFiniteError
-from rome_fast.first_pass import run_first_pass
-from rome_fast.key import mean_keys
-from rome_fast.objective import Objective, Offsets
-from rome_fast.search import Search
-from rome_fast.tail import Tail
-from rome_fast.value import optimize_values
+from rome_fast.value import graph, prefix
+from rome_fast.value.first_pass import run_first_pass
+from rome_fast.value.key import mean_keys
+from rome_fast.value.objective import Objective, Offsets
+from rome_fast.value.optimize import optimize_values
+from rome_fast.value.search import Search
+from rome_fast.value.suffix_forward import Tail
 
 TRANSFORMERS_4 = transformers.__version__.startswith("4.")
 FAMILIES = ["GPT2", "Llama", "Gemma2", "Mistral", "GPTJ", "Bloom", "Falcon"]
@@ -47,7 +47,7 @@ def captures(monkeypatch):
     monkeypatch.setattr(graph, "on_side_stream", lambda function, _: function())
     monkeypatch.setattr(graph, "told_host", lambda flag: flag.clone().item)
     monkeypatch.setattr(graph, "is_wanted", lambda search, _: search.tail is not None)
-    monkeypatch.setitem(cut._COLUMNS, "cpu", 4)
+    monkeypatch.setitem(prefix._COLUMNS, "cpu", 4)
     yield made
     graph._graphs.clear()
 

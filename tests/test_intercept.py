@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn.functional import linear
 
-from rome_fast.intercept import SLICE, answering, linear_in_slices, only_at, reading_only
+from rome_fast.model.intercept import SLICE, answering, linear_in_slices, only_at, reading_only
 
 ROWS, POSITIONS = torch.tensor([0, 0, 2]), torch.tensor([1, 3, 0])
 

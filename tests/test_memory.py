@@ -10,12 +10,12 @@ from helpers import CONTEXTS, REQUEST
 from test_tail import prepared, random_edit
 
 import rome_fast
-from rome_fast import memory
-from rome_fast.batch import EditBatch
-from rome_fast.memory import MemoryEstimate, estimate, free_bytes
-from rome_fast.models import ModelSpec
-from rome_fast.tail import Tail
-from rome_fast.tokens import encode
+from rome_fast.model.spec import ModelSpec
+from rome_fast.prompt.encode import encode
+from rome_fast.value import memory
+from rome_fast.value.batch import EditBatch
+from rome_fast.value.memory import MemoryEstimate, estimate, free_bytes
+from rome_fast.value.suffix_forward import Tail
 
 MIB = 2**20
 

@@ -8,10 +8,10 @@ import transformers as hf
 from torch import nn
 
 from rome_fast.errors import UnsupportedModelError
-from rome_fast.key import capture
-from rome_fast.models import ModelSpec
-from rome_fast.structure import routed_experts
-from rome_fast.wrappers import base_modules, base_parameters, plain_name, unwrapped
+from rome_fast.model.spec import ModelSpec
+from rome_fast.model.structure import routed_experts
+from rome_fast.model.wrappers import base_modules, base_parameters, plain_name, unwrapped
+from rome_fast.value.key import capture
 
 SMALL = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 WIDE = {**SMALL, "intermediate_size": 48, "num_key_value_heads": 2}

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from rome_fast import moment_files
 from rome_fast.errors import SecondMomentError
-from rome_fast.moments import SecondMoment
+from rome_fast.moment import files
+from rome_fast.moment.second_moment import SecondMoment
 
 
 def moment_of(dtype=torch.float64, compensated=False, d=24, n=200):
@@ -96,7 +96,7 @@ def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
         args[1].write_bytes(b"half")
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(moment_files, "_write_safetensors", fails)
+    monkeypatch.setattr(files, "_write_safetensors", fails)
     with pytest.raises(OSError, match="no space"):
         moment_of().save(path)
     assert path.read_bytes() == before and os.listdir(tmp_path) == ["c.safetensors"]
@@ -123,10 +123,10 @@ def test_a_full_disk_is_an_os_error(tmp_path, monkeypatch):
 
 def test_pack_and_unpack():
     square = torch.arange(25.0).reshape(5, 5)
-    packed = moment_files.pack(square)
+    packed = files.pack(square)
     assert packed.tolist() == [0, 5, 6, 10, 11, 12, 15, 16, 17, 18, 20, 21, 22, 23, 24]
     target = torch.full((5, 5), -1.0)
-    moment_files.unpack_(target, packed)
+    files.unpack_(target, packed)
     assert torch.equal(target.tril(), square.tril())
     assert (target.triu(1) == torch.full((5, 5), -1.0).triu(1)).all()
 

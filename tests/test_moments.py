@@ -14,7 +14,7 @@ from rome_fast.errors import (
     SecondMomentError,
     SecondMomentWarning,
 )
-from rome_fast.moments import SecondMoment
+from rome_fast.moment.second_moment import SecondMoment
 
 
 @pytest.fixture

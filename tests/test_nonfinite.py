@@ -10,12 +10,12 @@ from helpers import REQUEST, same_bits, state
 from tiny import tiny_gpt2, tiny_llama
 
 import rome_fast
-from rome_fast.collect import collect_second_moment
-from rome_fast.contexts import sample_context_templates
 from rome_fast.errors import NonFiniteError
-from rome_fast.intercept import with_hidden
-from rome_fast.nonfinite import where_not_finite
-from rome_fast.readback import greedy_continuations, read_targets
+from rome_fast.model.intercept import with_hidden
+from rome_fast.model.nonfinite import where_not_finite
+from rome_fast.moment.collect.collector import collect_second_moment
+from rome_fast.prompt.contexts import sample_context_templates
+from rome_fast.prompt.readback import greedy_continuations, read_targets
 
 BLOCKS = {"gpt2": "transformer.h", "llama": "model.layers"}
 BUILD = {"gpt2": tiny_gpt2, "llama": tiny_llama}

@@ -9,8 +9,8 @@ from shared_data import shared_model
 from tiny import tiny_gpt2, tiny_llama
 
 import rome_fast
-from rome_fast.collect import collect_second_moment
-from rome_fast.models import ModelSpec
+from rome_fast.model.spec import ModelSpec
+from rome_fast.moment.collect.collector import collect_second_moment
 
 CONTEXTS = ["{}", "The weather was fine. {}", "He said so in the morning. {}", "It is. {}"]
 TEXTS = [

@@ -15,14 +15,14 @@ from test_exactness import STRUCTURES, built
 from test_tail import random_edit
 
 import rome_fast
-from rome_fast import context_states, first_pass, window
-from rome_fast.batch import EditBatch
 from rome_fast.errors import InsufficientMemoryError
-from rome_fast.first_pass import run_first_pass, run_in_parts
-from rome_fast.memory import estimate
-from rome_fast.models import ModelSpec
-from rome_fast.search import Search
-from rome_fast.tokens import encode
+from rome_fast.model.spec import ModelSpec
+from rome_fast.prompt.encode import encode
+from rome_fast.value import context_states, first_pass, window
+from rome_fast.value.batch import EditBatch
+from rome_fast.value.first_pass import run_first_pass, run_in_parts
+from rome_fast.value.memory import estimate
+from rome_fast.value.search import Search
 
 OTHER = {"prompt": "It is {}", "subject": "Marie Curie", "target_new": "near"}
 

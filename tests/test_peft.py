@@ -11,7 +11,7 @@ from helpers import REQUEST, UNWATCHED, same_bits, state
 
 import rome_fast
 from rome_fast.errors import SecondMomentError, UnsupportedModelError
-from rome_fast.models import ModelSpec
+from rome_fast.model.spec import ModelSpec
 
 peft = pytest.importorskip("peft")
 

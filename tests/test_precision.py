@@ -18,13 +18,14 @@ from test_tail import prepared, two_edits
 from tiny import tiny_llama
 
 import rome_fast
-from rome_fast import update, window
-from rome_fast.first_pass import run_first_pass
-from rome_fast.intercept import hidden_of
-from rome_fast.models import ModelSpec
-from rome_fast.precision import Bfloat16Weights, wide_norm
-from rome_fast.search import Search
-from rome_fast.tail import Tail
+from rome_fast.model.intercept import hidden_of
+from rome_fast.model.precision import Bfloat16Weights, wide_norm
+from rome_fast.model.spec import ModelSpec
+from rome_fast.update import solve
+from rome_fast.value import window
+from rome_fast.value.first_pass import run_first_pass
+from rome_fast.value.search import Search
+from rome_fast.value.suffix_forward import Tail
 
 # bfloat16 rounds to 2^-8 of a number, some times over between a block and the loss.
 ROUNDING = 2.0**-5
@@ -215,7 +216,7 @@ def test_what_is_solved_is_float32_or_wider(tiny, settings, dtype, monkeypatch):
     spied(window, "mean_keys", lambda found, *_: vars(found[0]).values())
     spied(window, "optimize_values", lambda found, *_: [found[0].value_delta])
     # The weight's sum, the factor, both keys and the residual.
-    spied(update.ops, "rank_one_solve_apply_", lambda _, *given: given)
+    spied(solve.ops, "rank_one_solve_apply_", lambda _, *given: given)
     keys = torch.randn(600, ModelSpec.of(model).down_projection(1).d_key)
     settings["second_moment"] = rome_fast.SecondMoment.from_moment(keys.T @ keys / 600, 600)
     with rome_fast.trial(model, tok, REQUEST, **settings) as result:

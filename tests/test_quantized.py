@@ -13,7 +13,7 @@ from torch import nn
 
 import rome_fast
 from rome_fast.errors import QuantizedWeightError
-from rome_fast.intercept import reading_only
+from rome_fast.model.intercept import reading_only
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

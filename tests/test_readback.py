@@ -9,7 +9,7 @@ import torch
 from tiny import tiny_gpt2
 
 from rome_fast.errors import NonFiniteError
-from rome_fast.readback import greedy_continuations, read_targets
+from rome_fast.prompt.readback import greedy_continuations, read_targets
 
 
 class Head(torch.nn.Module):

@@ -8,7 +8,7 @@ from helpers import REQUEST
 from test_tail import prepared, two_edits
 
 import rome_fast
-from rome_fast.search import Search, WholeModel
+from rome_fast.value.search import Search, WholeModel
 
 
 def expected_of(model, projection, batch):

@@ -7,8 +7,8 @@ from helpers import same_bits, state
 from shared_data import shared_model
 
 import rome_fast
-from rome_fast.readback import greedy_continuations
-from rome_fast.tokens import text_ids
+from rome_fast.prompt.ids import text_ids
+from rome_fast.prompt.readback import greedy_continuations
 
 STORY = "Once upon a time, there was a little girl named"
 OTHER_WORDS = "One day, a little girl named"

@@ -6,13 +6,13 @@ import pytest
 import torch
 from families import FAMILIES, VOCABULARY, tiny_family
 
-from rome_fast import cut
-from rome_fast.batch import EditBatch
-from rome_fast.first_pass import run_first_pass
-from rome_fast.models import ModelSpec
-from rome_fast.search import Search, WholeModel
-from rome_fast.tail import Tail
-from rome_fast.tokens import TokenizedEdit
+from rome_fast.model.spec import ModelSpec
+from rome_fast.prompt.encode import TokenizedEdit
+from rome_fast.value import prefix
+from rome_fast.value.batch import EditBatch
+from rome_fast.value.first_pass import run_first_pass
+from rome_fast.value.search import Search, WholeModel
+from rome_fast.value.suffix_forward import Tail
 
 # A norm or a factor lies between the MLP and the end of the block.
 BENT = ("Gemma2", "Gemma3", "Olmo2", "Granite")
@@ -68,7 +68,7 @@ def logits_and_gradient(way, deltas):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_logits_and_gradients_are_those_of_the_whole_model(family, layer, multiple, monkeypatch):
     """Also where columns are padded, as they are on a GPU."""
-    monkeypatch.setitem(cut._COLUMNS, "cpu", multiple)
+    monkeypatch.setitem(prefix._COLUMNS, "cpu", multiple)
     batch = two_edits()
     model, projection, first = prepared(family, layer, batch)
     tail = Tail.of(model, projection, batch, first)

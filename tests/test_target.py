@@ -15,8 +15,11 @@ from transformers import AutoTokenizer
 import rome_fast
 from rome_fast import EditRequest
 from rome_fast.errors import EditWarning, InvalidRequestError
-from rome_fast.tokens import continuations, decode, encode, find_target_ids, target, text_ids
-from rome_fast.tokens.border import space_between
+from rome_fast.prompt import target
+from rome_fast.prompt.border import space_between
+from rome_fast.prompt.encode import encode
+from rome_fast.prompt.ids import decode, text_ids
+from rome_fast.prompt.target import continuations, find_target_ids
 
 
 @pytest.fixture(params=ALL, scope="module")

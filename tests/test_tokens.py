@@ -14,7 +14,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from rome_fast import EditRequest
 from rome_fast.errors import TokenizerMismatchError
-from rome_fast.tokens import Passage, encode, locate_subject, lookup, pad_right, text_ids
+from rome_fast.prompt import lookup
+from rome_fast.prompt.encode import encode
+from rome_fast.prompt.ids import pad_right, text_ids
+from rome_fast.prompt.lookup import Passage, locate_subject
 
 WORDS = (
     *("Ray Charles", "the", "Zoë", "Zoe\u0308", "n't", "{", "}", "{x}", "%s", '"', "'", "\n"),

@@ -7,12 +7,12 @@ import torch
 from helpers import CONTEXTS, REQUEST
 
 from rome_fast import EditRequest
-from rome_fast.batch import EditBatch
-from rome_fast.first_pass import run_first_pass
-from rome_fast.key import mean_keys
-from rome_fast.models import ModelSpec
-from rome_fast.tokens import encode
-from rome_fast.value import optimize_values
+from rome_fast.model.spec import ModelSpec
+from rome_fast.prompt.encode import encode
+from rome_fast.value.batch import EditBatch
+from rome_fast.value.first_pass import run_first_pass
+from rome_fast.value.key import mean_keys
+from rome_fast.value.optimize import optimize_values
 
 
 @pytest.fixture

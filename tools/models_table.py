@@ -28,7 +28,7 @@ from tiny import metaspace_tokenizer  # noqa: E402
 from zoo import ZOO, Member  # noqa: E402
 
 from rome_fast.errors import UnsupportedModelError  # noqa: E402
-from rome_fast.models import ModelSpec  # noqa: E402
+from rome_fast.model.spec import ModelSpec  # noqa: E402
 
 Row = dict[str, Any]
 

@@ -24,13 +24,14 @@ from gpu_parts.names import EXACT, WHOLE
 from gpu_parts.roofline import matmul_precision
 from gpu_parts.run import MismatchError, Row, Run
 from gpu_parts.timer import beside, figure, require, spread
-from rome_fast import graph, ops
+from rome_fast import ops
 from rome_fast.bench.case import Case
 from rome_fast.bench.own import RomeFast, factored
 from rome_fast.bench.peers import Peer
 from rome_fast.bench.whole_model import WholeModel
-from rome_fast.models import ModelSpec
-from rome_fast.tokens import encode
+from rome_fast.model.spec import ModelSpec
+from rome_fast.prompt.encode import encode
+from rome_fast.value import graph
 
 TORCH = "rome_fast, backend torch"
 # dtype, torch's precision of float32 products, cosine of dW and relative difference of the losses

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rome_fast.bench.floor import Floor, floor_of
-from rome_fast.models import ModelSpec
-from rome_fast.tokens import encode
+from rome_fast.model.spec import ModelSpec
+from rome_fast.prompt.encode import encode
 
 if TYPE_CHECKING:
     from torch import Tensor

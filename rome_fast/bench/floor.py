@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from rome_fast.models import DownProjection, ModelSpec
+from rome_fast.model.spec import DownProjection, ModelSpec
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from rome_fast.tokens import TokenizedEdit
+    from rome_fast.prompt.encode import TokenizedEdit
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from rome_fast.bench.peers import PeerEdit
 from rome_fast.bench.setting import commit
 from rome_fast.edit import trial
 from rome_fast.errors import EditWarning
-from rome_fast.moments import SecondMoment
+from rome_fast.moment.second_moment import SecondMoment
 
 if TYPE_CHECKING:
     from torch import Tensor

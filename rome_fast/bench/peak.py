@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from rome_fast.errors import RomeFastError
-from rome_fast.models import input_device
+from rome_fast.model.spec import input_device
 
 if TYPE_CHECKING:
     from rome_fast.bench.case import Case

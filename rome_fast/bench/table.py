@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich import box
 from rich.table import Table
 
-from rome_fast.models import ModelSpec, embedding_rows
+from rome_fast.model.spec import ModelSpec, embedding_rows
 
 if TYPE_CHECKING:
     from rome_fast.bench.case import Case

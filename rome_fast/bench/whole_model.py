@@ -15,20 +15,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rome_fast import ops
-from rome_fast.batch import EditBatch
 from rome_fast.bench.case import GIVEN
 from rome_fast.bench.own import factored
 from rome_fast.bench.peers import PeerEdit
 from rome_fast.bench.setting import commit
-from rome_fast.clock import Clock
-from rome_fast.first_pass import FirstPass
-from rome_fast.intercept import hooked
-from rome_fast.key import Keys, mean_keys, widen
-from rome_fast.models import DownProjection, ModelSpec, frozen, input_device
-from rome_fast.objective import Objective, Offsets
-from rome_fast.tokens import encode
-from rome_fast.undo import WeightHistory
-from rome_fast.update import apply_update_, build_constraint
+from rome_fast.model.intercept import hooked
+from rome_fast.model.spec import DownProjection, ModelSpec, frozen, input_device
+from rome_fast.prompt.encode import encode
+from rome_fast.timings import Clock
+from rome_fast.update.solve import apply_update_, build_constraint
+from rome_fast.update.undo import WeightHistory
+from rome_fast.value.batch import EditBatch
+from rome_fast.value.first_pass import FirstPass
+from rome_fast.value.key import Keys, mean_keys, widen
+from rome_fast.value.objective import Objective, Offsets
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -110,8 +110,9 @@ def _say(
     model: PreTrainedModel, tok: PreTrainedTokenizerBase, text: str, target: str
 ) -> tuple[str, str]:
     """Probability of the target after the text, and two greedy tokens."""
-    from rome_fast.readback import greedy_continuations, read_targets
-    from rome_fast.tokens import find_target_ids, text_ids
+    from rome_fast.prompt.ids import text_ids
+    from rome_fast.prompt.readback import greedy_continuations, read_targets
+    from rome_fast.prompt.target import find_target_ids
 
     prompt_ids = text_ids(tok, text)
     [reading] = read_targets(model, tok, [prompt_ids], [find_target_ids(tok, text, target)])
@@ -119,7 +120,7 @@ def _say(
 
 
 def _digest(model: PreTrainedModel) -> str:
-    from rome_fast.undo import fingerprint
+    from rome_fast.update.undo import fingerprint
 
     return fingerprint(*model.parameters())
 

@@ -11,11 +11,11 @@ import typer
 
 from rome_fast.cli.common import console, load_model_or_demo, one_line_errors
 from rome_fast.cli.profile import ProfileOption, check_profile_path, profiled
-from rome_fast.collect import resolve_second_moment
-from rome_fast.contexts import sample_context_templates
 from rome_fast.errors import InvalidArgumentError
 from rome_fast.hparams import RomeHparams, defaults_for
-from rome_fast.models import ModelSpec, frozen
+from rome_fast.model.spec import ModelSpec, frozen
+from rome_fast.moment.collect.resolve import resolve_second_moment
+from rome_fast.prompt.contexts import sample_context_templates
 from rome_fast.types import EditRequest
 
 if TYPE_CHECKING:

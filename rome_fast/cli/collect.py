@@ -20,12 +20,12 @@ from rome_fast.cli.common import (
     parsed_layers,
 )
 from rome_fast.cli.output import Output, check_sample_size, set_sample_size
-from rome_fast.collect import collect_second_moment
-from rome_fast.collect.convergence import TOLERANCE
-from rome_fast.collect.ranks import Ranks, torchrun_group
-from rome_fast.collect.sampled import sampled_documents
 from rome_fast.errors import InvalidArgumentError
 from rome_fast.hparams import RomeHparams
+from rome_fast.moment.collect.collector import collect_second_moment
+from rome_fast.moment.collect.convergence import TOLERANCE
+from rome_fast.moment.collect.ranks import Ranks, torchrun_group
+from rome_fast.moment.collect.sampled import sampled_documents
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

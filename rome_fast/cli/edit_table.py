@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rome_fast.cli.common import console
-from rome_fast.tokens import decode
+from rome_fast.prompt.ids import decode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -15,8 +15,8 @@ from rome_fast.cli.common import (
     one_line_errors,
 )
 from rome_fast.cli.records import FormatOption, LimitOption, SkipBadOption, read_records
-from rome_fast.collect.ranks import torchrun_group
 from rome_fast.errors import InvalidArgumentError
+from rome_fast.moment.collect.ranks import torchrun_group
 
 
 def evaluate(

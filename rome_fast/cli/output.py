@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rome_fast.cli.common import console
-from rome_fast.collect.checkpoint import Checkpoint
-from rome_fast.collect.ranks import Ranks
 from rome_fast.errors import InvalidArgumentError
+from rome_fast.moment.collect.checkpoint import Checkpoint
+from rome_fast.moment.collect.ranks import Ranks
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from rome_fast.moments import SecondMoment
+    from rome_fast.moment.second_moment import SecondMoment
 
 SUFFIXES = (".safetensors", ".npz")
 

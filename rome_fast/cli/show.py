@@ -18,7 +18,7 @@ from rome_fast.errors import SecondMomentError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rome_fast.moments import SecondMoment
+    from rome_fast.moment.second_moment import SecondMoment
 
 _BAR = 40
 _DECILES = {"largest": 1.0, **{f"{p} %": p / 100 for p in range(90, 0, -10)}, "smallest": 0.0}

@@ -12,7 +12,7 @@ from rome_fast.cli.common import one_line_errors
 from rome_fast.cli.output import check_new_file, check_sample_size, say_saved, set_sample_size
 from rome_fast.cli.show import print_moment
 from rome_fast.errors import InvalidArgumentError, SecondMomentError
-from rome_fast.moments import SecondMoment
+from rome_fast.moment.second_moment import SecondMoment
 
 app = typer.Typer(
     no_args_is_help=True,

@@ -15,14 +15,14 @@ from rome_fast.easyedit.statistics import find_second_moment
 from rome_fast.easyedit.view import sharing_all_but
 from rome_fast.edit import opened
 from rome_fast.errors import HparamsError, InvalidArgumentError
-from rome_fast.models import DownProjection, ModelSpec
+from rome_fast.model.spec import DownProjection, ModelSpec
 from rome_fast.types import EditResult
 
 if TYPE_CHECKING:
     from torch import Tensor
     from typing_extensions import Self
 
-    from rome_fast.moments import SecondMoment
+    from rome_fast.moment.second_moment import SecondMoment
 
 
 class BaseEditor:

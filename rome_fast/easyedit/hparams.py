@@ -15,7 +15,7 @@ from rome_fast.hparams import RomeHparams, read_file
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from rome_fast.models import DownProjection
+    from rome_fast.model.spec import DownProjection
 
 _SUFFIXES = (".yaml", ".yml", ".json")
 

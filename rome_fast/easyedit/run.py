@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
-from rome_fast.clock import Clock
 from rome_fast.easyedit.metrics import compare_locality, measure
 from rome_fast.errors import EditWarning
+from rome_fast.timings import Clock
 from rome_fast.types import EditRequest, EditResult
 
 if TYPE_CHECKING:

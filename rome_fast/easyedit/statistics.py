@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from rome_fast.collect import resolve_second_moment
-from rome_fast.collect.sampled import sampled_second_moment
 from rome_fast.errors import SecondMomentWarning
-from rome_fast.models import DownProjection
-from rome_fast.moments import SecondMoment
+from rome_fast.model.spec import DownProjection
+from rome_fast.moment.collect.resolve import resolve_second_moment
+from rome_fast.moment.collect.sampled import sampled_second_moment
+from rome_fast.moment.second_moment import SecondMoment
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

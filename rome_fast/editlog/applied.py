@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rome_fast.errors import NonFiniteError
-from rome_fast.models import DownProjection
-from rome_fast.owner import check_free
-from rome_fast.undo import WeightHistory
-from rome_fast.weights import check_weight
-from rome_fast.wrappers import base_modules, unwrapped
+from rome_fast.model.owner import check_free
+from rome_fast.model.spec import DownProjection
+from rome_fast.model.weights import check_weight
+from rome_fast.model.wrappers import base_modules, unwrapped
+from rome_fast.update.undo import WeightHistory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

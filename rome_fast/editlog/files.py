@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from rome_fast.atomic_files import write_whole
 from rome_fast.editlog.base import Base
 from rome_fast.editlog.log import EditLog, LoggedEdit, Rejection, by_weight
 from rome_fast.errors import EditLogError
 from rome_fast.types import EditRequest, RankOneUpdate
-from rome_fast.undo import fingerprint
-from rome_fast.whole_files import write_whole
+from rome_fast.update.undo import fingerprint
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from rome_fast.atomic_files import write_text, write_whole
 from rome_fast.editlog.log import EditLog, LoggedEdit, by_weight
 from rome_fast.errors import EditLogError, InvalidArgumentError
-from rome_fast.whole_files import write_text, write_whole
 
 if TYPE_CHECKING:
     from torch import Tensor

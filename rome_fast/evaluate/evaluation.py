@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
-from rome_fast.collect.ranks import Ranks
 from rome_fast.edit import opened
 from rome_fast.errors import EditWarning, InvalidArgumentError
 from rome_fast.evaluate.journal import Journal
@@ -21,8 +20,9 @@ from rome_fast.evaluate.loading import load_records
 from rome_fast.evaluate.metrics import summarise
 from rome_fast.evaluate.modes import judge_alone, judge_in_sequence
 from rome_fast.evaluate.result import CaseResult, Checkpoint, Evaluation
-from rome_fast.provenance import config_hash, model_hash, tokenizer_hash, versions
-from rome_fast.undo import fingerprint
+from rome_fast.moment.collect.ranks import Ranks
+from rome_fast.moment.provenance import config_hash, model_hash, tokenizer_hash, versions
+from rome_fast.update.undo import fingerprint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from rome_fast.editor import Editor
     from rome_fast.evaluate.records import EditRecord
     from rome_fast.hparams import RomeHparams
-    from rome_fast.moments import SecondMoment
+    from rome_fast.moment.second_moment import SecondMoment
 
 MODES = ("single", "sequential")
 

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 
 from rome_fast.errors import InvalidArgumentError, InvalidRequestError
 from rome_fast.evaluate.scoring import BATCH_LOGITS, Trial, batches, tokens_of_a_forward, tried
-from rome_fast.models import embedding_rows, max_positions
-from rome_fast.readback import greedy_continuations
-from rome_fast.tokens import prompt_ids
+from rome_fast.model.spec import embedding_rows, max_positions
+from rome_fast.prompt.readback import greedy_continuations
+from rome_fast.prompt.target import prompt_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from rome_fast.chat import Messages
+    from rome_fast.prompt.chat import Messages
 
 # Chinese and Japanese are written without spaces: each of their characters is a word. Elsewhere a
 # word is a run of letters and digits, with apostrophes inside, and a mark is a word of its own.

@@ -17,7 +17,7 @@ from rome_fast.errors import InvalidArgumentError
 from rome_fast.evaluate.result import CaseResult
 
 if TYPE_CHECKING:
-    from rome_fast.collect.ranks import Ranks
+    from rome_fast.moment.collect.ranks import Ranks
 
 FORMAT = "rome_fast.evaluation-journal.1"
 

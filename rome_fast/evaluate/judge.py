@@ -6,19 +6,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from rome_fast.clock import Clock
 from rome_fast.errors import InvalidRequestError
 from rome_fast.evaluate.drift import Drift
 from rome_fast.evaluate.generation import generate, ngram_entropy, reference_score
 from rome_fast.evaluate.metrics import Scores, case_values, questions_of
 from rome_fast.evaluate.result import CaseResult, Stage
 from rome_fast.evaluate.scoring import EncodedQuestion, Trial, encode_questions, score_encoded
+from rome_fast.timings import Clock
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from rome_fast.evaluate.records import EditRecord, Question
-    from rome_fast.models import DownProjection
+    from rome_fast.model.spec import DownProjection
     from rome_fast.types import RankOneUpdate
 
 Sheet = Mapping[str, Sequence[EncodedQuestion]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from rome_fast.chat import Messages
+from rome_fast.prompt.chat import Messages
 from rome_fast.types import EditRequest
 
 

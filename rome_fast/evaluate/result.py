@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rome_fast.atomic_files import write_text
 from rome_fast.errors import InvalidArgumentError
 from rome_fast.types import EditRequest
-from rome_fast.whole_files import write_text
 
 if TYPE_CHECKING:
     from rich.console import Group

@@ -16,18 +16,18 @@ import torch
 from tqdm.auto import tqdm
 
 from rome_fast.errors import InvalidRequestError
-from rome_fast.intercept import hooked
-from rome_fast.models import embedding_rows, input_device, max_positions
-from rome_fast.nonfinite import located
-from rome_fast.readback import log_probs_of, logits_at
-from rome_fast.tokens import continuations
+from rome_fast.model.intercept import hooked
+from rome_fast.model.nonfinite import located
+from rome_fast.model.spec import embedding_rows, input_device, max_positions
+from rome_fast.prompt.readback import log_probs_of, logits_at
+from rome_fast.prompt.target import continuations
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from rome_fast.evaluate.records import Question
-    from rome_fast.models import DownProjection
+    from rome_fast.model.spec import DownProjection
     from rome_fast.types import RankOneUpdate
 
 # Tokens of one forward, padding included. On a CPU few are faster: their activations stay in the

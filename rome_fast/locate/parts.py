@@ -15,7 +15,7 @@ from rome_fast.errors import UnsupportedModelError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rome_fast.models import ModelSpec
+    from rome_fast.model.spec import ModelSpec
 
 KINDS = ("hidden", "mlp", "attn")
 _ATTENTION = re.compile(r"att(n|ention)", re.IGNORECASE)

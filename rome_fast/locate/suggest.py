@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tqdm.auto import tqdm
 
-from rome_fast.collect.sampled import sampled_second_moments
-from rome_fast.contexts import check_context_templates, sample_context_templates
 from rome_fast.errors import (
     HparamsError,
     InvalidArgumentError,
@@ -23,13 +21,15 @@ from rome_fast.locate.reasons import reasons_for
 from rome_fast.locate.tracer import Cell, Tracer
 from rome_fast.locate.tracing import TracedPrompt, TraceSettings, embedding_spread
 from rome_fast.locate.trials import Trials
-from rome_fast.models import DownProjection, ModelSpec, check_tokenizer, frozen
+from rome_fast.model.spec import DownProjection, ModelSpec, check_tokenizer, frozen
+from rome_fast.moment.collect.sampled import sampled_second_moments
+from rome_fast.prompt.contexts import check_context_templates, sample_context_templates
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from rome_fast.evaluate.records import EditRecord
-    from rome_fast.moments import SecondMoment
+    from rome_fast.moment.second_moment import SecondMoment
 
 # What edit() takes, by layer.
 Moments = Mapping[int, "SecondMoment | str | Path"]

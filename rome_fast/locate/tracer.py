@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from rome_fast.intercept import answering, hidden_of, hooked, reading_only, with_hidden
 from rome_fast.locate.parts import find_part, residual_of
-from rome_fast.models import input_device
-from rome_fast.nonfinite import located
-from rome_fast.readback import log_probs_of
+from rome_fast.model.intercept import answering, hidden_of, hooked, reading_only, with_hidden
+from rome_fast.model.nonfinite import located
+from rome_fast.model.spec import input_device
+from rome_fast.prompt.readback import log_probs_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rome_fast.models import ModelSpec
+    from rome_fast.model.spec import ModelSpec
 
 # Tokens of one forward.
 BATCH_TOKENS = {"cpu": 4096, "cuda": 32768}

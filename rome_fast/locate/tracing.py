@@ -10,19 +10,15 @@ from typing import TYPE_CHECKING
 import torch
 from tqdm.auto import tqdm
 
-from rome_fast.chat import Frame
 from rome_fast.errors import InvalidArgumentError, InvalidRequestError
 from rome_fast.locate.parts import KINDS
 from rome_fast.locate.trace import Trace
 from rome_fast.locate.tracer import Cell, Tracer
-from rome_fast.models import (
-    ModelSpec,
-    check_tokenizer,
-    frozen,
-    input_device,
-    max_positions,
-)
-from rome_fast.tokens import decode, locate_subject, passage_of
+from rome_fast.model.spec import ModelSpec, check_tokenizer, frozen, input_device, max_positions
+from rome_fast.prompt.chat import Frame
+from rome_fast.prompt.encode import passage_of
+from rome_fast.prompt.ids import decode
+from rome_fast.prompt.lookup import locate_subject
 from rome_fast.types import EditRequest
 
 if TYPE_CHECKING:

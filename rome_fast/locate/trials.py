@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from rome_fast.hparams import RomeHparams
-    from rome_fast.models import ModelSpec
-    from rome_fast.moments import SecondMoment
+    from rome_fast.model.spec import ModelSpec
+    from rome_fast.moment.second_moment import SecondMoment
     from rome_fast.types import EditResult
 
 # Prompts of other requests that stand in for neighbours.

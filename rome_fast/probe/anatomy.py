@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from rome_fast.models import ModelSpec, frozen
+from rome_fast.model.spec import ModelSpec, frozen
+from rome_fast.model.wrappers import base_modules, inner
 from rome_fast.probe.layers import LayerAnatomy, alike
 from rome_fast.probe.running import factor_between, output_of, seen_at, token_ids
-from rome_fast.wrappers import base_modules, inner
 
 if TYPE_CHECKING:
     from torch import Tensor

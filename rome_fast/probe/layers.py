@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from rome_fast.errors import NonFiniteError, UnsupportedModelError
-from rome_fast.intercept import hidden_of, with_hidden
-from rome_fast.models import DownProjection, ModelSpec
+from rome_fast.model.intercept import hidden_of, with_hidden
+from rome_fast.model.spec import DownProjection, ModelSpec
+from rome_fast.model.structure import ATTENTION, sizes
+from rome_fast.model.wrappers import base_modules
 from rome_fast.probe.running import factor_between, noise_like, seen_at
-from rome_fast.structure import ATTENTION, sizes
-from rome_fast.wrappers import base_modules
 
 if TYPE_CHECKING:
     from torch import Tensor

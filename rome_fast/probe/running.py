@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from rome_fast.intercept import StopForwardError, hooked
-from rome_fast.models import ModelSpec, embedding_rows, input_device
+from rome_fast.model.intercept import StopForwardError, hooked
+from rome_fast.model.spec import ModelSpec, embedding_rows, input_device
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from tqdm.auto import tqdm
 
-from rome_fast.contexts import sample_context_templates
 from rome_fast.edit import Request, trial
 from rome_fast.errors import (
     EditRejectedError,
@@ -18,11 +17,12 @@ from rome_fast.errors import (
     UnsupportedModelError,
 )
 from rome_fast.hparams import RomeHparams, defaults_for
-from rome_fast.memory import as_text, estimate
-from rome_fast.models import ModelSpec, check_tokenizer, frozen
+from rome_fast.model.spec import ModelSpec, check_tokenizer, frozen
 from rome_fast.probe.anatomy import Anatomy
-from rome_fast.tokens import encode
+from rome_fast.prompt.contexts import sample_context_templates
+from rome_fast.prompt.encode import encode
 from rome_fast.types import EditRequest
+from rome_fast.value.memory import as_text, estimate
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -11,22 +11,22 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from rome_fast.contexts import sample_ids
 from rome_fast.errors import InvalidArgumentError, NonFiniteError
 from rome_fast.evaluate.drift import Drift
 from rome_fast.evaluate.records import Question
 from rome_fast.evaluate.scoring import score
-from rome_fast.models import max_positions
-from rome_fast.readback import logits_at
+from rome_fast.model.spec import max_positions
+from rome_fast.prompt.contexts import sample_ids
+from rome_fast.prompt.ids import all_text_ids, decode, text_ids
+from rome_fast.prompt.readback import logits_at
 from rome_fast.session.health import Health, HealthCheck
-from rome_fast.tokens import all_text_ids, decode, text_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from rome_fast.editlog import EditLog
     from rome_fast.types import EditRequest
-    from rome_fast.undo import WeightHistory
+    from rome_fast.update.undo import WeightHistory
 
 _N_TEXTS, _TEXT_TOKENS = 16, 32
 # Held prompts of one forward.

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
+from rome_fast.atomic_files import write_whole
 from rome_fast.editlog.journal import FIRST_LINE, Record, read_records
 from rome_fast.errors import JournalError, SessionWarning
-from rome_fast.whole_files import write_whole
 
 if TYPE_CHECKING:
     from io import FileIO
 
-    from rome_fast.moments import SecondMoment
+    from rome_fast.moment.second_moment import SecondMoment
 
 
 class Journal:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rome_fast.atomic_files import write_text
 from rome_fast.errors import MissingExtraError
-from rome_fast.whole_files import write_text
 
 if TYPE_CHECKING:
     from rome_fast.session.health import Health

@@ -16,14 +16,14 @@ import torch
 
 from rome_fast import ops
 from rome_fast.errors import SecondMomentError
-from rome_fast.factorise import solve_with, whiten_with
-from rome_fast.joint import MIN_SINE
+from rome_fast.moment.factorise import solve_with, whiten_with
+from rome_fast.update.joint import MIN_SINE
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rome_fast.models import DownProjection
-    from rome_fast.moments import SecondMoment
+    from rome_fast.model.spec import DownProjection
+    from rome_fast.moment.second_moment import SecondMoment
 
 # Beyond both 32 and d_key / 16 keys factoring again takes less time than an update for each.
 _MANY, _PART = 32, 16

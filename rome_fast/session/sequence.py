@@ -7,19 +7,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from rome_fast.clock import Clock
 from rome_fast.editlog import LoggedEdit, Rejection
 from rome_fast.errors import REFUSALS, RomeFastError
-from rome_fast.joint import count_independent, solve_updates
 from rome_fast.session.guard import WINDOW, Written
+from rome_fast.timings import Clock
 from rome_fast.types import EditRequest, EditResult, RankOneUpdate, Undo
-from rome_fast.update import Constraint, Metric, solve_and_apply_
+from rome_fast.update.joint import count_independent, solve_updates
+from rome_fast.update.solve import Constraint, Metric, solve_and_apply_
 
 if TYPE_CHECKING:
     from rome_fast.editor import Editor
-    from rome_fast.session.book import Book
+    from rome_fast.session.ledger import Book
     from rome_fast.session.settings import Settings
-    from rome_fast.window import Found
+    from rome_fast.value.window import Found
 
 
 @dataclass(frozen=True)

@@ -16,22 +16,22 @@ import torch
 from rome_fast.edit import Request, check_many, check_order
 from rome_fast.editlog import EditLog
 from rome_fast.errors import EditWarning, RevertError, SessionError
-from rome_fast.models import frozen
+from rome_fast.model.spec import frozen
 from rome_fast.session.guard import Guard
 from rome_fast.session.health import Health, HealthCheck
-from rome_fast.session.opening import Opened, open_new, reopen
+from rome_fast.session.health_monitor import Watch
 from rome_fast.session.picture import save_checks
 from rome_fast.session.sequence import Outcome, RejectedEdit, Sequencer
 from rome_fast.session.settings import check_options
+from rome_fast.session.start import Opened, open_new, reopen
 from rome_fast.session.stream import EditStream
-from rome_fast.session.watch import Watch
 from rome_fast.types import EditRequest, EditResult
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from rome_fast.hparams import RomeHparams
-    from rome_fast.moments import SecondMoment
+    from rome_fast.moment.second_moment import SecondMoment
 
 
 class Session:

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from rome_fast.bench.floor import floor_of, gemm_rate
-from rome_fast.models import ModelSpec
-from rome_fast.tokens import TokenizedEdit, pad_right
+from rome_fast.model.spec import ModelSpec
+from rome_fast.prompt.encode import TokenizedEdit
+from rome_fast.prompt.ids import pad_right
 
 D = 64
 # Weights of one block: attention in, attention out, MLP up (and gate), MLP down.

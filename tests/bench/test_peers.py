@@ -23,7 +23,7 @@ import rome_fast
 from rome_fast.bench.case import Case
 from rome_fast.bench.peers import load_peer
 from rome_fast.errors import InvalidArgumentError, TokenizerMismatchError, UnsupportedModelError
-from rome_fast.models import ModelSpec
+from rome_fast.model.spec import ModelSpec
 from rome_fast.types import EditRequest
 
 SOURCES = {"kmeng01": "kmeng01/rome", "easyedit": "zjunlp/EasyEdit", "fastedit": "FastEdit"}

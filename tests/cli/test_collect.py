@@ -14,7 +14,7 @@ from tiny import tiny_llama
 from rome_fast import SecondMoment, collect_second_moment
 from rome_fast.cli import collect
 from rome_fast.cli.common import BAD_INPUT, INTERRUPTED
-from rome_fast.collect.forward import KeyReader
+from rome_fast.moment.collect.forward import KeyReader
 
 # Dies with a checkpoint in place and the next one written but not yet put there.
 KILLED = """

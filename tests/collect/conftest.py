@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rome_fast.key import capture
-from rome_fast.models import ModelSpec
-from rome_fast.tokens import text_ids
+from rome_fast.model.spec import ModelSpec
+from rome_fast.prompt.ids import text_ids
+from rome_fast.value.key import capture
 
 TEXTS = [
     "The Eiffel Tower is in the city of Paris.",

@@ -8,9 +8,10 @@ import signal
 import pytest
 import torch
 
-from rome_fast.collect import checkpoint as checkpoints
-from rome_fast.collect import collect_second_moment, collection
 from rome_fast.errors import SecondMomentError
+from rome_fast.moment.collect import checkpoint as checkpoints
+from rome_fast.moment.collect import collection
+from rome_fast.moment.collect.collector import collect_second_moment
 
 OPTIONS = {"layers": [0, 2], "max_length": 16, "compensated": True, "progress": False}
 
@@ -18,7 +19,7 @@ OPTIONS = {"layers": [0, 2], "max_length": 16, "compensated": True, "progress": 
 @pytest.fixture(autouse=True)
 def small_steps(monkeypatch):
     """Texts read one by one, four rows a batch, and a checkpoint after each."""
-    monkeypatch.setattr("rome_fast.collect.corpus._CHUNK", 1)
+    monkeypatch.setattr("rome_fast.moment.collect.corpus._CHUNK", 1)
     monkeypatch.setitem(collection._TOKENS_AT_ONCE, "cpu", 64)
     monkeypatch.setattr(checkpoints, "SECONDS_BETWEEN", 0.0)
 

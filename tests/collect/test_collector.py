@@ -8,11 +8,11 @@ from helpers import REQUEST
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import rome_fast
-from rome_fast.collect import collect_second_moment
-from rome_fast.collect.convergence import TOLERANCE
 from rome_fast.errors import HparamsError, InvalidArgumentError, NonFiniteError, SecondMomentError
-from rome_fast.models import ModelSpec
-from rome_fast.tokens import all_text_ids
+from rome_fast.model.spec import ModelSpec
+from rome_fast.moment.collect.collector import collect_second_moment
+from rome_fast.moment.collect.convergence import TOLERANCE
+from rome_fast.prompt.ids import all_text_ids
 
 
 def collected(model, tok, texts, layers=1, **options):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rome_fast.collect.convergence import TOLERANCE, Convergence, held_out_of
 from rome_fast.errors import SecondMomentError
-from rome_fast.moments import SecondMoment
+from rome_fast.moment.collect.convergence import TOLERANCE, Convergence, held_out_of
+from rome_fast.moment.second_moment import SecondMoment
 
 
 def test_change_is_about_the_error_that_is_left():

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from rome_fast.collect.corpus import Corpus
 from rome_fast.errors import InvalidArgumentError
-from rome_fast.tokens import text_ids
+from rome_fast.moment.collect.corpus import Corpus
+from rome_fast.prompt.ids import text_ids
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ import pytest
 import torch
 from families import SEPARATING, tiny_family
 
-from rome_fast.collect.forward import KeyReader
-from rome_fast.collect.packing import Row, block_mask, pack_rows
-from rome_fast.models import ModelSpec
+from rome_fast.model.spec import ModelSpec
+from rome_fast.moment.collect.forward import KeyReader
+from rome_fast.moment.collect.packing import Row, block_mask, pack_rows
 
 
 @pytest.mark.parametrize("family", SEPARATING)

@@ -7,8 +7,8 @@ import torch
 from helpers import CONTEXTS, REQUEST
 
 import rome_fast
-from rome_fast.collect import collect_second_moment
 from rome_fast.errors import SecondMomentError
+from rome_fast.moment.collect.collector import collect_second_moment
 
 
 def collected(model, tok, texts, layer):

@@ -7,9 +7,9 @@ from itertools import islice
 import pytest
 import torch
 
-from rome_fast.collect.sampled import cache_dir, sampled_documents, sampled_second_moment
 from rome_fast.errors import SecondMomentError
-from rome_fast.models import ModelSpec
+from rome_fast.model.spec import ModelSpec
+from rome_fast.moment.collect.sampled import cache_dir, sampled_documents, sampled_second_moment
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from tiny import tiny_gpt2, tiny_llama, tiny_second_moment
 
 import rome_fast
 from rome_fast import ops
-from rome_fast.models import ModelSpec
+from rome_fast.model.spec import ModelSpec
 
 pytestmark = pytest.mark.filterwarnings("ignore::rome_fast.errors.EditWarning")
 WITHOUT_GRAPH = "without a CUDA graph"

@@ -12,7 +12,7 @@ from rome_fast import demo
 from rome_fast.easyedit import BaseEditor, ROMEHyperParams
 from rome_fast.errors import EditWarning, HparamsError, InvalidArgumentError, RomeFastError
 from rome_fast.evaluate.generation import ngram_entropy
-from rome_fast.readback import greedy_continuations
+from rome_fast.prompt.readback import greedy_continuations
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::rome_fast.errors.EditWarning"),

@@ -33,7 +33,7 @@ def process(folder):
     """What torchrun starts."""
     from torch import distributed
 
-    from rome_fast.collect.ranks import torchrun_group
+    from rome_fast.moment.collect.ranks import torchrun_group
 
     with torchrun_group():
         model, tok = tiny_gpt2()

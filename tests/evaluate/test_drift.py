@@ -14,7 +14,7 @@ from tiny import SENTENCES, tiny_gpt2
 from rome_fast.errors import InvalidArgumentError, NonFiniteError
 from rome_fast.evaluate import drift, scoring
 from rome_fast.evaluate.drift import Drift
-from rome_fast.models import ModelSpec
+from rome_fast.model.spec import ModelSpec
 
 TEXTS = [SENTENCES[0], "Tea", " ".join(SENTENCES[1:4])]
 

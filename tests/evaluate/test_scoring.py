@@ -14,7 +14,7 @@ from rome_fast.errors import InvalidRequestError, NonFiniteError
 from rome_fast.evaluate import scoring
 from rome_fast.evaluate.records import Question
 from rome_fast.evaluate.scoring import Row, Trial, batches, encode_questions, longest_rows, score
-from rome_fast.models import ModelSpec
+from rome_fast.model.spec import ModelSpec
 from rome_fast.types import RankOneUpdate
 
 QUESTIONS = [

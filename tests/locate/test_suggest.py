@@ -8,7 +8,6 @@ from helpers import CONTEXTS, same_bits, state
 
 import rome_fast
 from rome_fast import RomeHparams, demo
-from rome_fast.collect.sampled import sampled_second_moment
 from rome_fast.editor import Editor
 from rome_fast.errors import (
     HparamsError,
@@ -17,7 +16,8 @@ from rome_fast.errors import (
 )
 from rome_fast.evaluate.records import EditRecord, Question
 from rome_fast.locate import suggest
-from rome_fast.models import ModelSpec
+from rome_fast.model.spec import ModelSpec
+from rome_fast.moment.collect.sampled import sampled_second_moment
 from rome_fast.types import EditRequest
 
 REQUESTS = [
@@ -170,7 +170,7 @@ def test_one_sample_of_text_serves_all_layers_and_the_edit_after_it(
         calls.append(layers)
         return collect(model, tok, texts, layers, **options)
 
-    monkeypatch.setattr("rome_fast.collect.sampled.collect_second_moment", counted)
+    monkeypatch.setattr("rome_fast.moment.collect.sampled.collect_second_moment", counted)
     plan = suggested(model, tok, REQUESTS[:1], hparams, layers=[1, 2], second_moment=None)
     assert calls == [[1, 2]]
     moment = sampled_second_moment(model, tok, ModelSpec.of(model).down_projection(plan.layer))

@@ -12,7 +12,7 @@ from rome_fast.errors import NonFiniteError, UnsupportedModelError
 from rome_fast.locate import tracer as tracer_module
 from rome_fast.locate.parts import KINDS, find_part
 from rome_fast.locate.tracer import Cell, Tracer
-from rome_fast.models import ModelSpec
+from rome_fast.model.spec import ModelSpec
 
 IDS, SUBJECT = [7, 3, 41, 12, 5, 23], (1, 3)
 WINDOWS = {"hidden": [range(i, i + 1) for i in range(3)], "mlp": [range(0, 2), range(1, 3)]}

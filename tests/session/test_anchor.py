@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from rome_fast import Session
-from rome_fast.key import capture
-from rome_fast.models import ModelSpec
-from rome_fast.tokens import text_ids
+from rome_fast.model.spec import ModelSpec
+from rome_fast.prompt.ids import text_ids
+from rome_fast.value.key import capture
 
 pytestmark = pytest.mark.filterwarnings("ignore::rome_fast.errors.EditWarning")
 

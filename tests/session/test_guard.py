@@ -126,7 +126,7 @@ def test_a_tiny_denominator_is_rejected_also_by_shrink(
     gpt2, options, requests, monkeypatch, tmp_path
 ):
     model, tok = gpt2
-    monkeypatch.setattr("rome_fast.update.MIN_DENOMINATOR", 1e6)
+    monkeypatch.setattr("rome_fast.update.solve.MIN_DENOMINATOR", 1e6)
     before = state(model)
     with Session(model, tok, **options, variant="original") as session:
         with pytest.raises(EditRejectedError, match="denominator") as refused:

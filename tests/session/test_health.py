@@ -17,7 +17,7 @@ from rome_fast.errors import (
     SessionWarning,
     UnhealthyError,
 )
-from rome_fast.tokens import text_ids
+from rome_fast.prompt.ids import text_ids
 
 pytestmark = pytest.mark.filterwarnings("ignore::rome_fast.errors.EditWarning")
 

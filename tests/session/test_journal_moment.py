@@ -7,8 +7,8 @@ import torch
 from helpers import same_bits, state
 
 from rome_fast import SecondMoment, Session
-from rome_fast.collect import resolve
 from rome_fast.errors import JournalError
+from rome_fast.moment.collect import resolve
 
 pytestmark = pytest.mark.filterwarnings("ignore::rome_fast.errors.EditWarning")
 

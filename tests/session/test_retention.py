@@ -6,10 +6,10 @@ from helpers import state
 
 from rome_fast import RankOneUpdate, SecondMoment, Session
 from rome_fast.errors import SecondMomentError
-from rome_fast.models import DownProjection
+from rome_fast.model.spec import DownProjection
 from rome_fast.session.retention import RetainedMoment
-from rome_fast.undo import WeightHistory
-from rome_fast.update import Constraint, apply_update_
+from rome_fast.update.solve import Constraint, apply_update_
+from rome_fast.update.undo import WeightHistory
 
 D_KEY, D_VALUE = 24, 10
 

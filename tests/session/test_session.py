@@ -21,8 +21,9 @@ from rome_fast.errors import (
     SessionWarning,
     UnhealthyError,
 )
-from rome_fast.readback import read_targets
-from rome_fast.tokens import find_target_ids, text_ids
+from rome_fast.prompt.ids import text_ids
+from rome_fast.prompt.readback import read_targets
+from rome_fast.prompt.target import find_target_ids
 
 pytestmark = pytest.mark.filterwarnings("ignore::rome_fast.errors.EditWarning")
 
@@ -401,7 +402,7 @@ def test_an_error_after_the_write_needs_no_memory_to_be_undone(
         session.edit(requests[0])
         before = state(model)
         monkeypatch.setattr(session._editor, "report", no_memory)
-        monkeypatch.setattr("rome_fast.undo.WeightHistory._replayed", no_memory)
+        monkeypatch.setattr("rome_fast.update.undo.WeightHistory._replayed", no_memory)
         with pytest.raises(torch.OutOfMemoryError):
             session.edit(requests[1])
         assert same_bits(model, before)
@@ -417,7 +418,7 @@ def test_a_weight_that_could_not_be_put_back_is_not_trusted(gpt2_session, reques
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(session._editor, "report", no_memory)
-    monkeypatch.setattr("rome_fast.undo.ops.rank_one_update_", no_memory)
+    monkeypatch.setattr("rome_fast.update.undo.ops.rank_one_update_", no_memory)
     with pytest.raises(torch.OutOfMemoryError):
         session.edit(requests[1])
     monkeypatch.undo()

@@ -38,7 +38,7 @@ from rome_fast.bench.peers.harness import (
     tokenizer_for_peer,
 )
 from rome_fast.bench.peers.isolate import commit_of, import_modules, require_files, stub
-from rome_fast.models import ModelSpec
+from rome_fast.model.spec import ModelSpec
 
 if TYPE_CHECKING:
     from rome_fast.bench.case import Case

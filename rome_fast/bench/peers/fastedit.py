@@ -36,7 +36,7 @@ from rome_fast.bench.peers.harness import (
 )
 from rome_fast.bench.peers.isolate import commit_of, import_modules, require_files
 from rome_fast.errors import InvalidArgumentError
-from rome_fast.models import ModelSpec
+from rome_fast.model.spec import ModelSpec
 
 if TYPE_CHECKING:
     from rome_fast.bench.case import Case

@@ -15,7 +15,7 @@ from unittest import mock
 import torch
 
 from rome_fast.bench.peers.base import PeerEdit
-from rome_fast.models import DownProjection, ModelSpec, frozen
+from rome_fast.model.spec import DownProjection, ModelSpec, frozen
 
 if TYPE_CHECKING:
     from torch import Tensor

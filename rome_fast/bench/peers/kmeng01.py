@@ -37,7 +37,7 @@ from rome_fast.bench.peers.harness import (
 )
 from rome_fast.bench.peers.isolate import commit_of, import_modules, require_files, stub
 from rome_fast.errors import TokenizerMismatchError, UnsupportedModelError
-from rome_fast.models import ModelSpec
+from rome_fast.model.spec import ModelSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rome_fast.atomic_files import write_text
 from rome_fast.evaluate.report.pictures import norm_histogram, retention_curve
 from rome_fast.evaluate.report.rows import (
     STAGES,
@@ -18,7 +19,6 @@ from rome_fast.evaluate.report.rows import (
     stages_of,
     worst_first,
 )
-from rome_fast.whole_files import write_text
 
 if TYPE_CHECKING:
     from rome_fast.evaluate.result import CaseResult, Evaluation

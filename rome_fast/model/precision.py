@@ -1,0 +1,45 @@
+"""Precision: half precision is left before anything is summed or squared; and bfloat16 copies."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rome_fast.model.spec import DownProjection, ModelSpec
+
+
+class Bfloat16Weights:
+    """Copies of all weights but those of the blocks below the edited one; made once.
+
+    Args:
+        projection: the edited matrix; what its block holds is copied anew each time.
+    """
+
+    def __init__(self, spec: ModelSpec, projection: DownProjection) -> None:
+        below = {id(p) for block in spec.blocks[: projection.layer] for p in block.parameters()}
+        self._copies, self._edited = {}, {}
+        block = {id(p) for p in spec.blocks[projection.layer].parameters()}
+        for name, parameter in spec.model.named_parameters():
+            if id(parameter) not in below:
+                self._copies[name] = _copy(parameter)
+            if id(parameter) in block:
+                self._edited[name] = parameter
+
+    def current(self) -> dict[str, Tensor]:
+        """By the parameters' names, as the weights are now; always the same tensors."""
+        for name, parameter in self._edited.items():
+            self._copies[name].copy_(parameter.detach())
+        return self._copies
+
+
+def wide_norm(x: Tensor) -> Tensor:
+    """Norm of all of x, a scalar; summed in float32 or wider, where float16 ends at 65504."""
+    return torch.linalg.vector_norm(x, dtype=torch.promote_types(x.dtype, torch.float32))
+
+
+def _copy(parameter: Tensor) -> Tensor:
+    return parameter.detach().to(torch.bfloat16)

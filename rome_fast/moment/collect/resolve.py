@@ -1,0 +1,74 @@
+"""What ``second_moment=`` of edit() may be -> a SecondMoment that fits the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from rome_fast.errors import InvalidArgumentError, SecondMomentError
+from rome_fast.model.spec import DownProjection
+from rome_fast.moment.collect.collector import collect_second_moment
+from rome_fast.moment.collect.sampled import sampled_second_moment
+from rome_fast.moment.provenance import differences
+from rome_fast.moment.second_moment import SecondMoment
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def resolve_second_moment(
+    given: object,
+    model: PreTrainedModel,
+    tok: PreTrainedTokenizerBase,
+    projection: DownProjection,
+    dtype: torch.dtype,
+) -> SecondMoment | None:
+    """Turn what the caller passed into a SecondMoment, or None for the identity.
+
+    Args:
+        given: a SecondMoment, the path of a saved one (safetensors or the reference's .npz), an
+            iterable of texts, ``"identity"``, or None for the cached or freshly sampled one.
+
+    Raises:
+        SecondMomentError: it belongs to another layer or model; the fields that differ are named.
+        InvalidArgumentError: none of the above.
+    """
+    if isinstance(given, str) and given == "identity":
+        return None
+    if given is None:
+        return sampled_second_moment(model, tok, projection, dtype)
+    if isinstance(given, SecondMoment):
+        moment = given
+    elif isinstance(given, Mapping):
+        keys = ", ".join(map(repr, given))
+        raise InvalidArgumentError(f"second_moment is a mapping: pass one of its values ({keys})")
+    elif isinstance(given, torch.Tensor):
+        raise InvalidArgumentError(
+            "second_moment is a tensor: wrap it, SecondMoment.from_moment(tensor, count)"
+        )
+    elif isinstance(given, str | Path):
+        moment = SecondMoment.load(given)
+        moment.source = f"file {Path(given).name} ({moment.source})"
+    elif isinstance(given, Iterable):
+        moment = collect_second_moment(model, tok, given, projection.layer, dtype=dtype)[
+            projection.layer
+        ]
+    else:
+        raise InvalidArgumentError(
+            "second_moment must be a SecondMoment, a path, an iterable of texts, 'identity' or "
+            f"None, got {type(given).__name__}"
+        )
+    _check_fits(moment, model, projection)
+    return moment
+
+
+def _check_fits(moment: SecondMoment, model: PreTrainedModel, projection: DownProjection) -> None:
+    told = differences({"d_key": moment.d_key, **moment.info}, model, projection)
+    if told:
+        raise SecondMomentError(
+            f"second_moment ({moment.source}) was not collected for {projection.name} of this "
+            f"model: {'; '.join(told)}. Collect it again on this one"
+        )

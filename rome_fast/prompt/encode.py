@@ -1,0 +1,130 @@
+"""One request -> padded rows of token ids with their lookup positions, and the target's ids."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from rome_fast.prompt.chat import Frame
+from rome_fast.prompt.ids import pad_right, pieces, skeleton
+from rome_fast.prompt.lookup import Passage, locate_subject
+from rome_fast.prompt.request import SLOT, EditRequest
+from rome_fast.prompt.target import Continuation, continuations
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
+
+# The prompt on which the essence of the subject is held still (algorithm of the paper, sec. 3.1).
+KL_TEMPLATE = "{} is a"
+
+
+@dataclass(frozen=True)
+class TokenizedEdit:
+    """One request as a batch of rows, padded on the right whatever the tokenizer's habit.
+
+    Rows 0 to ``n_contexts - 1`` are the contexts with the target's tokens but the last appended;
+    row ``n_contexts`` is the KL prompt; one more row holds the bare prompt where no context is
+    just ``{}``.
+
+    Attributes:
+        input_ids, attention_mask: int64 [n_rows, t].
+        lookup_idx: int64 [n_rows], the position where key and value are read and written.
+        target_ids: int64 [n_target].
+        target_start: int64 [n_contexts], the position that predicts the first target token.
+        prompt_row: the row of the bare prompt.
+        target_tokens: what each token of the target says behind the prompt, its space included.
+        findings: what a user should know about the request and its tokens.
+        raw: of a request in a chat, its prompt and target as plain texts.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    lookup_idx: Tensor
+    target_ids: Tensor
+    target_start: Tensor
+    n_contexts: int
+    prompt_row: int
+    subject_token: str
+    target_tokens: tuple[str, ...]
+    findings: tuple[str, ...] = ()
+    raw: Continuation | None = None
+
+    @property
+    def prompt_ids(self) -> Tensor:
+        """Token ids of the bare prompt without any target, int64 [n_prompt]."""
+        length = int(self.attention_mask[self.prompt_row].sum())
+        if self.prompt_row < self.n_contexts:
+            length -= len(self.target_ids) - 1
+        return self.input_ids[self.prompt_row, :length]
+
+
+def encode(
+    tok: PreTrainedTokenizerBase,
+    request: EditRequest,
+    context_templates: Sequence[str],
+    fact_token: str = "subject_last",
+) -> TokenizedEdit:
+    """Turn a request into padded rows of token ids with their lookup positions.
+
+    Target ids are appended as ids, so re-tokenisation can never shift the labels. In a chat the
+    contexts precede the prompt inside the user's message; the KL prompt stays a plain text.
+
+    Raises:
+        InvalidRequestError: the target tokenises to nothing, or the chat cannot be had.
+        TokenizerMismatchError: the subject's token cannot be found.
+    """
+    frame, n_contexts = Frame.of(tok, request.chat), len(context_templates)
+    passages = [passage_of(request, frame, template) for template in context_templates]
+    passages.append(Passage(KL_TEMPLATE.replace(SLOT, request.subject), 0, len(request.subject)))
+    prompt_row = n_contexts + 1
+    if SLOT in context_templates:
+        prompt_row = context_templates.index(SLOT)
+    else:
+        passages.append(passage_of(request, frame))
+    located = [locate_subject(tok, passage, fact_token) for passage in passages]
+    rows, lookup = [ids for ids, _ in located], [index for _, index in located]
+    forms = [request.chat] if request.chat is None else [request.chat, None]
+    asked, *raw = continuations(tok, [(request.text, request.target, form) for form in forms])
+    target_start = [len(ids) - 1 for ids in rows[:n_contexts]]
+    at = lookup[prompt_row]
+    [subject_token] = pieces(tok, rows[prompt_row][:at], rows[prompt_row][at : at + 1])
+    target_tokens = pieces(tok, asked.prompt_ids, asked.target_ids)
+    rows[:n_contexts] = [ids + asked.target_ids[:-1] for ids in rows[:n_contexts]]
+    input_ids, attention_mask = pad_right(rows)
+    return TokenizedEdit(
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        lookup_idx=torch.tensor(lookup),
+        target_ids=torch.tensor(asked.target_ids),
+        target_start=torch.tensor(target_start),
+        n_contexts=n_contexts,
+        prompt_row=prompt_row,
+        subject_token=subject_token,
+        target_tokens=target_tokens,
+        findings=(*request.findings(), *_findings(asked, target_tokens)),
+        raw=raw[0] if raw else None,
+    )
+
+
+def passage_of(request: EditRequest, frame: Frame, template: str = SLOT) -> Passage:
+    """A request's prompt in a context, as the model reads it, and where its subject is."""
+    # A space at the end of the prompt is the one that the target brings; a newline is not.
+    prompt = request.prompt.rstrip(" ")
+    at, slot = template.index(SLOT), prompt.index(SLOT)
+    left = template[:at] + prompt[:slot]
+    right = prompt[slot + len(SLOT) :] + template[at + len(SLOT) :]
+    start = len(frame.before) + len(left)
+    text = frame.wrap(left + request.subject + right)
+    return Passage(text, start, start + len(request.subject), frame.chat is not None)
+
+
+def _findings(asked: Continuation, tokens: Sequence[str]) -> tuple[str, ...]:
+    """What a user should know: that the tokens say something else than the target."""
+    said = "".join(tokens)
+    if asked.is_exact and skeleton(said.replace("\ufffd", "")) == skeleton(asked.text):
+        return ()
+    return (f"target {asked.text!r} is {list(tokens)} in the tokens of this tokenizer",)

@@ -1,0 +1,114 @@
+"""The token of a text where its subject ends, or begins.
+
+A subject is found by its characters in the whole text, never by tokenising pieces: tokenizers
+merge across spaces, add BOS, and split Chinese characters into bytes.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from itertools import takewhile
+from typing import TYPE_CHECKING, NamedTuple
+
+from rome_fast.errors import TokenizerMismatchError
+from rome_fast.prompt.ids import begin, leading_ids, skeleton, whole_text
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# How many characters behind the subject a token that ends it may end.
+_REACH = 32
+
+
+class Passage(NamedTuple):
+    """A text as the model reads it, and the characters that are its subject.
+
+    Attributes:
+        in_chat: it comes out of a chat template, that has spelled its special tokens.
+    """
+
+    text: str
+    start: int
+    end: int
+    in_chat: bool = False
+
+
+def locate_subject(
+    tok: PreTrainedTokenizerBase, passage: Passage, fact_token: str
+) -> tuple[list[int], int]:
+    """Tokenise a passage and find its lookup token.
+
+    Returns:
+        The ids of the whole text (with the BOS that the tokenizer adds) and the index of the token
+        that ``fact_token`` names.
+
+    Raises:
+        TokenizerMismatchError: it can be found by no way.
+    """
+    encoded = tok(
+        passage.text,
+        add_special_tokens=False,
+        return_offsets_mapping=tok.is_fast,
+        verbose=False,
+    )
+    own = list(encoded["input_ids"])
+    ids = own if passage.in_chat else begin(leading_ids(tok), own)
+    n_leading = len(ids) - len(own)
+    if fact_token == "last":
+        return ids, len(ids) - 1
+    end = passage.start + 1 if fact_token == "subject_first" else passage.end
+    index = n_leading + _token_at(tok, own, encoded.get("offset_mapping", ()), passage.text, end)
+    return ids, min(index + 1, len(ids) - 1) if fact_token == "subject_first_after_last" else index
+
+
+def _token_at(
+    tok: PreTrainedTokenizerBase,
+    ids: list[int],
+    offsets: Sequence[tuple[int, int]],
+    text: str,
+    end: int,
+) -> int:
+    """Index of the token that completes ``text[:end]``.
+
+    Offsets are a hint only: some tokenizers report (0, 0) or the offsets of a normalised text, so
+    the answer must also decode to the text up to ``end``. Where no tokens do (unknown tokens,
+    accents that are dropped), beginnings of the text are tokenised and compared.
+    """
+    wanted = skeleton(text[:end])
+
+    def covers(n: int) -> bool:
+        return skeleton(whole_text(tok, ids[:n], special=True)).startswith(wanted)
+
+    hint = [i for i, (a, b) in enumerate(offsets) if a < end <= b][-1:]
+    if hint and covers(hint[0] + 1) and not covers(hint[0]):
+        return hint[0]
+    if covers(len(ids)):
+        return bisect_left(range(1, len(ids) + 1), True, key=covers)
+    found = _token_by_cuts(tok, ids, text, end)
+    if found is None:
+        raise TokenizerMismatchError(
+            f"the tokens of {text[:200]!r} do not decode to it, nor do those of its beginnings "
+            f"agree with them, so the token that ends {text[max(0, end - 20) : end]!r} cannot be "
+            f"found: {type(tok).__name__} gave {tok.convert_ids_to_tokens(ids)[:50]}"
+        )
+    return found
+
+
+def _token_by_cuts(tok: PreTrainedTokenizerBase, ids: list[int], text: str, end: int) -> int | None:
+    """The same from texts that are cut at ``end`` or a little behind it.
+
+    A cut text whose tokens are the first n of the whole one's ends where token n - 1 ends. If the
+    n - 1 before are also those of the text cut at ``end``, which is more, that token reaches over.
+    """
+
+    def cut_at(position: int) -> list[int]:
+        return list(tok(text[:position], add_special_tokens=False, verbose=False)["input_ids"])
+
+    pairs = zip(cut_at(end), ids, strict=False)
+    n_same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+    for position in range(end, min(end + _REACH, len(text)) + 1):
+        cut = cut_at(position)
+        if cut and cut == ids[: len(cut)] and len(cut) - 1 <= n_same:
+            return len(cut) - 1
+    return None

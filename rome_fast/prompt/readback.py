@@ -1,0 +1,219 @@
+"""What the model says: probability, rank and greedy continuation, read from its present weights."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+from rome_fast.errors import NonFiniteError
+from rome_fast.model.intercept import reading_only
+from rome_fast.model.nonfinite import located, where_not_finite
+from rome_fast.model.spec import input_device, max_positions
+from rome_fast.prompt.ids import decode, pad_right
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+# Rows of logits at a time.
+SLICE = 64
+
+_NOT_FINITE = "reading what the model says, its logits are NaN or infinite"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the model says after a prompt.
+
+    Attributes:
+        prob: probability of the target, the product over its tokens.
+        rank: the worst rank of a target token given those before it; 1 = greedy says the target.
+        argmax: the greedy continuation, as many tokens as the target has.
+    """
+
+    prob: float
+    rank: int
+    argmax: str
+
+
+class Change(NamedTuple):
+    """What an edit has changed in what the model says after one prompt."""
+
+    before: Reading
+    after: Reading
+
+    def __str__(self) -> str:
+        return (
+            f"{self.before.prob:.4f} -> {self.after.prob:.4f}   (rank {self.before.rank} -> "
+            f"{self.after.rank}), {self.before.argmax!r} -> {self.after.argmax!r}"
+        )
+
+
+@torch.no_grad()
+def read_targets(
+    model: PreTrainedModel,
+    tok: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    targets: Sequence[Sequence[int]],
+) -> list[Reading]:
+    """Read one target after each prompt, both as token ids, in one forward.
+
+    Raises:
+        NonFiniteError: the logits are NaN or infinite.
+    """
+    pairs = list(zip(prompts, targets, strict=True))
+    rows = [[*prompt, *target[:-1]] for prompt, target in pairs]
+    places = [(i, len(p) - 1 + k) for i, (p, t) in enumerate(pairs) for k in range(len(t))]
+    logits = logits_at(model, rows, places).split([len(target) for target in targets])
+    return [read_logits(model, tok, *pair, x) for pair, x in zip(pairs, logits, strict=True)]
+
+
+@torch.no_grad()
+def logits_at(
+    model: PreTrainedModel, rows: Sequence[Sequence[int]], places: Sequence[tuple[int, int]]
+) -> Tensor:
+    """Logits [len(places), vocabulary] after the tokens (row, position) of rows of token ids.
+
+    One forward of the model as it is; its head runs at these places only.
+    """
+    input_ids, attention_mask = pad_right(rows)
+    row, position = torch.tensor(places).unbind(1)
+    device = input_device(model)
+    with reading_only(model.get_output_embeddings(), row, position):
+        logits: Tensor = model(
+            input_ids=input_ids.to(device),
+            attention_mask=attention_mask.to(device),
+            use_cache=False,
+        ).logits[0]
+    return logits
+
+
+def log_probs_of(logits: Tensor, places: Tensor, targets: Tensor) -> Tensor:
+    """Log-probabilities [n], float64, of token ``targets[i]`` under ``logits[places[i]]``.
+
+    Args:
+        logits: [m, vocabulary].
+        places, targets: int64 [n].
+
+    Raises:
+        NonFiniteError: a logit is NaN or infinite.
+    """
+    # A slice at a time: in float64 all of them would take twice the room of the logits.
+    totals = torch.cat([part.double().logsumexp(1) for part in logits.split(SLICE)])
+    log_probs = logits[places, targets].double() - totals[places]
+    if not torch.isfinite(log_probs).all():
+        raise NonFiniteError(_NOT_FINITE)
+    return log_probs
+
+
+def read_logits(
+    model: PreTrainedModel,
+    tok: PreTrainedTokenizerBase,
+    prompt: Sequence[int],
+    target: Sequence[int],
+    logits: Tensor,
+) -> Reading:
+    """The same from logits [n_target, vocabulary] that the model, as it is now, has given.
+
+    The model runs only where the target has several tokens and is not its answer.
+    """
+    logits = logits.double().cpu()
+    target_ids = torch.tensor(target)
+    with located(model, lambda: logits_at(model, [[*prompt, *target[:-1]]], [(0, 0)])):
+        log_probs = log_probs_of(logits, torch.arange(len(target)), target_ids)
+    prob = float(log_probs.sum().exp())
+    chosen = logits.gather(1, target_ids[:, None])
+    # Of equal logits argmax takes the first, so that one ranks higher.
+    earlier = torch.arange(logits.shape[1]) < target_ids[:, None]
+    rank = int((1 + ((logits > chosen) | (logits == chosen) & earlier).sum(1)).max())
+    if rank == 1:
+        return Reading(prob, rank, decode(tok, target))
+    if len(target) == 1:
+        return Reading(prob, rank, decode(tok, [int(logits[0].argmax())]))
+    return Reading(prob, rank, greedy_continuations(model, tok, [prompt], len(target))[0])
+
+
+def findings(target: str, before: Reading, after: Reading) -> list[str]:
+    """What a user should know about the two readings of an edit."""
+    found = []
+    if before.rank == 1:
+        found.append(f"the model already said {target!r} before the edit")
+    if after.rank > 1:
+        found.append(
+            f"target {target!r} is not the model's answer after the edit: p = "
+            f"{after.prob:.2g}, rank {after.rank}, it says {after.argmax!r}"
+        )
+    return found
+
+
+def greedy_continuations(
+    model: PreTrainedModel,
+    tok: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    n_tokens: int,
+) -> list[str]:
+    """The ``n_tokens`` most likely next tokens of each prompt (token ids), as text.
+
+    A text ends before a token that ends texts, and at the model's last position. Settings for
+    generation that the model brings (sampling, penalties) do not count.
+
+    Raises:
+        NonFiniteError: the logits are NaN or infinite.
+    """
+    limit, ends = max_positions(model), _end_tokens(model, tok)
+    room = [n_tokens if limit is None else min(n_tokens, limit + 1 - len(p)) for p in prompts]
+    texts = []
+    for n, tokens in zip(room, _continue(model, prompts, room, ends), strict=True):
+        end = next((i for i, token in enumerate(tokens[:n]) if token in ends), n)
+        texts.append(decode(tok, tokens[:end]))
+    return texts
+
+
+def _end_tokens(model: PreTrainedModel, tok: PreTrainedTokenizerBase) -> list[int]:
+    """The tokenizer's EOS, and what the model's settings name beside it (the end of a turn)."""
+    named = model.generation_config.eos_token_id
+    ids = [tok.eos_token_id, *(named if isinstance(named, list) else [named])]
+    return [i for i in ids if i is not None]
+
+
+@torch.no_grad()
+def _continue(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    room: Sequence[int],
+    ends: Sequence[int],
+) -> list[list[int]]:
+    """Greedy tokens after each prompt, at least until one of ``ends`` or ``room[i]`` of them."""
+    device, limit = input_device(model), max_positions(model)
+    # On the left, so that the last tokens of all rows lie in one column.
+    padded = pad_right([prompt[::-1] for prompt in prompts])
+    ids, mask = (x.flip(1).to(device) for x in padded)
+    wanted, stops = torch.tensor(room, device=device), torch.tensor(ends, device=device)
+    takes_positions = "position_ids" in inspect.signature(model.forward).parameters
+    head, rows = model.get_output_embeddings(), torch.arange(len(prompts))
+    n_prompt, cache = ids.shape[1], None
+    done = wanted <= 0
+    while not done.all():
+        new = ids if cache is None else ids[:, -1:]
+        inputs = {"input_ids": new, "attention_mask": mask, "past_key_values": cache}
+        if takes_positions:
+            # Rows that are done run on beside the others, but not past the last position.
+            positions = (mask.cumsum(1) - 1).clamp(0, None if limit is None else limit - 1)
+            inputs["position_ids"] = positions[:, -new.shape[1] :]
+        with reading_only(head, rows, torch.full_like(rows, new.shape[1] - 1)):
+            out = model(**inputs, use_cache=True)
+        logits, cache = out.logits[0], out.past_key_values
+        if not torch.isfinite(logits.amax(1)).all():
+            texts = [row[real.bool()].tolist() for row, real in zip(ids, mask, strict=True)]
+            again = partial(logits_at, model, texts, [(0, 0)])
+            raise NonFiniteError(f"{_NOT_FINITE}: {where_not_finite(model, again)}")
+        best = logits.argmax(1).to(device)
+        ids = torch.cat([ids, best[:, None]], 1)
+        mask = torch.cat([mask, torch.ones_like(best)[:, None]], 1)
+        done |= torch.isin(best, stops) | (ids.shape[1] - n_prompt >= wanted)
+    return [row[n_prompt:] for row in ids.tolist()]

@@ -1,0 +1,200 @@
+"""What is asked for: one fact to change, in a text or in a conversation."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import InitVar, dataclass
+from typing import Any
+
+from rome_fast.errors import InvalidRequestError, SubjectNotFoundError
+from rome_fast.prompt.chat import split_messages
+
+SLOT = "{}"
+
+
+@dataclass(frozen=True)
+class EditRequest:
+    """One fact to change: after the edit, ``prompt`` with the subject in it continues ``target``.
+
+    A single ``{}`` in a prompt or a context is always a slot, and no other may be there; other
+    braces are ordinary text. Nothing is passed through ``str.format``.
+
+    Attributes:
+        prompt: a template with one ``{}`` where the subject goes, or a text that contains the
+            subject (its last occurrence is taken), or a list of messages whose last one is the
+            user's and holds the text. Kept as the template.
+        subject: whom or what the fact is about; may be left out beside ``span``.
+        target: what shall follow.
+        chat: True puts the prompt through the tokenizer's chat template, as a message of the
+            user; a list of messages (``{"role": ..., "content": ...}``) does so behind them. Kept
+            as a tuple of (role, content) pairs, None for a plain prompt.
+        span: (start, end), the characters of the prompt that are the subject. Not kept.
+
+    Raises:
+        SubjectNotFoundError: no ``{}`` in the prompt and the subject is not in it either.
+        InvalidRequestError: empty subject or target, more than one ``{}``, a span that is none or
+            holds another text than the subject, or messages that are none.
+    """
+
+    prompt: str
+    subject: str = ""
+    target: str = ""
+    chat: Any = None
+    span: InitVar[tuple[int, int] | None] = None
+
+    def __post_init__(self, span: Any) -> None:
+        prompt, chat = split_messages(self.prompt, self.chat)
+        _check_text("prompt", prompt)
+        if span is None or self.subject != "":
+            _check_text("subject", self.subject)
+        _check_text("target", self.target)
+        # Spaces around a subject belong to the prompt; one before the target is added by encode.
+        subject = self.subject.strip()
+        if span is not None:
+            template, subject = _cut(prompt, subject, span)
+        else:
+            template = _as_template(prompt, subject)
+        for name, value in (("prompt", template), ("subject", subject), ("chat", chat)):
+            object.__setattr__(self, name, value)
+
+    @property
+    def text(self) -> str:
+        """The prompt with the subject filled in; of a chat, the user's text alone."""
+        return self.prompt.replace(SLOT, self.subject, 1)
+
+    @property
+    def asked(self) -> str:
+        """The prompt as it is shown to people: ``text``, and that it is asked in a chat."""
+        if self.chat is None:
+            return self.text
+        roles = ", ".join(role for role, _ in self.chat)
+        return f"chat after {roles}: {self.text}" if roles else f"chat: {self.text}"
+
+    def __str__(self) -> str:
+        return f"{self.asked!r} -> {self.target.strip()!r}"
+
+    def same_fact(self, other: EditRequest) -> bool:
+        """Whether both are about one subject in one prompt, in one chat or none.
+
+        The targets may differ.
+        """
+        return self.fact == other.fact
+
+    @property
+    def fact(self) -> tuple[Any, ...]:
+        """What tells facts apart, to look them up by; spaces do not."""
+        return self.subject, self.chat, tuple(self.prompt.split())
+
+    def findings(self) -> list[str]:
+        """What a user should know about the request."""
+        after = self.prompt.split(SLOT, 1)[1][:1]
+        # One script's letters run on into a word; others are written without spaces.
+        if after.isalpha() and after.isascii() and self.subject[-1].isalpha():
+            return [f"subject {self.subject!r} ends inside a word of {self.text!r}"]
+        return []
+
+    @classmethod
+    def parse(cls, request: EditRequest | Mapping[str, Any]) -> EditRequest:
+        """Accept an EditRequest, kmeng01/rome's request dict, EasyEdit's, or a CounterFact record.
+
+        Keys that only evaluation needs are ignored.
+        """
+        if isinstance(request, EditRequest):
+            return request
+        if isinstance(request, Mapping):
+            # A CounterFact record holds its request under this key.
+            request = request.get("requested_rewrite", request)
+        if not isinstance(request, Mapping):
+            raise InvalidRequestError(
+                f"request must be an EditRequest or a dict, got {type(request).__name__}: "
+                f"{request!r}"
+            )
+        target = request.get("target_new", request.get("target"))
+        if isinstance(target, Mapping):
+            target = target.get("str")
+        span = request.get("span")
+        prompt: Any = request.get("prompt")
+        subject: Any = request.get("subject", None if span is None else "")
+        found = {"prompt": prompt, "subject": subject, "target_new": target}
+        missing = [name for name, value in found.items() if value is None]
+        if missing:
+            raise InvalidRequestError(
+                f"request lacks {', '.join(missing)}; got keys {sorted(map(str, request))}"
+            )
+        return cls(prompt, subject, target, request.get("chat"), span)
+
+
+def _check_text(name: str, value: Any) -> None:
+    if not isinstance(value, str):
+        raise InvalidRequestError(
+            f"request {name} must be a string, got {type(value).__name__}: {value!r}"
+        )
+    if not value.strip():
+        raise InvalidRequestError(f"request {name} is empty: {value!r}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRequestError(
+            f"request {name} holds half of a character ({error.object[error.start]!r} at "
+            f"{error.start}), which no tokenizer takes: {value!r}"
+        ) from error
+
+
+def _cut(prompt: str, subject: str, span: Any) -> tuple[str, str]:
+    """(template, subject) of a text and the characters in it that are the subject."""
+    is_pair = isinstance(span, list | tuple) and [type(x) for x in span] == [int, int]
+    if not is_pair or not 0 <= span[0] < span[1] <= len(prompt):
+        raise InvalidRequestError(
+            f"request span must be (start, end) with 0 <= start < end <= {len(prompt)}, the length "
+            f"of the prompt; got {span!r}"
+        )
+    start, end = span
+    named = prompt[start:end].strip()
+    if not named or subject not in ("", named):
+        raise InvalidRequestError(
+            f"request span {(start, end)} holds {prompt[start:end]!r}, and the subject is "
+            f"{subject!r}: give one of them, or make them agree"
+        )
+    start += prompt[start:end].index(named)
+    if SLOT in prompt:
+        raise InvalidRequestError(
+            f"request prompt holds '{{}}' beside the span of {named!r}, which would be read as the "
+            f"place of a subject: write it with a space inside: {prompt!r}"
+        )
+    return prompt[:start] + SLOT + prompt[start + len(named) :], named
+
+
+def _as_template(prompt: str, subject: str) -> str:
+    _check_subject(subject)
+    slots = prompt.count(SLOT)
+    if slots == 1:
+        return prompt
+    if slots > 1:
+        raise InvalidRequestError(
+            f"request prompt holds {slots} slots '{{}}', exactly one is needed: {prompt!r}"
+        )
+    start = prompt.rfind(subject)
+    if start < 0:
+        raise SubjectNotFoundError(_not_found_message(prompt, subject))
+    return prompt[:start] + SLOT + prompt[start + len(subject) :]
+
+
+def _check_subject(subject: str) -> None:
+    if SLOT in subject:
+        raise InvalidRequestError(
+            f"request subject holds '{{}}', which is read as the place of a subject: {subject!r}"
+        )
+
+
+def _not_found_message(prompt: str, subject: str) -> str:
+    message = f"subject {subject!r} is not in prompt {prompt!r} and the prompt has no '{{}}'"
+    same_letters = prompt.casefold().rfind(subject.casefold())
+    if same_letters >= 0:
+        nearest = prompt[same_letters : same_letters + len(subject)]
+        return f"{message} (nearest match: {nearest!r} at {same_letters}; the case differs)"
+    match = difflib.SequenceMatcher(None, prompt, subject, autojunk=False).find_longest_match()
+    if match.size >= 3:
+        nearest = prompt[match.a : match.a + match.size].strip()
+        return f"{message} (nearest match: {nearest!r} at {match.a})"
+    return message

@@ -1,0 +1,111 @@
+"""When a Session looks at the model's health, and what it does when the model is unwell."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from collections.abc import Set as AbstractSet
+from typing import TYPE_CHECKING
+
+from rome_fast.errors import RomeFastError, SessionWarning, UnhealthyError
+from rome_fast.session.baseline import Baseline
+from rome_fast.session.health import Health, HealthCheck
+
+if TYPE_CHECKING:
+    from rome_fast.editor import Editor
+    from rome_fast.session.ledger import Book
+
+
+class Watch:
+    """Looks at the model every ``check.every`` edits.
+
+    Args:
+        baseline: of the unedited model; None: made at the first look.
+        checks: every look so far.
+        taken_out: numbers of the edits that were taken out at the last healthy one.
+        set_taken_out: lets exactly these edits, by number, be taken out.
+
+    Attributes:
+        checks: every look so far.
+    """
+
+    def __init__(
+        self,
+        check: HealthCheck,
+        editor: Editor,
+        book: Book,
+        baseline: Baseline | None,
+        checks: list[Health],
+        taken_out: frozenset[int],
+        set_taken_out: Callable[[AbstractSet[int]], object],
+    ) -> None:
+        self._check, self._editor, self._book, self.checks = check, editor, book, checks
+        self._baseline, self._good, self._set_taken_out = baseline, taken_out, set_taken_out
+        self._stopped: UnhealthyError | None = None
+        if checks and not checks[-1].healthy and check.on_unhealthy == "stop":
+            self._stop(checks[-1])
+
+    def look(self) -> Health:
+        """Look now. A healthy model lets a stopped Session go on."""
+        editor, book = self._editor, self._book
+        if self._baseline is None:
+            with book.unedited():
+                self._baseline = Baseline(
+                    self._check, editor.model, editor.tok, editor.hparams.seed
+                )
+        health = self._baseline.look(book.log, book.history)
+        book.note({"kind": "health", "health": health.to_json()})
+        self.checks.append(health)
+        if health.healthy:
+            self._stopped, self._good = None, frozenset(book.log.taken_out)
+        return health
+
+    def may_edit(self) -> None:
+        """Raise UnhealthyError if an earlier look has stopped the Session."""
+        if self._stopped is not None:
+            raise self._stopped
+
+    def after_edits(self) -> None:
+        """Look, if it is time, and react. A look that fails is a warning: the edits were made.
+
+        Raises:
+            UnhealthyError: the edits since the last healthy look were undone.
+        """
+        made = self._book.log.next_id - 1
+        since = made - (self.checks[-1].last_edit if self.checks else 0)
+        if not self._check.every or since < self._check.every:
+            return
+        try:
+            health = self.look()
+        except Exception as error:
+            text = f"no look at the model's health was possible after edit {made}: {error}"
+            warnings.warn(text, SessionWarning, stacklevel=5)
+            return
+        if health.healthy:
+            return
+        warnings.warn(str(health), SessionWarning, stacklevel=5)
+        if self._check.on_unhealthy == "stop":
+            self._stop(health)
+        elif self._check.on_unhealthy == "rollback":
+            self._roll_back(health)
+
+    def _stop(self, health: Health, why: str = "") -> None:
+        self._stopped = UnhealthyError(
+            f"the Session has stopped: {health}{why}. Take edits out with undo() or revert(), then "
+            "call health(): once it is healthy, the Session edits again"
+        )
+
+    def _roll_back(self, health: Health) -> None:
+        """What was taken out since the last healthy look holds again, what was made does not."""
+        good = max((check.last_edit for check in self.checks if check.healthy), default=0)
+        later = range(good + 1, health.last_edit + 1)
+        try:
+            self._set_taken_out(self._good | set(later))
+        except RomeFastError as error:
+            # The edits are made and in the model: their results are due.
+            self._stop(health, f"; the edits since the last healthy look stay: {error}")
+            return
+        raise UnhealthyError(
+            f"edits {good + 1} to {health.last_edit} were undone, back to the last healthy look: "
+            f"{health}"
+        )

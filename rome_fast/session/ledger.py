@@ -1,0 +1,212 @@
+"""The Session's book: log, weight, retained keys and journal, which always say the same.
+
+A change counts once it is in the journal; where that fails everything is as it was.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from rome_fast.editlog import EditLog, LoggedEdit, Rejection
+from rome_fast.editlog.files import edit_to_json
+from rome_fast.editlog.journal import Record
+from rome_fast.errors import SessionError
+from rome_fast.session.journal import Journal
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rome_fast.session.retention import RetainedMoment
+    from rome_fast.types import EditRequest
+    from rome_fast.update.undo import WeightHistory
+
+
+class _Weight(NamedTuple):
+    """What tells whether others have written to a weight.
+
+    Attributes:
+        version: counts in-place writes, but none through ``.data``; those show in the norm.
+        place: dtype, device and address.
+    """
+
+    version: int
+    place: tuple[object, ...]
+    norm: float
+
+    @classmethod
+    def of(cls, weight: Tensor) -> _Weight:
+        norm = torch.linalg.vector_norm(weight.detach(), dtype=torch.float64)
+        place = (weight.dtype, weight.device, weight.data_ptr())
+        return cls(weight._version, place, float(norm))
+
+
+class Book:
+    """Edits of one weight.
+
+    Args:
+        retained: None where nothing is retained.
+        journal: None where there is none; its records are already in ``log`` and ``keys``.
+        keys: [m, d_key] of each edit, by its number.
+    """
+
+    def __init__(
+        self,
+        log: EditLog,
+        history: WeightHistory,
+        retained: RetainedMoment | None,
+        journal: Journal | None,
+        keys: dict[int, Tensor],
+    ) -> None:
+        self.log, self.history, self.retained = log, history, retained
+        self._journal, self._keys = journal, keys
+        self._held = log, log.holding()
+        # By fact, numbers of the first so many edits, taken out or not.
+        self._facts: dict[object, list[int]] = {}
+        self._n_in_facts = 0
+        self._weight_name = f"{history.projection.name}.weight"
+        self._left: _Weight | None = None
+        self._settle()
+        self._left = _Weight.of(history.weight)
+
+    @property
+    def n_recorded(self) -> int:
+        """How many requests have an edit or a rejection; it only grows."""
+        return len(self.log.edits) + len(self.log.rejections)
+
+    def holding(self) -> list[LoggedEdit]:
+        """As the log's, without a look at every edit each time."""
+        if self._held[0] is not self.log:
+            self._held = self.log, self.log.holding()
+        return self._held[1]
+
+    def same_fact(self, request: EditRequest) -> tuple[int, ...]:
+        """As the log's, looked up."""
+        for edit in self.log.edits[self._n_in_facts :]:
+            self._facts.setdefault(edit.request.fact, []).append(edit.edit_id)
+        self._n_in_facts = len(self.log.edits)
+        numbers = self._facts.get(request.fact, [])
+        return tuple(number for number in numbers if number not in self.log.taken_out)
+
+    def check_weight(self) -> None:
+        """Raise SessionError if anything but this book has written to the weight."""
+        history, left = self.history, self._left
+        if left is None:
+            raise SessionError(
+                f"{self._weight_name} could not be put back after an error: load the model again, "
+                "and apply the log"
+            )
+        now = _Weight.of(history.weight)
+        if history.projection.weight is not history.weight or now.place != left.place:
+            raise SessionError(
+                f"{self._weight_name} was replaced or cast outside of the Session: load the model "
+                "again, and apply the log"
+            )
+        if now.version != left.version or not math.isclose(now.norm, left.norm, rel_tol=1e-12):
+            raise SessionError(
+                f"{self._weight_name} was changed outside of the Session: load the model again, "
+                "and apply the log"
+            )
+
+    @contextmanager
+    def attempt(self) -> Iterator[None]:
+        """After an error inside, weight and retained keys are what the log says."""
+        stamp = self.history.stamp
+        try:
+            yield
+        except BaseException:
+            self._left = None  # until it is put back
+            self._settle(rewrite=self.history.stamp != stamp)
+            self._left = _Weight.of(self.history.weight)
+            raise
+        self._left = _Weight.of(self.history.weight)
+
+    @contextmanager
+    def unedited(self) -> Iterator[None]:
+        """While open, no edit is in the weight."""
+        with self.attempt():
+            self.history.replay([])
+            yield
+            self._settle()
+
+    def set_aside(self, replaced: Iterable[int], near: Iterable[int] = ()) -> None:
+        """Inside ``attempt``: take edits out of the weight, and release the keys of others.
+
+        For as long as it takes: what is written down in the end decides.
+        """
+        gone = set(replaced)
+        kept = [edit for edit in self.holding() if edit.edit_id not in gone]
+        self._settle(kept, released=set(near))
+
+    def add(self, edits: Sequence[LoggedEdit], keys: Sequence[Tensor]) -> None:
+        """Inside ``attempt``: write down edits whose updates are in the weight already."""
+        records = []
+        for edit, key in zip(edits, keys, strict=True):
+            tensors = {"u": edit.update.u, "v": edit.update.v}
+            if self.retained is not None:
+                self._keys[edit.edit_id] = tensors["keys"] = key
+            records.append(Record({"kind": "edit", "edit": edit_to_json(edit)}, tensors))
+        new = self.log.copy()
+        new.edits.extend(edits)
+        replaced = {number for edit in edits for number in edit.replaced}
+        held = [*self.holding(), *edits]
+        if replaced:
+            held = [edit for edit in held if edit.edit_id not in replaced]
+        self._settle(held)
+        self._write_down(new, records)
+        self._held = new, held
+
+    def take_out(self, numbers: Iterable[int]) -> None:
+        """Let exactly these edits, by number, not hold; the weight follows."""
+        new = self.log.copy()
+        new.taken_out = set(numbers)
+        with self.attempt():
+            out = sorted(new.taken_out - self.log.taken_out)
+            back = sorted(self.log.taken_out - new.taken_out)
+            record = Record({"kind": "taken_out", "out": out, "back": back}, {})
+            self._write_down(new, [record])
+            self._settle()
+
+    def reject(self, rejection: Rejection) -> None:
+        """Write down a request that was refused."""
+        new = self.log.copy()
+        new.rejections.append(rejection)
+        self._write_down(new, [Record({"kind": "rejection", "rejection": asdict(rejection)}, {})])
+
+    def note(self, fields: Mapping[str, Any]) -> None:
+        """Write something into the journal that is no edit."""
+        self._write_down(self.log, [Record(fields, {})])
+
+    def _write_down(self, log: EditLog, records: Sequence[Record]) -> None:
+        """From here on ``log`` is what holds; as before if it cannot be written, or on Ctrl-C."""
+        before, journal = self.log, self._journal
+        end = 0 if journal is None else journal.end
+        try:
+            if journal is not None:
+                journal.append(*records)
+            self.log = log
+        except BaseException:
+            self.log = before
+            if journal is not None:
+                journal.cut_back(end)
+            raise
+
+    def _settle(
+        self,
+        edits: Sequence[LoggedEdit] | None = None,
+        released: Iterable[int] = (),
+        rewrite: bool = False,
+    ) -> None:
+        """Make weight and retained keys those of ``edits``, by default of the log."""
+        edits = self.holding() if edits is None else edits
+        updates = [edit.update for edit in edits]
+        if rewrite or self.history.updates != tuple(updates):
+            self.history.replay(updates)
+        if self.retained is not None:
+            gone = {*released, *(n for edit in edits for n in edit.released)}
+            self.retained.retain({e.edit_id: self._keys[e.edit_id] for e in edits}, gone)

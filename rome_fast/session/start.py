@@ -1,0 +1,236 @@
+"""How a Session begins: on an unedited model, or on one and what a journal tells of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from rome_fast.editlog import EditLog
+from rome_fast.editlog.base import Base
+from rome_fast.editlog.journal import Record, replay
+from rome_fast.editor import Editor
+from rome_fast.errors import JournalError
+from rome_fast.hparams import RomeHparams
+from rome_fast.model.lock import Gate
+from rome_fast.model.owner import edited, gated, owned
+from rome_fast.model.spec import ModelSpec, frozen
+from rome_fast.moment.provenance import tokenizer_hash
+from rome_fast.moment.second_moment import SecondMoment
+from rome_fast.session.baseline import Baseline
+from rome_fast.session.health import Health
+from rome_fast.session.journal import Journal
+from rome_fast.session.ledger import Book
+from rome_fast.session.retention import RetainedMoment
+from rome_fast.session.settings import Settings
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, eq=False)
+class Opened:
+    """All that a Session holds on to.
+
+    Attributes:
+        baseline: what the unedited model makes of the held texts; None where only ``health()`` may
+            ask for it.
+        checks: of the model's health, so far.
+        taken_out: numbers of the edits that did not hold for being taken out at the last healthy
+            look.
+        resources: gives the weight, the hooks and the journal back.
+    """
+
+    editor: Editor
+    settings: Settings
+    book: Book
+    gate: Gate
+    baseline: Baseline | None
+    checks: list[Health]
+    taken_out: frozenset[int]
+    resources: ExitStack
+
+
+def open_new(
+    model: PreTrainedModel,
+    tok: PreTrainedTokenizerBase,
+    hparams: RomeHparams | None,
+    variant: str | None,
+    stop_loss: float | None,
+    context_templates: Sequence[str] | None,
+    second_moment: object,
+    journal: str | Path | None,
+    options: Mapping[str, Any],
+) -> Opened:
+    """The arguments of ``Session``; ``options`` are the fields of Settings that are left."""
+    spec, backend = ModelSpec.of(model), options["backend"]
+    with edited(model), torch.inference_mode(False), frozen(spec.model), ExitStack() as stack:
+        editor = Editor(spec, tok, hparams, variant, backend, stop_loss)
+        file = None
+        if journal is not None:
+            file = stack.enter_context(closing(Journal(journal)))
+            file.check_new()
+        editor.prepare(context_templates, second_moment)
+        settings = Settings(
+            hparams=editor.hparams,
+            context_templates=tuple(editor.context_templates),
+            **options,
+        )
+        log = EditLog(Base.of(spec.model, editor.projection, editor.history.base))
+        baseline = _baseline(settings, editor)
+        opened = _opened(stack, model, editor, settings, log, file, {}, baseline, [], frozenset())
+        if file is not None:
+            # Last: an opening that fails leaves no journal behind.
+            _begin(file, opened, second_moment)
+        return replace(opened, resources=stack.pop_all())
+
+
+def reopen(
+    path: str | Path,
+    model: PreTrainedModel,
+    tok: PreTrainedTokenizerBase,
+    second_moment: object,
+) -> Opened:
+    """The arguments of ``Session.resume``."""
+    spec = ModelSpec.of(model)
+    with edited(model), torch.inference_mode(False), frozen(spec.model), ExitStack() as stack:
+        file = stack.enter_context(closing(Journal(path)))
+        records = file.reopen()
+        first = records[0].fields
+        settings, log = Settings.from_json(first["settings"]), replay(file.path, records)
+        editor = Editor(spec, tok, settings.hparams, None, settings.backend)
+        log.base.check(spec.model)
+        if tokenizer_hash(tok) != first["tokenizer"]:
+            raise JournalError(
+                f"journal {str(file.path)!r} was begun with another tokenizer than tok: its tokens "
+                "would be others"
+            )
+        if second_moment is None:
+            second_moment = _own_moment(file, first["second_moment"])
+        editor.prepare(settings.context_templates, second_moment)
+        _check_moment(file, editor, records[0])
+        baseline = _baseline(settings, editor)
+        device = editor.projection.weight.device
+        keys = {
+            record.fields["edit"]["edit_id"]: record.tensors["keys"].to(device)
+            for record in records
+            if "keys" in record.tensors
+        }
+        checks, taken_out = _looks(records)
+        opened = _opened(
+            stack, model, editor, settings, log, file, keys, baseline, checks, taken_out
+        )
+        return replace(opened, resources=stack.pop_all())
+
+
+def _baseline(settings: Settings, editor: Editor) -> Baseline | None:
+    """While the model is unedited; held texts that are no good are refused before any edit."""
+    if not settings.health.every:
+        return None
+    return Baseline(settings.health, editor.model, editor.tok, editor.hparams.seed)
+
+
+def _looks(records: Sequence[Record]) -> tuple[list[Health], frozenset[int]]:
+    """The looks of a journal, and which edits were taken out at the last healthy one."""
+    checks: list[Health] = []
+    now = then = frozenset[int]()
+    for fields in (record.fields for record in records):
+        if fields["kind"] == "taken_out":
+            now = now.union(fields["out"]).difference(fields["back"])
+        elif fields["kind"] == "health":
+            checks.append(Health.from_json(fields["health"]))
+            then = now if checks[-1].healthy else then
+    return checks, then
+
+
+def _opened(
+    stack: ExitStack,
+    model: PreTrainedModel,
+    editor: Editor,
+    settings: Settings,
+    log: EditLog,
+    journal: Journal | None,
+    keys: dict[int, Tensor],
+    baseline: Baseline | None,
+    checks: list[Health],
+    taken_out: frozenset[int],
+) -> Opened:
+    projection = editor.projection
+    stack.enter_context(owned(projection.weight, f"{projection.name}.weight"))
+    retained = None
+    if settings.retain:
+        retained = RetainedMoment(editor.second_moment, settings.retain, projection, editor.backend)
+    gate = stack.enter_context(gated(model))
+    try:
+        book = Book(log, editor.history, retained, journal, keys)
+    except BaseException:  # also Ctrl-C: the edits of a journal are in the weight, or none is
+        editor.history.replay([])
+        raise
+    return Opened(editor, settings, book, gate, baseline, checks, taken_out, stack)
+
+
+def _begin(file: Journal, opened: Opened, given: object) -> None:
+    """Write the first record; what nobody could give again at the resumption is kept with it."""
+    moment = opened.editor.second_moment
+    kept = moment is not None and not isinstance(given, SecondMoment | str | Path)
+    fields = {
+        "kind": "session",
+        "settings": opened.settings.to_json(),
+        "base": opened.book.log.base.to_json(),
+        "tokenizer": tokenizer_hash(opened.editor.tok),
+        "second_moment": {
+            "is_kept": kept,
+            "source": "identity" if moment is None else moment.source,
+            "damping": None if moment is None else moment.damping,
+        },
+    }
+    tensors = {} if moment is None else {"diagonal": _diagonal(moment)}
+    file.create(Record(fields, tensors), moment if kept else None)
+
+
+def _own_moment(file: Journal, told: Mapping[str, Any]) -> Path | str:
+    """What stands for the second moment that the journal was begun with."""
+    if told["damping"] is None:
+        return "identity"
+    if not told["is_kept"]:
+        raise JournalError(
+            f"journal {str(file.path)!r} was begun with a second_moment of yours "
+            f"({told['source']}): give that one"
+        )
+    if not file.moment_path.is_file():
+        raise JournalError(
+            f"journal {str(file.path)!r} has lost its second moment {file.moment_path.name!r}: "
+            "put that file back beside it"
+        )
+    return file.moment_path
+
+
+def _check_moment(file: Journal, editor: Editor, first: Record) -> None:
+    """The diagonal and the damping stand for all of it, to what other hardware rounds differently.
+
+    Raises:
+        JournalError: it is another one than the journal was begun with.
+    """
+    told, then = first.fields["second_moment"], first.tensors.get("diagonal")
+    moment = editor.second_moment
+    if moment is None or then is None:
+        same = moment is None and then is None
+    else:
+        now = _diagonal(moment)
+        same = now.shape == then.shape and torch.allclose(now, then, rtol=1e-3, atol=0)
+        same &= moment.damping == told["damping"]
+    if not same:
+        raise JournalError(
+            f"journal {str(file.path)!r} was begun with another second_moment "
+            f"({told['source']}): give that one, or leave it out"
+        )
+
+
+def _diagonal(moment: SecondMoment) -> Tensor:
+    """Of C, [d_key] on the CPU."""
+    return (moment.exact_sum().diagonal() / moment.count).cpu()

@@ -1,0 +1,123 @@
+"""Several requests as one set of rows, and where in them the search for v* reads.
+
+One request is a batch of one. Rows keep the order of their requests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rome_fast.prompt.encode import TokenizedEdit
+
+
+@dataclass(frozen=True, eq=False)
+class EditBatch:
+    """The rows of ``n_edits`` requests, padded on the right.
+
+    The reads are the positions whose logits the loss needs: first those that predict the targets'
+    tokens in all contexts of all requests, then, one a request, the subject's token in the row of
+    the KL prompt.
+
+    Attributes:
+        edits: the requests.
+        input_ids, attention_mask: int64 [n_rows, t].
+        lookup_idx: int64 [n_rows], the position where key and value are read and written.
+        edit_of_row: int64 [n_rows].
+        read_rows, read_positions: int64 [n_reads + n_edits].
+        target_ids, edit_of_read: int64 [n_reads].
+    """
+
+    edits: tuple[TokenizedEdit, ...]
+    input_ids: Tensor
+    attention_mask: Tensor
+    lookup_idx: Tensor
+    edit_of_row: Tensor
+    read_rows: Tensor
+    read_positions: Tensor
+    target_ids: Tensor
+    edit_of_read: Tensor
+
+    @classmethod
+    def of(cls, edits: Sequence[TokenizedEdit]) -> EditBatch:
+        longest = max(edit.input_ids.shape[1] for edit in edits)
+        first_rows = list(accumulate((len(edit.lookup_idx) for edit in edits), initial=0))[:-1]
+        target_reads = [_target_reads(e, row) for e, row in zip(edits, first_rows, strict=True)]
+        kl_rows = torch.tensor([r + e.n_contexts for e, r in zip(edits, first_rows, strict=True)])
+        lookup_idx = torch.cat([edit.lookup_idx for edit in edits])
+        return cls(
+            edits=tuple(edits),
+            input_ids=_joined([edit.input_ids for edit in edits], longest),
+            attention_mask=_joined([edit.attention_mask for edit in edits], longest),
+            lookup_idx=lookup_idx,
+            edit_of_row=_numbered([len(edit.lookup_idx) for edit in edits]),
+            read_rows=torch.cat([*(rows for rows, _ in target_reads), kl_rows]),
+            read_positions=torch.cat([*(at for _, at in target_reads), lookup_idx[kl_rows]]),
+            target_ids=torch.cat([edit.target_ids.repeat(edit.n_contexts) for edit in edits]),
+            edit_of_read=_numbered([len(rows) for rows, _ in target_reads]),
+        )
+
+    @property
+    def n_edits(self) -> int:
+        return len(self.edits)
+
+    @property
+    def n_rows(self) -> int:
+        return len(self.lookup_idx)
+
+    @property
+    def flat_lookup(self) -> Tensor:
+        """int64 [n_rows], the lookups among all positions laid end to end.
+
+        Some families flatten batch and time before the MLP; as flat rows both look alike.
+        """
+        return torch.arange(self.n_rows) * self.input_ids.shape[1] + self.lookup_idx
+
+    def select(self, edits: Sequence[int]) -> EditBatch:
+        """Some of the requests, by number; the rows in between are left out."""
+        return EditBatch.of([self.edits[i] for i in edits])
+
+    def parts(self, n_rows: int) -> list[EditBatch]:
+        """The rows of its one request, at most ``n_rows`` at a time, each part with its reads."""
+        assert self.n_edits == 1
+        n_parts = -(-self.n_rows // n_rows)
+        return [self._part(rows) for rows in torch.arange(self.n_rows).tensor_split(n_parts)]
+
+    def _part(self, rows: Tensor) -> EditBatch:
+        is_read = torch.isin(self.read_rows, rows)
+        of_target = is_read[: len(self.target_ids)]
+        return replace(
+            self,
+            input_ids=self.input_ids[rows],
+            attention_mask=self.attention_mask[rows],
+            lookup_idx=self.lookup_idx[rows],
+            edit_of_row=self.edit_of_row[rows],
+            read_rows=self.read_rows[is_read] - rows[0],
+            read_positions=self.read_positions[is_read],
+            target_ids=self.target_ids[of_target],
+            edit_of_read=self.edit_of_read[of_target],
+        )
+
+
+def _target_reads(edit: TokenizedEdit, first_row: int) -> tuple[Tensor, Tensor]:
+    """(rows, positions) whose logits predict the target, n_contexts * n_target each."""
+    n_target = len(edit.target_ids)
+    rows = torch.arange(first_row, first_row + edit.n_contexts).repeat_interleave(n_target)
+    return rows, (edit.target_start[:, None] + torch.arange(n_target)).flatten()
+
+
+def _joined(parts: Sequence[Tensor], longest: int) -> Tensor:
+    pad = torch.nn.functional.pad
+    return torch.cat([pad(part, (0, longest - part.shape[1])) for part in parts])
+
+
+def _numbered(counts: Sequence[int]) -> Tensor:
+    """0 as often as the first count says, then 1, and so on."""
+    return torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))

@@ -1,0 +1,183 @@
+"""What the blocks below the edited one make of the contexts' own words, kept across edits.
+
+An edit of block l changes nothing below it, and the words before the prompt are the same in every
+request. Their attention keys and values, and their hidden states on the way into block l, are
+those of the first request; later ones run only what follows.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from rome_fast.model.intercept import StopForwardError, hidden_of, hooked, with_hidden
+from rome_fast.model.precision import wide_norm
+from rome_fast.model.spec import DownProjection, ModelSpec
+from rome_fast.value.first_pass import CANNOT, FirstPass, run_first_pass
+from rome_fast.value.memory import is_out_of_memory
+from rome_fast.value.prefix import Attention, Cut, at_positions
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from rome_fast.prompt.encode import TokenizedEdit
+    from rome_fast.value.batch import EditBatch
+
+# What the states depend on: the weights below the edited block, by identity and version.
+Versions = tuple[tuple[int, int], ...]
+
+
+class FirstPasses:
+    """First passes of requests that share their contexts.
+
+    The states are those of the first batch; they are used once they have reproduced the second
+    batch's, and until a weight below the edited block is written.
+    """
+
+    def __init__(self, model: PreTrainedModel, projection: DownProjection) -> None:
+        self._model, self._projection = model, projection
+        self._states: ContextStates | None = None
+        self._trusted = self._given_up = False
+
+    def run(self, batch: EditBatch) -> FirstPass:
+        """As ``run_first_pass``."""
+        if self._states is not None and not self._states.are_current():
+            self._states, self._trusted = None, False
+        if self._states is not None and self._trusted:
+            below = self._states.enter(batch)
+            return run_first_pass(self._model, self._projection, batch, below)
+        first = run_first_pass(self._model, self._projection, batch)
+        if self._states is not None:
+            self._trusted = self._states.reproduce(batch, first)
+            self._given_up = not self._trusted
+        if not self._trusted:
+            self._states = None
+        if self._states is None and not self._given_up:
+            self._states = ContextStates.of(self._model, self._projection, batch, first)
+        return replace(first, attention_below=())
+
+
+@dataclass(frozen=True, eq=False)
+class ContextStates:
+    """The states of one batch's first request, to be shared by later ones.
+
+    A row takes as many tokens from the row of its context as the two have in common.
+
+    Attributes:
+        input_ids, lengths: int64 [n_contexts, t] and [n_contexts], the request's context rows.
+        below: what the block below the edited one returned for them.
+        attention: keys and values [n_contexts, heads, t, d_head] of each block below.
+        versions: of the weights that made them.
+    """
+
+    model: PreTrainedModel
+    projection: DownProjection
+    input_ids: Tensor
+    lengths: Tensor
+    below: Any
+    attention: tuple[Attention, ...]
+    versions: Versions
+
+    @classmethod
+    def of(
+        cls,
+        model: PreTrainedModel,
+        projection: DownProjection,
+        batch: EditBatch,
+        first: FirstPass,
+    ) -> ContextStates | None:
+        """Of the first request of a batch; None where nothing runs below, or not by cache."""
+        versions = _versions_below(model, projection)
+        if not first.attention_below or versions is None:
+            return None
+        rows = slice(0, batch.edits[0].n_contexts)
+        return cls(
+            model,
+            projection,
+            batch.input_ids[rows],
+            batch.attention_mask[rows].sum(1),
+            with_hidden(first.below, hidden_of(first.below)[rows].clone()),
+            # Copies, or the whole batch would stay in memory.
+            tuple((k[rows].clone(), v[rows].clone()) for k, v in first.attention_below),
+            versions,
+        )
+
+    def reproduce(self, batch: EditBatch, first: FirstPass) -> bool:
+        """Whether they lead to what a whole first pass over another batch found."""
+        try:
+            found, expected = hidden_of(self.enter(batch)), hidden_of(first.below)
+        except CANNOT as error:
+            if is_out_of_memory(error):
+                raise
+            return False
+        at = batch.attention_mask.bool().to(expected.device)
+        rounding = 100 * torch.finfo(expected.dtype).eps * wide_norm(expected[at])
+        return bool(wide_norm((found - expected)[at]) <= rounding)
+
+    def are_current(self) -> bool:
+        """Whether the weights below are still those that made them."""
+        return _versions_below(self.model, self.projection) == self.versions
+
+    @torch.no_grad()
+    def enter(self, batch: EditBatch) -> Any:
+        """What the block below the edited one returns for a batch, in its family's form."""
+        context, n_shared = self._shared(batch)
+        last, length = batch.attention_mask.sum(1) - 1, batch.input_ids.shape[1]
+        cut = Cut.between(n_shared, last, length)
+        attention = [
+            (at_positions(keys[context], cut.before), at_positions(values[context], cut.before))
+            for keys, values in self.attention
+        ]
+        seen: list[Any] = []
+
+        def keep(module: Any, args: Any, output: Any) -> None:
+            seen.append(output)
+            raise StopForwardError
+
+        block = ModelSpec.of(self.model).blocks[self.projection.layer - 1]
+        with hooked(block, keep), suppress(StopForwardError):
+            self.model(**cut.inputs(self.model, batch.input_ids, attention))
+        hidden = hidden_of(self.below)[context]
+        whole = hidden.new_zeros(batch.n_rows, length, hidden.shape[-1])
+        n_stored = min(length, hidden.shape[1])
+        whole[:, :n_stored] = hidden[:, :n_stored]
+        rows, columns = (x.to(whole.device) for x in cut.is_run.nonzero(as_tuple=True))
+        positions = cut.columns.to(whole.device)[rows, columns]
+        whole[rows, positions] = hidden_of(seen[0])[rows, columns]
+        return with_hidden(seen[0], whole)
+
+    def _shared(self, batch: EditBatch) -> tuple[Tensor, Tensor]:
+        """int64 [n_rows] each: the context of every row, and how many tokens they share.
+
+        At least one token of a row runs. Rows without a context (the KL prompt) are compared with
+        the first.
+        """
+        context = torch.cat([_context_of_rows(edit) for edit in batch.edits])
+        length = min(batch.input_ids.shape[1], self.input_ids.shape[1])
+        same = batch.input_ids[:, :length] == self.input_ids[context, :length]
+        n_same = same.long().cumprod(1).sum(1)
+        own = batch.attention_mask.sum(1) - 1
+        return context, torch.minimum(torch.minimum(n_same, own), self.lengths[context])
+
+
+def _context_of_rows(edit: TokenizedEdit) -> Tensor:
+    numbers = torch.arange(len(edit.lookup_idx))
+    return numbers.where(numbers < edit.n_contexts, 0)
+
+
+def _versions_below(model: PreTrainedModel, projection: DownProjection) -> Versions | None:
+    """Changes whenever a weight that the edited block's input depends on is written or replaced.
+
+    None where torch keeps no count (weights made under inference mode). Writes through ``.data``
+    are not seen.
+    """
+    above = ModelSpec.of(model).blocks[projection.layer :]
+    others = {id(p) for block in above for p in block.parameters()}
+    weights = [p for p in model.parameters() if id(p) not in others]
+    if any(p.is_inference() for p in weights):
+        return None
+    return tuple((p.data_ptr(), p._version) for p in weights)

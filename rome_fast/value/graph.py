@@ -1,0 +1,242 @@
+"""A step of the search for v* as one captured CUDA graph, replayed without asking the device.
+
+Launching a step's thousand small kernels one by one takes longer than running them. A graph is
+captured once for tensors of the same shapes and weights at the same addresses, and kept. It is
+believed when it has given the gradients of a step that was run as usual; and in every search, when
+its first logits are those of the first pass.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict, deque
+from collections.abc import Callable, Hashable
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from rome_fast import ops
+from rome_fast.model.precision import wide_norm
+from rome_fast.value.capture import Captured, on_side_stream, told_host
+from rome_fast.value.first_pass import CANNOT
+from rome_fast.value.memory import is_out_of_memory
+from rome_fast.value.objective import Objective, Offsets
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from rome_fast.value.search import Search
+    from rome_fast.value.suffix_forward import Tail
+
+# Steps that the host is ahead of what it knows: enough to keep the device busy, and as many are
+# replayed in vain when all requests have been found.
+LAG = 2
+
+# Graphs of one model.
+N_KEPT = 32
+
+# How far a replayed gradient may be from the usual one, relative to its norm.
+_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-2}
+_HALF_TOLERANCE = 1e-1
+
+
+class Graphs:
+    """Those of one model, by what they were captured for; a str says why there is none.
+
+    Their activations share one pool of memory, as large as the largest needs: two of a model never
+    run at once. They are captured on one stream, as what lies in a pool belongs to a stream.
+    """
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[Hashable, StepGraph | str] = OrderedDict()
+        self._place: tuple[Any, torch.cuda.Stream] | None = None
+
+    def take(self, problem: Problem, check: Callable[[Tensor], None]) -> str:
+        """Search to the end by the graph of a problem, captured where it is new.
+
+        Returns why there is none, or "".
+        """
+        key = problem.key()
+        graph = self._kept.pop(key, None)
+        if isinstance(graph, str):
+            self._kept[key] = graph
+            return graph
+        is_new = graph is None
+        try:
+            graph = graph or StepGraph(problem, self)
+            graph.run(problem, check)
+        except CANNOT as error:
+            self._place = None  # where capturing has failed, torch may still record into the pool
+            if is_out_of_memory(error):
+                raise
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            if is_new:  # the next such request fails as well
+                self._kept[key] = reason
+            return reason
+        self._kept[key] = graph
+        while len(self._kept) > N_KEPT:
+            self._kept.popitem(last=False)
+        return ""
+
+    def place(self) -> tuple[Any, torch.cuda.Stream]:
+        """Where a graph's memory comes from, and the stream that it is captured on.
+
+        The stream is of the current device, where torch's own is of the first that it was made on.
+        """
+        device = torch.cuda.current_device()
+        if self._place is None or self._place[1].device_index != device:
+            self._place = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
+        return self._place
+
+
+_graphs: WeakKeyDictionary[nn.Module, Graphs] = WeakKeyDictionary()
+
+
+def is_wanted(search: Search, backend: str) -> bool:
+    """Whether the steps of a search are captured: on one GPU, unless plain torch is asked for."""
+    if search.tail is None or ops.is_torch_asked(backend):
+        return False
+    tensors = *search.model.parameters(), *search.model.buffers()
+    devices = {search.projection.weight.device, *(x.device for x in tensors)}
+    return len(devices) == 1 and devices.pop().type == "cuda"
+
+
+@torch.no_grad()
+def search_captured(search: Search, objective: Objective, offsets: Offsets) -> str:
+    """Run all steps of a search; returns why that cannot be done by a graph, or "".
+
+    ``offsets`` hold the result, or what they held before.
+    """
+    assert search.tail is not None
+    graphs = _graphs.setdefault(search.model, Graphs())
+    device = search.projection.weight.device
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        objective.start_from(search.unmoved_logits)
+        return graphs.take(Problem(search.tail, objective, offsets), search.check)
+
+
+def forget(model: nn.Module) -> None:
+    """Free the graphs of a model, and the memory of their activations."""
+    _graphs.pop(model, None)
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """What a step computes with: constants of one search, and the state that it moves."""
+
+    tail: Tail
+    objective: Objective
+    offsets: Offsets
+
+    def key(self) -> Hashable:
+        """What must be the same where a captured graph is used again."""
+        leaves, shape = tree_flatten(self._parts())
+        what = [(x.shape, x.dtype) if isinstance(x, torch.Tensor) else repr(x) for x in leaves]
+        model, weights = self.tail.model, self.tail.weights or {}
+        held = *model.parameters(), *model.buffers(), *weights.values()
+        return (
+            (str(shape), *what),
+            (self.tail.projection.layer, self.tail.n_silent, len(weights)),
+            (self.objective.constants, self.offsets.constants),
+            tuple(x.data_ptr() for x in held),
+            # Its older names raise where a user has set it by this.
+            torch.backends.cuda.matmul.fp32_precision,
+        )
+
+    def tensors(self) -> list[Tensor]:
+        """All of them, in an order that is the same for equal keys."""
+        return [x for x in tree_flatten(self._parts())[0] if isinstance(x, torch.Tensor)]
+
+    def mapped(self, function: Callable[[Tensor], Tensor]) -> Problem:
+        """The same with ``function`` of each tensor."""
+        leaves, shape = tree_flatten(self._parts())
+        leaves = [function(x) if isinstance(x, torch.Tensor) else x for x in leaves]
+        rows, cut, below, attention, constants, state = tree_unflatten(leaves, shape)
+        tail = replace(
+            self.tail,
+            rows=type(self.tail.rows)(**rows),
+            cut=type(self.tail.cut)(**cut),
+            below=below,
+            attention=attention,
+        )
+        objective, offsets = copy.copy(self.objective), copy.copy(self.offsets)
+        vars(objective).update(constants)
+        vars(offsets).update(state)
+        return Problem(tail, objective, offsets)
+
+    def compute(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Logits, gradients of the offsets, losses and who is right."""
+        deltas = self.offsets.deltas.requires_grad_()
+        with torch.enable_grad():
+            logits = self.tail.logits(deltas)
+        losses, gradient, right = self.objective(logits.detach())
+        (gradients,) = torch.autograd.grad(logits, [deltas], gradient)
+        return logits.detach(), gradients, losses, right
+
+    def _parts(self) -> tuple[Any, ...]:
+        tail = self.tail
+        return (
+            *(vars(tail.rows), vars(tail.cut), tail.below, tail.attention),
+            {name: getattr(self.objective, name) for name in Objective.TENSORS},
+            {name: getattr(self.offsets, name).detach() for name in Offsets.TENSORS},
+        )
+
+
+class StepGraph:
+    """A step, captured with tensors of its own, into which those of a search are copied.
+
+    It keeps no reference to the model, which would keep itself alive.
+    """
+
+    def __init__(self, problem: Problem, graphs: Graphs) -> None:
+        own = problem.mapped(torch.clone)
+        self._tensors, self._objective, self._offsets = own.tensors(), own.objective, own.offsets
+        # A step run as usual: what the graph must reproduce, and what libraries set up on first
+        # use, which cannot be captured.
+        on_side_stream(lambda: self._step(own), graphs.place)
+        self._expected: Tensor | None = self._gradients.clone()
+        self._captured = Captured(lambda: self._step(own), graphs.place)
+
+    def _step(self, own: Problem) -> None:
+        self.logits, self._gradients, losses, right = own.compute()
+        own.offsets.step(self._gradients, losses, right)
+        self._goes_on = own.offsets.active.any()
+
+    def run(self, problem: Problem, check: Callable[[Tensor], None]) -> None:
+        """Search to the end; the offsets of ``problem`` then hold what was found.
+
+        Raises:
+            ValueError: the graph does not compute what it should.
+        """
+        for own, given in zip(self._tensors, problem.tensors(), strict=True):
+            own.copy_(given)
+        self._captured.replay()
+        check(self.logits)
+        self._check_gradients()
+        # From the second step on the KL is measured from the first, as everywhere.
+        self._objective.start_from(self.logits)
+        self._replay_rest(len(self._offsets.history) - 1)
+        for name in Offsets.TENSORS:
+            getattr(problem.offsets, name).detach().copy_(getattr(self._offsets, name))
+
+    def _replay_rest(self, n_steps: int) -> None:
+        """At most so many steps; the host is told of each, and looks at those ``LAG`` ago."""
+        waits = deque([told_host(self._goes_on)])
+        for _ in range(n_steps):
+            if len(waits) > LAG and not waits.popleft()():
+                return
+            self._captured.replay()
+            waits.append(told_host(self._goes_on))
+
+    def _check_gradients(self) -> None:
+        if self._expected is None:
+            return
+        tolerance = _TOLERANCE.get(self.logits.dtype, _HALF_TOLERANCE)
+        difference = float(wide_norm(self._gradients - self._expected) / wide_norm(self._expected))
+        if not difference <= tolerance:
+            raise ValueError(f"the captured step's gradient is off by {difference:.1g}")
+        self._expected = None

@@ -1,0 +1,211 @@
+"""Memory: how much an edit takes, how much there is, and how its lack is told from other errors.
+
+The estimate is counted from shapes; benchmarks/memory_estimate.py compares it with measured peaks.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from rome_fast.model.spec import DownProjection, ModelSpec, embedding_rows
+
+if TYPE_CHECKING:
+    from rome_fast.prompt.encode import TokenizedEdit
+
+_MESSAGES = ("not enough memory", "can't allocate memory", "out of memory")
+_PROC, _GROUP = Path("/proc"), Path("/sys/fs/cgroup")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed: torch raises a type of its own on a GPU, none on a CPU."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(message in text for message in _MESSAGES)
+
+
+def free_bytes(device: torch.device, wanted: int = 0) -> int | None:
+    """What can still be allocated on a device; None where nothing tells (no CUDA, no Linux).
+
+    Where it is less than ``wanted``, malloc is first made to return what it keeps for later.
+    """
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        # What torch holds and does not use is free as well.
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    if device.type != "cpu" or not (_PROC / "meminfo").exists():
+        return None
+    free = _free_of_machine()
+    if free < wanted:
+        with suppress(OSError, AttributeError):  # only glibc can
+            ctypes.CDLL(None).malloc_trim(0)
+        free = _free_of_machine()
+    return free
+
+
+def _free_of_machine() -> int:
+    available = 1024 * int(_numbers(_PROC / "meminfo")["MemAvailable:"])
+    return max(0, min(available, _free_of_process(), _free_of_group()))
+
+
+def _free_of_process() -> int:
+    """What `ulimit -v` leaves."""
+    import resource  # not on Windows
+
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit == resource.RLIM_INFINITY:
+        return sys.maxsize
+    return limit - int((_PROC / "self/statm").read_text().split()[0]) * resource.getpagesize()
+
+
+def _free_of_group() -> int:
+    """What the limit of a container leaves (cgroup v2); cached files give way."""
+    if not (_GROUP / "memory.max").exists():
+        return sys.maxsize
+    limit = (_GROUP / "memory.max").read_text().strip()
+    if limit == "max":
+        return sys.maxsize
+    files = int(_numbers(_GROUP / "memory.stat")["file"])
+    return int(limit) - int((_GROUP / "memory.current").read_text()) + files
+
+
+def _numbers(file: Path) -> dict[str, str]:
+    return dict(line.split()[:2] for line in file.read_text().splitlines())
+
+
+def as_text(n_bytes: int) -> str:
+    """In the unit that people read: ``"3.1 GiB"``."""
+    if n_bytes >= 2**30:
+        return f"{n_bytes / 2**30:.1f} GiB"
+    return f"{n_bytes / 2**20:.0f} MiB" if n_bytes >= 2**20 else f"{n_bytes / 2**10:.0f} KiB"
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes that an edit takes beyond its model, by what takes them.
+
+    Attributes:
+        weight: the copy that undo needs, the float32 sum of a half-precision weight, and the
+            bfloat16 copies of ``compute_dtype``.
+        second_moment: C and its factor; two thirds more while that is made.
+        attention: keys and values of tokens that do not run again, kept for the search or for
+            later requests.
+        first_pass: activations of the first pass.
+        search: activations of one step of the search, kept for its gradients.
+        logits: at the positions that the loss reads, with their gradients.
+    """
+
+    weight: int
+    second_moment: int
+    attention: int
+    first_pass: int
+    search: int
+    logits: int
+
+    @property
+    def activations(self) -> int:
+        """Of the first pass or of the search, whichever takes more."""
+        return self.attention + max(self.first_pass, self.search + self.logits)
+
+    @property
+    def total(self) -> int:
+        """At the peak of the edit."""
+        factorisation = self.second_moment * 2 // 3
+        return self.weight + self.second_moment + max(self.activations, factorisation)
+
+    def __str__(self) -> str:
+        names = ("weight", "second_moment", "attention", "first_pass", "search", "logits")
+        parts = (f"{name.replace('_', ' ')} {as_text(getattr(self, name))}" for name in names)
+        return f"{as_text(self.total)} ({', '.join(parts)})"
+
+
+def estimate(
+    spec: ModelSpec,
+    projection: DownProjection,
+    edits: Sequence[TokenizedEdit],
+    *,
+    rows_at_once: int | None = None,
+    identity: bool = False,
+    bfloat16_copies: bool = False,
+) -> MemoryEstimate:
+    """Count what requests take that are searched together.
+
+    Args:
+        rows_at_once: of one request, if its rows run in parts; None for all.
+        identity: C is the identity.
+        bfloat16_copies: ``compute_dtype`` is ``"bfloat16"`` and the model is not.
+    """
+    n_rows = sum(len(edit.lookup_idx) for edit in edits)
+    at_once = n_rows if rows_at_once is None else min(n_rows, rows_at_once)
+    length = max(edit.input_ids.shape[1] for edit in edits)
+    before = max(int(edit.lookup_idx.max()) for edit in edits)
+    columns = max(columns_of(edit) for edit in edits)
+    n_reads = sum(edit.n_contexts * len(edit.target_ids) + 1 for edit in edits)
+    size, attention = projection.weight.itemsize, _Attention.of(spec)
+    d_key, d_model = projection.d_key, spec.d_model
+    layer, n_above = projection.layer, spec.n_layers - projection.layer
+    # The states of the contexts are kept for later requests, but not of rows that run in parts.
+    n_kept = n_above * before + (layer * length if at_once == n_rows else 0)
+    one_block = length * (4 * d_model + 3 * d_key) + length**2 * attention.scores
+    mask = length**2 * (1 + size)
+    # Kept for gradients, as gated and composed activations do, and on the way to them.
+    one_step = columns * (6 * d_model + 4 * d_key) + (before + columns) * attention.in_step
+    first_pass = (spec.n_layers * length * attention.stored + one_block) * size + mask
+    return MemoryEstimate(
+        weight=_weight_bytes(spec, projection, bfloat16_copies),
+        second_moment=0 if identity else 12 * d_key**2,
+        attention=n_rows * n_kept * attention.stored * size,
+        first_pass=at_once * first_pass,
+        search=at_once * n_above * one_step * size,
+        # Logits, their log-softmax, and the gradients of both, in float32.
+        logits=n_reads * embedding_rows(spec.model) * 16,
+    )
+
+
+def columns_of(edit: TokenizedEdit) -> int:
+    """How many tokens of its longest row run in every step: from the lookup on."""
+    return int((edit.attention_mask.sum(1) - edit.lookup_idx)[: edit.n_contexts].max())
+
+
+@dataclass(frozen=True)
+class _Attention:
+    """Numbers that one block's attention holds.
+
+    Attributes:
+        stored: keys and values in the cache, a token.
+        in_step: keys and values that a step with gradients holds, a token of the cache or of
+            its own: joined, and repeated where heads share them.
+        scores: of two tokens, with their softmax, where the family has no fused kernel.
+    """
+
+    stored: int
+    in_step: int
+    scores: int
+
+    @classmethod
+    def of(cls, spec: ModelSpec) -> _Attention:
+        config = spec.model.config.get_text_config()
+        # A model's own code may name them otherwise: then as if there were one of full width.
+        heads = int(getattr(config, "num_attention_heads", None) or 1)
+        sharing = int(getattr(config, "num_key_value_heads", None) or heads)
+        d_head = int(getattr(config, "head_dim", None) or spec.d_model // heads)
+        stored, whole = 2 * sharing * d_head, 2 * heads * d_head
+        in_step = whole if sharing == heads else whole + stored
+        return cls(stored, in_step, 3 * heads if config._attn_implementation == "eager" else 0)
+
+
+def _weight_bytes(spec: ModelSpec, projection: DownProjection, bfloat16_copies: bool) -> int:
+    weight = projection.weight
+    total = weight.nbytes + (4 * weight.numel() if weight.itemsize == 2 else 0)
+    if bfloat16_copies:
+        below = {id(p) for block in spec.blocks[: projection.layer] for p in block.parameters()}
+        total += sum(2 * p.numel() for p in spec.model.parameters() if id(p) not in below)
+    return total

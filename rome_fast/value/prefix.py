@@ -1,0 +1,123 @@
+"""Rows cut in two: what comes before goes into the attention's cache, the rest is run."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from rome_fast.model.spec import input_device
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import DynamicCache, PreTrainedModel
+
+    from rome_fast.value.batch import EditBatch
+
+# Columns are padded to a multiple of this, by the device they run on: on a GPU a few empty columns
+# cost nothing, and requests of like lengths then share one captured graph.
+_COLUMNS = {"cuda": 4}
+
+# Keys and values [n_rows, heads, t, d_head] of one block.
+Attention = tuple["Tensor", "Tensor"]
+
+
+@dataclass(frozen=True, eq=False)
+class Cut:
+    """Where each row is cut.
+
+    Its first position that runs becomes column 0 of s columns, padded on the right. What comes
+    before it is p columns of cache, padded on the left: so all distances between tokens stay what
+    they were (sliding windows, ALiBi).
+
+    Attributes:
+        before, columns: int64 [n_rows, p] and [n_rows, s], the positions they come from.
+        attention_mask: int64 [n_rows, p + s].
+    """
+
+    before: Tensor
+    columns: Tensor
+    attention_mask: Tensor
+
+    @classmethod
+    def between(cls, first: Tensor, last: Tensor, length: int, multiple: int = 1) -> Cut:
+        """Run the positions ``first`` to ``last`` (int64 [n_rows]) of rows of ``length`` tokens.
+
+        Args:
+            multiple: p and s are padded to one of it (p only where it is not 0).
+        """
+        p = _rounded_up(int(first.max()), multiple)
+        s = _rounded_up(int((last - first).max()) + 1, multiple)
+        before = torch.arange(p) - p + first[:, None]
+        columns = torch.arange(s) + first[:, None]
+        return cls(
+            before=before.clamp(min=0),
+            columns=columns.clamp(max=length - 1),
+            attention_mask=torch.cat([before >= 0, columns <= last[:, None]], dim=1).long(),
+        )
+
+    @classmethod
+    def at_lookup(cls, batch: EditBatch, device: torch.device) -> Cut:
+        """Run the rows of a batch, on ``device``, from the lookup to the last position read.
+
+        The batch lies on the CPU, and so does the cut.
+        """
+        lookup = batch.lookup_idx
+        last = lookup.scatter_reduce(0, batch.read_rows, batch.read_positions, "amax")
+        multiple = _COLUMNS.get(device.type, 1)
+        return cls.between(lookup, last, batch.input_ids.shape[1], multiple)
+
+    def to(self, device: torch.device) -> Cut:
+        """The same with all tensors on ``device``."""
+        tensors = self.before, self.columns, self.attention_mask
+        return Cut(*(x.to(device) for x in tensors))
+
+    @property
+    def is_run(self) -> Tensor:
+        """bool [n_rows, s]: what of the columns is not padding."""
+        return self.attention_mask[:, self.before.shape[1] :].bool()
+
+    def inputs(
+        self, model: PreTrainedModel, input_ids: Tensor, attention: Sequence[Attention]
+    ) -> dict[str, Any]:
+        """What the model's forward takes to run the columns.
+
+        Args:
+            input_ids: int64 [n_rows, t], the whole rows.
+            attention: of each block, already cut to ``before``.
+        """
+        device = input_device(model)
+        inputs: dict[str, Any] = {
+            "input_ids": input_ids.gather(1, self.columns).to(device),
+            "attention_mask": self.attention_mask.to(device),
+            "use_cache": False,
+        }
+        if "position_ids" in inspect.signature(model.forward).parameters:
+            inputs["position_ids"] = self.columns.to(device)
+        if self.before.shape[1]:
+            inputs["use_cache"], inputs["past_key_values"] = True, _cache_of(attention)
+        return inputs
+
+
+def _rounded_up(n: int, multiple: int) -> int:
+    return -(-n // multiple) * multiple
+
+
+def _cache_of(attention: Sequence[Attention]) -> DynamicCache:
+    """A new one for each run, which appends to it."""
+    from transformers import DynamicCache
+
+    cache = DynamicCache()
+    for layer, (keys, values) in enumerate(attention):
+        cache.update(keys, values, layer)
+    return cache
+
+
+def at_positions(x: Tensor, positions: Tensor) -> Tensor:
+    """Gather positions [n, m] along the last axis but one of [n, ..., t, d]."""
+    n, m = positions.shape
+    index = positions.to(x.device).reshape(n, *[1] * (x.dim() - 3), m, 1)
+    return x.gather(-2, index.expand(*x.shape[:-2], m, x.shape[-1]))

@@ -1,0 +1,175 @@
+"""Logits as a function of the offsets: by the tail of the model, or else by the whole of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from rome_fast.model.intercept import hooked, reading_only
+from rome_fast.model.precision import wide_norm
+from rome_fast.model.spec import DownProjection, input_device
+from rome_fast.value.first_pass import CANNOT, FirstPass
+from rome_fast.value.memory import is_out_of_memory
+from rome_fast.value.suffix_forward import Tail
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from rome_fast.value.batch import EditBatch
+
+# How far the tail's logits, unmoved, may be from the first pass's, relative to their norm.
+_TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-4}
+_HALF_TOLERANCE = 5e-2
+
+
+class Search:
+    """What the search for v* runs in every step.
+
+    The tail is believed once it has given, with all offsets zero, the logits of the first pass.
+    What the first pass has run in parts is run in the same parts.
+
+    Args:
+        weights: bfloat16 copies to compute the tail with; None computes it as the model does.
+
+    Attributes:
+        obstacle: why the whole model is run instead, or "".
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        projection: DownProjection,
+        batch: EditBatch,
+        first: FirstPass,
+        weights: dict[str, Tensor] | None = None,
+    ) -> None:
+        self.model, self.projection = model, projection
+        self.obstacle = first.obstacle
+        self._expected: Tensor | None = first.logits
+        # What is read nowhere (a bare prompt with a row of its own) need not run.
+        parts = [part for part in first.parts if len(part[0].read_rows)] or [(batch, first)]
+        self._whole = _together([WholeModel(model, projection, rows) for rows, _ in parts])
+        self._way: Way = self._whole
+        if not self.obstacle:
+            try:
+                tails = [Tail.of(model, projection, *part) for part in parts]
+                if weights is not None:
+                    tails = [tail.in_bfloat16(weights) for tail in tails]
+                self._way = _together(tails)
+            except CANNOT as error:
+                self._note(error)
+
+    def logits(self, deltas: Tensor) -> Tensor:
+        """[n_reads + n_edits, vocabulary] for the offsets [n_edits, d_value], with gradients.
+
+        All offsets must be zero in the first call.
+        """
+        if self._expected is None or self._way is self._whole:
+            return self._way.logits(deltas)
+        try:
+            logits = self._way.logits(deltas)
+            self.check(logits.detach())
+        except CANNOT as error:
+            self._note(error)
+            self._way = self._whole
+            logits = self._way.logits(deltas)
+        self._expected = None
+        return logits
+
+    @property
+    def tail(self) -> Tail | None:
+        """What a step runs where that is one tail, for all rows at once."""
+        return self._way if isinstance(self._way, Tail) else None
+
+    @property
+    def unmoved_logits(self) -> Tensor:
+        """Those of the first pass."""
+        assert self._expected is not None
+        return self._expected
+
+    def check(self, logits: Tensor) -> None:
+        """Raise ValueError unless these, of zero offsets, are those of the first pass."""
+        assert self._expected is not None
+        tolerance = _TOLERANCE.get(logits.dtype, _HALF_TOLERANCE)
+        difference = float(wide_norm(logits - self._expected) / wide_norm(self._expected))
+        if not difference <= tolerance:
+            raise ValueError(f"the shortened forward is off by {difference:.1g}")
+
+    def keep(self, edits: Sequence[int]) -> None:
+        """Go on with some of the requests only."""
+        assert not isinstance(self._way, InParts)  # those are of one request
+        self._way = self._way.keep(edits)
+
+    def run_whole(self, deltas: Tensor) -> None:
+        """Run the same by the whole model, for whoever looks at its modules."""
+        ways = self._way.ways if isinstance(self._way, InParts) else [self._way]
+        for way in ways:
+            WholeModel(way.model, way.projection, way.batch).logits(deltas)
+
+    def _note(self, error: Exception) -> None:
+        if is_out_of_memory(error):
+            raise error
+        self.obstacle = f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+@dataclass(frozen=True, eq=False)
+class WholeModel:
+    """The slow twin of ``Tail``: all blocks, all positions, in every step."""
+
+    model: PreTrainedModel
+    projection: DownProjection
+    batch: EditBatch
+
+    def logits(self, deltas: Tensor) -> Tensor:
+        """As ``Tail.logits``."""
+        batch, device = self.batch, input_device(self.model)
+        offset = deltas[batch.edit_of_row]
+
+        def move(module: Any, args: Any, output: Tensor) -> Tensor:
+            flat = output.reshape(-1, output.shape[-1])
+            index = batch.flat_lookup.to(flat.device)
+            return flat.index_add(0, index, offset.to(flat)).view_as(output)
+
+        head = self.model.get_output_embeddings()
+        with (
+            hooked(self.projection.module, move),
+            reading_only(head, batch.read_rows, batch.read_positions),
+        ):
+            logits: Tensor = self.model(
+                input_ids=batch.input_ids.to(device),
+                attention_mask=batch.attention_mask.to(device),
+                use_cache=False,
+            ).logits.squeeze(0)
+        return logits
+
+    def keep(self, edits: Sequence[int]) -> WholeModel:
+        """The same for some of the requests only."""
+        return replace(self, batch=self.batch.select(edits))
+
+
+@dataclass(frozen=True, eq=False)
+class InParts:
+    """One request's rows, a part at a time: what a step keeps for its gradients is one part's.
+
+    For that a part is run twice, once more when its gradients are taken.
+    """
+
+    ways: Sequence[Tail | WholeModel]
+
+    def logits(self, deltas: Tensor) -> Tensor:
+        """As ``Tail.logits``."""
+        run = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+        return torch.cat([run(way.logits, deltas) for way in self.ways])
+
+
+Way = Tail | WholeModel | InParts
+
+
+def _together(ways: Sequence[Tail | WholeModel]) -> Way:
+    return ways[0] if len(ways) == 1 else InParts(ways)

@@ -1,0 +1,219 @@
+"""A window of requests, from token ids to keys and values, all on the same weights.
+
+As many requests run at once as memory allows: their first pass is one forward, and so is each step
+of their search. Where not even one does, its rows run in parts.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from rome_fast.errors import InsufficientMemoryError
+from rome_fast.model.nonfinite import located
+from rome_fast.model.precision import Bfloat16Weights
+from rome_fast.model.spec import DownProjection, ModelSpec
+from rome_fast.prompt.readback import Reading, read_logits, read_targets
+from rome_fast.value import graph
+from rome_fast.value.batch import EditBatch
+from rome_fast.value.context_states import FirstPasses
+from rome_fast.value.first_pass import FirstPass, run_in_parts
+from rome_fast.value.key import Keys, capture, mean_keys
+from rome_fast.value.memory import as_text, columns_of, estimate, free_bytes, is_out_of_memory
+from rome_fast.value.optimize import Value, optimize_values
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from rome_fast.hparams import RomeHparams
+    from rome_fast.prompt.encode import TokenizedEdit
+    from rome_fast.timings import Clock
+
+# What the activations of one batch may take. On a CPU larger ones are slower: each step passes
+# over them, and beyond this they come from memory instead of a cache.
+BATCH_BYTES = {"cpu": 2**26, "cuda": 2**30}
+
+# Measured peaks are up to 1.4 times the estimate, as allocators lose room between blocks
+# (benchmarks/results/memory-estimate.json).
+MARGIN = 1.5
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """What the update of one request is made of, and what the model says before it.
+
+    Attributes:
+        raw_before: of a request in a chat, what it says after the plain prompt.
+    """
+
+    tokens: TokenizedEdit
+    keys: Keys
+    value: Value
+    before: Reading
+    raw_before: Reading | None = None
+
+
+class Finder:
+    """Finds keys and values of requests on the weights as they are.
+
+    Args:
+        clock: books the seconds as "key", "value" and "read before".
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        tok: PreTrainedTokenizerBase,
+        projection: DownProjection,
+        hparams: RomeHparams,
+        backend: str = "auto",
+    ) -> None:
+        self._backend = backend
+        self._spec, self._tok = spec, tok
+        self._projection, self._hparams = projection, hparams
+        self._budget = BATCH_BYTES.get(projection.weight.device.type, 2**30)
+        self._room: int | None = None
+        self._first_passes = FirstPasses(spec.model, projection)
+        self._copies: Bfloat16Weights | None = None
+        if hparams.compute_dtype == "bfloat16" and projection.weight.itemsize > 2:
+            self._copies = Bfloat16Weights(spec, projection)
+
+    def find(self, edits: Sequence[TokenizedEdit], clock: Clock) -> list[Found]:
+        """One Found a request, in order.
+
+        Raises:
+            NonFiniteError: an activation, a loss or a logit is NaN or infinite.
+            InsufficientMemoryError: there is no memory for a single row of a request.
+        """
+        # Like lengths together: rows are padded to the longest of their batch.
+        order = sorted(range(len(edits)), key=lambda i: _size(edits[i]))
+        waiting = [edits[i] for i in order]
+        done: list[Found] = []
+        while len(done) < len(edits):
+            batch, n_rows = self._as_many_as_fit(waiting[len(done) :])
+            try:
+                done += self._find_at_once(EditBatch.of(batch), n_rows, clock)
+                continue
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+            # Outside of the handler, whose traceback keeps the tensors of the attempt alive.
+            self._expect_half(batch, n_rows)
+        return [found for _, found in sorted(zip(order, done, strict=True), key=lambda x: x[0])]
+
+    def _find_at_once(self, batch: EditBatch, n_rows: int, clock: Clock) -> list[Found]:
+        """Find them; a single request's rows at most ``n_rows`` at a time."""
+        model, projection = self._spec.model, self._projection
+        if n_rows < batch.n_rows:
+            first = run_in_parts(model, projection, batch, n_rows)
+        else:
+            first = self._first_passes.run(batch)
+        with located(model, lambda: self._run_again(first.parts or [(batch, first)])):
+            keys = mean_keys(projection, batch, first)
+        clock.lap("key")
+        value_init = torch.stack([k.value_init for k in keys])
+        weights = None if self._copies is None else self._copies.current()
+        values = optimize_values(
+            *(model, projection, batch, first),
+            *(value_init, self._hparams, weights, self._backend),
+        )
+        if first.parts:
+            values = [replace(v, shortage=self._shortage(batch, n_rows)) for v in values]
+        clock.lap("value")
+        before = self._read_before(batch, first)
+        clock.lap("read before")
+        return [Found(*f) for f in zip(batch.edits, keys, values, before, strict=True)]
+
+    def _run_again(self, parts: Iterable[tuple[EditBatch, FirstPass]]) -> None:
+        for part, _ in parts:
+            capture(self._spec.model, self._projection, part.input_ids, part.attention_mask)
+
+    def _read_before(self, batch: EditBatch, first: FirstPass) -> list[Reading]:
+        """From the logits of the first pass where they are those of the bare prompts."""
+        model, tok = self._spec.model, self._tok
+        prompts = [edit.prompt_ids.tolist() for edit in batch.edits]
+        targets = [edit.target_ids.tolist() for edit in batch.edits]
+        if first.logits is None or any(e.prompt_row >= e.n_contexts for e in batch.edits):
+            return read_targets(model, tok, prompts, targets)
+        starts = [e.prompt_row * len(e.target_ids) for e in batch.edits]
+        reads = first.logits.split([*torch.bincount(batch.edit_of_read).tolist(), batch.n_edits])
+        return [
+            read_logits(model, tok, prompt, target, logits[start : start + len(target)])
+            for prompt, target, logits, start in zip(
+                prompts, targets, reads[:-1], starts, strict=True
+            )
+        ]
+
+    def _as_many_as_fit(
+        self, edits: Sequence[TokenizedEdit]
+    ) -> tuple[Sequence[TokenizedEdit], int]:
+        """The first requests, and how many of their rows run at once: all unless it is only one.
+
+        Raises:
+            InsufficientMemoryError: not a single row fits.
+        """
+        room, n = self._room_for(edits[:1]), 1
+        while n < len(edits) and self._bytes(edits[: n + 1]) <= min(room, self._budget):
+            n += 1
+        n_rows = sum(len(edit.lookup_idx) for edit in edits[:n])
+        while n == 1 and self._bytes(edits[:1], n_rows) > room:
+            if n_rows == 1:
+                raise self._insufficient(edits[0], f"there is room for {as_text(room)}")
+            n_rows = _half(n_rows)
+        return edits[:n], n_rows
+
+    def _room_for(self, edits: Sequence[TokenizedEdit]) -> int:
+        """How many bytes an estimate may have."""
+        if self._room is not None:
+            return self._room
+        wanted = int(MARGIN * self._bytes(edits))
+        free = free_bytes(self._projection.weight.device, wanted)
+        return sys.maxsize if free is None else int(free / MARGIN)
+
+    def _expect_half(self, batch: Sequence[TokenizedEdit], n_rows: int) -> None:
+        """Memory ran out: from now on half of what was tried is what there is.
+
+        What is free is not asked again: what the attempt has freed may not be told as such.
+        """
+        if n_rows == 1:
+            raise self._insufficient(batch[0], "an allocation failed")
+        if len(batch) > 1:
+            self._room = self._bytes(batch[_half(len(batch)) :])  # the longer ones
+        else:
+            self._room = self._bytes(batch, _half(n_rows))
+        self._first_passes = FirstPasses(self._spec.model, self._projection)
+        graph.forget(self._spec.model)
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+
+    def _bytes(self, edits: Sequence[TokenizedEdit], rows_at_once: int | None = None) -> int:
+        """What the activations take."""
+        return estimate(self._spec, self._projection, edits, rows_at_once=rows_at_once).activations
+
+    def _shortage(self, batch: EditBatch, n_rows: int) -> str:
+        needed = as_text(self._bytes(batch.edits))
+        return (
+            f"v* was searched with {n_rows} of {batch.n_rows} rows at a time, more slowly: at once "
+            f"they would take about {needed} of memory"
+        )
+
+    def _insufficient(self, edit: TokenizedEdit, there: str) -> InsufficientMemoryError:
+        return InsufficientMemoryError(
+            f"no memory for a request of {edit.input_ids.shape[1]} tokens in {edit.n_contexts} "
+            f"contexts: with one row at a time it takes about {as_text(self._bytes([edit], 1))}, "
+            f"and {there}: shorten the prompt, give fewer context_templates, or load the model in "
+            "bfloat16"
+        )
+
+
+def _half(n: int) -> int:
+    return (n + 1) // 2
+
+
+def _size(edit: TokenizedEdit) -> tuple[int, int]:
+    """How many tokens of its longest row run in every step, and in the first pass."""
+    return columns_of(edit), edit.input_ids.shape[1]
