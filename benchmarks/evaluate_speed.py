@@ -3,7 +3,7 @@
     python benchmarks/evaluate_speed.py --out benchmarks/results/evaluate.json
 
 Facts of the embedded model, or the records of a file, each edited alone. Case by case is the plain
-implementation of tests/evaluate/reference.py: `rome_fast.edit`, one forward a prompt and target,
+implementation of tests/support/reference.py: `rome_fast.edit`, one forward a prompt and target,
 `model.generate` a prompt, `revert`. Both are run in turns; edits are the same and are timed apart,
 because the search for v* is no part of what is compared.
 """
@@ -29,7 +29,7 @@ import rome_fast
 from rome_fast.bench.setting import setting
 from rome_fast.prompt.contexts import sample_context_templates
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "evaluate"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 import reference
 
 PHASES = ("edit", "score", "generate")

@@ -1,4 +1,4 @@
-"""The CUDA kernels on the host (tests/cuda_on_host), as ops of their own for tensors of the CPU.
+"""The CUDA kernels on the host, as ops of their own for tensors of the CPU (support/cuda_on_host).
 
 ROME_FAST_TEST_DEVICE=cuda runs the same tests on a GPU, with the library that is installed there.
 """
@@ -8,21 +8,16 @@ from __future__ import annotations
 import ctypes
 import os
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from carried import OnCard
+from host_build import build, sources
 from torch.utils.cpp_extension import get_cxx_compiler
 
 from rome_fast import ops
 from rome_fast.info import OPS
-
-ON_HOST = Path(__file__).resolve().parents[1] / "cuda_on_host"
-sys.path.insert(0, str(ON_HOST))
-
-from host_build import build, sources  # noqa: E402
 
 
 class Emulated:

@@ -14,7 +14,7 @@ import os
 
 import pytest
 import torch
-from calls import CALLS
+from cuda_calls import CALLS
 from helpers import CONTEXTS, REQUEST, same_bits, state
 from tiny import tiny_gpt2, tiny_llama, tiny_second_moment
 

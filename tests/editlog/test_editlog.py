@@ -6,28 +6,12 @@ from dataclasses import replace
 import pytest
 import torch
 from helpers import same_bits, state
+from logged import NAME, REQUESTS, edited
 
 from rome_fast import EditLog, HealthCheck, Session, ops
 from rome_fast.errors import EditLogError, NonFiniteError, RevertError, SessionError
 
 pytestmark = pytest.mark.filterwarnings("ignore::rome_fast.errors.EditWarning")
-
-NAME = "transformer.h.1.mlp.c_proj.weight"
-FACTS = [
-    ("The founder is {}", "Steve Jobs", "capital"),
-    ("The old tower is {}", "Eiffel Tower", "near"),
-    ("We drink tea with {}", "Ada Lovelace", "near"),
-]
-REQUESTS = [dict(zip(("prompt", "subject", "target_new"), fact, strict=True)) for fact in FACTS]
-
-
-def edited(model, tok, settings, requests=REQUESTS, **options):
-    """(log, edited copy of the model)."""
-    model = copy.deepcopy(model)
-    health = HealthCheck(every=0)
-    with Session(model, tok, **settings, **options, health=health) as session:
-        list(session.edit_many(requests, progress=False))
-        return session.log, model
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])

@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 import torch
-from test_editlog import REQUESTS, edited
+from logged import REQUESTS, edited
 
 from rome_fast.errors import EditLogError, InvalidArgumentError
 

@@ -94,7 +94,7 @@ def test_a_resumed_session_edits_as_one_that_never_stopped(gpt2, options, reques
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_killed_at_any_moment(tmp_path):
     seed = random.SystemRandom().randrange(2**31)
-    program = Path(__file__).with_name("killed.py")
+    program = Path(__file__).parents[1] / "support" / "killed.py"
     command = [sys.executable, str(program), str(tmp_path), "50", str(seed)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, f"seed {seed}\n{done.stderr[-3000:]}"

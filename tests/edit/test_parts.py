@@ -11,8 +11,8 @@ import pytest
 import torch
 from family_checks import case, compare, expected_of, options, values_found
 from helpers import CONTEXTS, REQUEST, same_bits, state
-from test_exactness import STRUCTURES, built
-from test_tail import random_edit
+from prepared import random_edit
+from structures import STRUCTURES, built
 
 import rome_fast
 from rome_fast.errors import InsufficientMemoryError
@@ -239,7 +239,7 @@ print(n_tokens, in_parts, *losses)
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the memory of a process")
 def test_a_prompt_of_2000_tokens_in_a_process_with_little_memory(request):
     def edited(mib):
-        paths = [str(request.config.rootpath / "tests"), str(request.config.rootpath)]
+        paths = [str(request.config.rootpath / "tests" / "support"), str(request.config.rootpath)]
         command = [sys.executable, "-c", LONG, str(mib), *paths]
         # Else each thread's heap sets 64 MiB of addresses aside, which the limit counts.
         settings = {**os.environ, "MALLOC_ARENA_MAX": "1"}

@@ -19,8 +19,6 @@ import warnings
 from pathlib import Path
 
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
 from helpers import CONTEXTS
 from tiny import tiny_gpt2
 

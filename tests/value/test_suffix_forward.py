@@ -4,56 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from families import FAMILIES, VOCABULARY, tiny_family
+from families import FAMILIES, VOCABULARY
+from prepared import prepared, two_edits
 
-from rome_fast.model.spec import ModelSpec
-from rome_fast.prompt.encode import TokenizedEdit
 from rome_fast.value import prefix
 from rome_fast.value.batch import EditBatch
-from rome_fast.value.first_pass import run_first_pass
 from rome_fast.value.search import Search, WholeModel
 from rome_fast.value.suffix_forward import Tail
 
 # A norm or a factor lies between the MLP and the end of the block.
 BENT = ("Gemma2", "Gemma3", "Olmo2", "Granite")
-
-
-def random_edit(seed: int, lookups: list[int], n_target: int) -> TokenizedEdit:
-    """Rows of random tokens with these lookups; the last is the KL prompt's."""
-    generator = torch.Generator().manual_seed(seed)
-    lookup_idx = torch.tensor(lookups)
-    more = torch.randint(1, 4, lookup_idx.shape, generator=generator)
-    lengths = lookup_idx + more + n_target
-    input_ids = torch.randint(VOCABULARY, (len(lookups), int(lengths.max())), generator=generator)
-    attention_mask = (torch.arange(int(lengths.max())) < lengths[:, None]).long()
-    n_contexts = len(lookups) - 1
-    return TokenizedEdit(
-        input_ids=input_ids * attention_mask,
-        attention_mask=attention_mask,
-        lookup_idx=lookup_idx,
-        target_ids=torch.randint(VOCABULARY, (n_target,), generator=generator),
-        target_start=(lengths - n_target)[:n_contexts],
-        n_contexts=n_contexts,
-        prompt_row=0,
-        subject_token="",
-        target_tokens=(),
-    )
-
-
-def two_edits() -> EditBatch:
-    """The subject first, in the middle and far in; one and three target tokens."""
-    return EditBatch.of([random_edit(1, [0, 3, 7, 1], 1), random_edit(2, [2, 9, 2], 3)])
-
-
-def prepared(family, layer, batch):
-    model = tiny_family(family).requires_grad_(False)
-    for parameter in model.parameters():  # freshly drawn, attention is next to uniform
-        if parameter.dim() == 2:
-            parameter.mul_(4)
-    projection = ModelSpec.of(model).down_projection(layer)
-    first = run_first_pass(model, projection, batch)
-    assert not first.obstacle
-    return model, projection, first
 
 
 def logits_and_gradient(way, deltas):

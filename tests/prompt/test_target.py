@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import trained_tokenizers
+from any_text import BETWEEN, PROPERTY
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from shared_data import shared, shared_model
-from test_tokens import BETWEEN, PROPERTY
 from tiny import tiny_llama
 from trained_tokenizers import ALL, FAITHFUL
 from transformers import AutoTokenizer

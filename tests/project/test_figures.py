@@ -8,7 +8,7 @@ from pathlib import Path
 
 import rome_fast
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def test_version_is_one():

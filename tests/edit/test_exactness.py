@@ -7,11 +7,9 @@ steps: Adam divides by the square root of small second moments, so that rounding
 from __future__ import annotations
 
 import copy
-from functools import cache
 
 import pytest
-import transformers
-from families import FAMILIES, lively_family
+from families import FAMILIES
 from family_checks import (
     PROMPTS,
     RTOL,
@@ -25,33 +23,14 @@ from family_checks import (
     options,
     values_found,
 )
-from tiny import byte_level_tokenizer, metaspace_tokenizer
+from structures import STRUCTURES, TOKENIZERS, built
 
 import rome_fast
 from rome_fast.model.spec import ModelSpec
 
-TOKENIZERS = {"byte-level": byte_level_tokenizer, "metaspace": metaspace_tokenizer}
-# Conv1D; rotary; a norm after the MLP; ALiBi; a window of 4 tokens, shorter than every context.
-STRUCTURES = {
-    "GPT2": "byte-level",
-    "Llama": "metaspace",
-    "Gemma2": "metaspace",
-    "Bloom": "byte-level",
-    "Mistral": "metaspace",
-}
-# Each block above the edited one carries an offset 3 tokens on: two, and it reaches the target.
-CHANGES = {"Gemma2": {"num_hidden_layers": 4}, "Mistral": {"num_hidden_layers": 4}}
 FACT_TOKENS = ["subject_last", "subject_first", "subject_first_after_last", "last"]
 
 pytestmark = pytest.mark.filterwarnings("ignore::rome_fast.errors.EditWarning")
-
-
-@cache
-def built(family, tokenizer):
-    if family == "Mpt" and int(transformers.__version__.split(".")[0]) < 5:
-        pytest.skip("transformers 4 cannot run MPT in float64, as the oracle does")
-    tok = TOKENIZERS[tokenizer]()
-    return lively_family(family, len(tok), **CHANGES.get(family, {})), tok
 
 
 def check(model, tok, request, layer=1, **hparams):

@@ -13,7 +13,7 @@ import pytest
 
 import rome_fast
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 SCRIPTS = {
     "first_edit.py": ["Ray Charles plays the                          piano -> violin -> piano"],
     "evaluate_edits.py": ["single: 4 edits, 0 refused", "sequential: 4 edits, 0 refused"],

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from helpers import CONTEXTS, REQUEST
-from test_tail import prepared, random_edit
+from prepared import prepared, random_edit
 
 import rome_fast
 from rome_fast.model.spec import ModelSpec

@@ -12,9 +12,9 @@ import pytest
 import torch
 import transformers
 from helpers import REQUEST
+from prepared import prepared, two_edits
 from pretend_devices import PretendDevices, device
 from recorded import Recorded
-from test_tail import prepared, two_edits
 from transformers.utils import import_utils
 
 import rome_fast

@@ -8,7 +8,7 @@ import pytest
 import torch
 from family_checks import case, options
 from pretend_devices import PretendDevices, device
-from test_exactness import STRUCTURES, built
+from structures import STRUCTURES, built
 
 import rome_fast
 from rome_fast.model.spec import ModelSpec

@@ -6,7 +6,7 @@ import pytest
 import torch
 from families import FAMILIES
 from helpers import REQUEST, state
-from test_tail import prepared, random_edit
+from prepared import prepared, random_edit
 
 import rome_fast
 from rome_fast.model.intercept import hidden_of

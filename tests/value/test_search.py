@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from helpers import REQUEST
-from test_tail import prepared, two_edits
+from prepared import prepared, two_edits
 
 import rome_fast
 from rome_fast.value.search import Search, WholeModel

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from torch.utils.cpp_extension import get_cxx_compiler, include_paths, library_paths
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 HERE = ROOT / "tests" / "cuda_on_host"
 KEPT = ROOT / "build" / "cuda_on_host"
 FLAGS = [

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from torch.utils.cpp_extension import get_cxx_compiler
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "csrc"))
 
 import nvcc_build  # noqa: E402

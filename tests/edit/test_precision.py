@@ -13,8 +13,8 @@ import transformers
 from families import FAMILIES
 from family_checks import case, expected_of, off_by, options
 from helpers import REQUEST, same_bits, state
-from test_exactness import STRUCTURES, built
-from test_tail import prepared, two_edits
+from prepared import prepared, two_edits
+from structures import STRUCTURES, built
 from tiny import tiny_llama
 
 import rome_fast

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from any_text import BETWEEN, PROPERTY
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from shared_data import shared
 from tiny import SENTENCES, tiny_gpt2, tiny_llama
@@ -18,18 +19,6 @@ from rome_fast.prompt import lookup
 from rome_fast.prompt.encode import encode
 from rome_fast.prompt.ids import pad_right, text_ids
 from rome_fast.prompt.lookup import Passage, locate_subject
-
-WORDS = (
-    *("Ray Charles", "the", "Zoë", "Zoe\u0308", "n't", "{", "}", "{x}", "%s", '"', "'", "\n"),
-    *("北京", "的首都是", "東京", "กรุงเทพ", "서울은", "برج إيفل", "ירושלים"),
-    *("👩\u200d🚀", "👍🏽", "𓀀"),
-)
-SIGNS = st.characters(categories=["L", "M", "N", "P", "S"], exclude_characters="\ufffd{}")
-PARTS = st.one_of(st.sampled_from(WORDS), st.text(SIGNS, min_size=1, max_size=4))
-BETWEEN = st.lists(st.tuples(PARTS, st.sampled_from(["", " "])), max_size=6).map(
-    lambda parts: "".join(word + space for word, space in parts)
-)
-PROPERTY = settings(max_examples=60, deadline=None, derandomize=True, database=None)
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,9 @@ import json
 from dataclasses import asdict, replace
 
 import pytest
+from any_text import BETWEEN, PROPERTY
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from test_tokens import BETWEEN, PROPERTY
 
 from rome_fast import EditRequest
 from rome_fast.errors import InvalidRequestError

@@ -22,7 +22,7 @@ import yaml
 import rome_fast
 from rome_fast.cli.app import app
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PAGES = [*sorted(ROOT.glob("README*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PRINTS = re.compile(r"# -> (.*)$", re.MULTILINE)
