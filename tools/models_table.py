@@ -20,7 +20,7 @@ import transformers
 from tqdm import tqdm
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(ROOT / "tests" / "support"))
 
 from family_checks import edits_and_undoes, exactness  # noqa: E402
 from mixtures import MIXTURES  # noqa: E402

@@ -50,7 +50,7 @@ def process(folder):
 @pytest.mark.filterwarnings("ignore::rome_fast.errors.EditWarning")
 def test_two_processes_find_what_one_does(tmp_path):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    paths = os.pathsep.join([str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")])
+    paths = os.pathsep.join([str(HERE.parents[1] / "support"), os.environ.get("PYTHONPATH", "")])
     subprocess.run(
         [*torchrun, "--nproc-per-node", "2", str(HERE), str(tmp_path)],
         env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},

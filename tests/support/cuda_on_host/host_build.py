@@ -13,7 +13,7 @@ from pathlib import Path
 from torch.utils.cpp_extension import get_cxx_compiler, include_paths, library_paths
 
 ROOT = Path(__file__).resolve().parents[3]
-HERE = ROOT / "tests" / "cuda_on_host"
+HERE = ROOT / "tests" / "support" / "cuda_on_host"
 KEPT = ROOT / "build" / "cuda_on_host"
 FLAGS = [
     *("-x", "c++", "-std=c++20", "-O2", "-g0", "-fPIC", "-ffp-contract=off", "-w"),
