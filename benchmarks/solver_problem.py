@@ -13,6 +13,7 @@ from solver_candidates import Ball, Evaluation
 from torch import Tensor
 
 import rome_fast
+from rome_fast.model.activations import read_activations
 from rome_fast.model.spec import ModelSpec
 from rome_fast.moment import collect
 from rome_fast.prompt.contexts import sample_context_templates
@@ -21,7 +22,7 @@ from rome_fast.prompt.readback import greedy_continuations
 from rome_fast.prompt.target import find_target_ids
 from rome_fast.update.solve import apply_update_, build_constraint
 from rome_fast.update.undo import WeightHistory
-from rome_fast.value.key import Keys, capture
+from rome_fast.value.key import Keys
 
 
 class Bench:
@@ -47,7 +48,7 @@ class Bench:
 
 def read_keys(bench: Bench, tokens: TokenizedEdit) -> Keys:
     """Keys and values at the lookup positions, of one request alone."""
-    read = capture(bench.model, bench.projection, tokens.input_ids, tokens.attention_mask)
+    read = read_activations(bench.model, bench.projection, tokens.input_ids, tokens.attention_mask)
     rows = torch.arange(len(tokens.lookup_idx))
     keys, values = (x[rows, tokens.lookup_idx] for x in read)
     return Keys(

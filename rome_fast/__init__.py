@@ -9,6 +9,7 @@ Importing this package never compiles, never starts CUDA and never imports trans
 """
 
 from rome_fast import demo
+from rome_fast._version import __version__ as __version__
 from rome_fast.edit import edit, edit_many, trial
 from rome_fast.editlog import EditLog
 from rome_fast.evaluate import EditRecord, Evaluation, evaluate, load_records
@@ -20,8 +21,6 @@ from rome_fast.moment.second_moment import SecondMoment
 from rome_fast.probe import Anatomy, Probe, probe
 from rome_fast.session import Guard, HealthCheck, RejectedEdit, Session
 from rome_fast.types import EditRequest, EditResult, RankOneUpdate
-
-__version__ = "0.1.0"
 
 __all__ = [
     "Anatomy",

@@ -13,7 +13,6 @@ import torch
 
 from rome_fast import ops
 from rome_fast.errors import EditFailedError, HparamsError, InvalidRequestError
-from rome_fast.explain import Diagnostics
 from rome_fast.hparams import RomeHparams, defaults_for
 from rome_fast.model.owner import check_free
 from rome_fast.model.spec import ModelSpec, check_tokenizer, max_positions
@@ -23,7 +22,7 @@ from rome_fast.prompt.contexts import check_context_templates, sample_context_te
 from rome_fast.prompt.encode import TokenizedEdit, encode
 from rome_fast.prompt.readback import Change, Reading, findings, read_targets
 from rome_fast.timings import Clock
-from rome_fast.types import EditRequest, EditResult, RankOneUpdate, Undo
+from rome_fast.types import Diagnostics, EditRequest, EditResult, RankOneUpdate, Undo
 from rome_fast.update.joint import apply_updates_, count_independent
 from rome_fast.update.solve import Constraint, apply_update_, build_constraint
 from rome_fast.update.undo import UndoHandle, WeightHistory

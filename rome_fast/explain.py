@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from rome_fast.errors import InvalidArgumentError
-from rome_fast.types import EditResult
+from rome_fast.types import Diagnostics, EditResult
 from rome_fast.value.optimize import NOT_CONVERGED
 
 # Keys a dimension: C^-1 k mostly settles at so many, and is poor at half of them
@@ -20,27 +20,6 @@ LARGE_UPDATE = 0.5
 USEFUL_DEPTH = 5 / 6
 # A bare prompt's key that has less in common with the mean key is an outlier.
 ALIKE = 0.5
-
-
-@dataclass(frozen=True)
-class Diagnostics:
-    """What ``explain`` looks at beside the result that it belongs to.
-
-    Attributes:
-        n_layers: of the model.
-        lookup_index: position of the lookup token in the bare prompt, BOS counted.
-        key_agreement: cosine of the bare prompt's key and the mean key over the contexts.
-        value_growth: norm of the offset found for the value over the norm of the value.
-        n_keys: of the second moment; None where it is the identity.
-        weight_dtype: of the edited weight, ``"float32"`` for example.
-    """
-
-    n_layers: int
-    lookup_index: int
-    key_agreement: float
-    value_growth: float
-    n_keys: int | None
-    weight_dtype: str
 
 
 @dataclass(frozen=True)

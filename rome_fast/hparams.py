@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rome_fast.errors import EditWarning, HparamsError
+from rome_fast.model.activations import typical_value_norm
 from rome_fast.model.spec import ModelSpec, frozen, text_config
-from rome_fast.value.key import typical_value_norm
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

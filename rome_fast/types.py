@@ -12,7 +12,6 @@ from rome_fast.prompt.request import EditRequest
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rome_fast.explain import Diagnostics
     from rome_fast.hparams import RomeHparams
     from rome_fast.prompt.readback import Change
 
@@ -43,6 +42,27 @@ class RankOneUpdate:
     def norm(self) -> float:
         """Frobenius norm of the update."""
         return float(self.u.double().norm() * self.v.double().norm())
+
+
+@dataclass(frozen=True)
+class Diagnostics:
+    """What ``explain`` looks at beside the result that it belongs to.
+
+    Attributes:
+        n_layers: of the model.
+        lookup_index: position of the lookup token in the bare prompt, BOS counted.
+        key_agreement: cosine of the bare prompt's key and the mean key over the contexts.
+        value_growth: norm of the offset found for the value over the norm of the value.
+        n_keys: of the second moment; None where it is the identity.
+        weight_dtype: of the edited weight, ``"float32"`` for example.
+    """
+
+    n_layers: int
+    lookup_index: int
+    key_agreement: float
+    value_growth: float
+    n_keys: int | None
+    weight_dtype: str
 
 
 class Undo(Protocol):

@@ -21,8 +21,8 @@ from rome_fast.bench.own import RomeFast
 from rome_fast.bench.peak import peaks_in_children
 from rome_fast.bench.peers import Peer, PeerEdit, load_peer
 from rome_fast.errors import InvalidArgumentError, RomeFastError
+from rome_fast.model.hashes import fingerprint
 from rome_fast.model.spec import ModelSpec, input_device
-from rome_fast.update.undo import fingerprint
 
 if TYPE_CHECKING:
     from torch import Tensor

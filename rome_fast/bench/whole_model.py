@@ -20,6 +20,7 @@ from rome_fast.bench.own import factored
 from rome_fast.bench.peers import PeerEdit
 from rome_fast.bench.setting import commit
 from rome_fast.model.intercept import hooked
+from rome_fast.model.precision import widen
 from rome_fast.model.spec import DownProjection, ModelSpec, frozen, input_device
 from rome_fast.prompt.encode import encode
 from rome_fast.timings import Clock
@@ -27,7 +28,7 @@ from rome_fast.update.solve import apply_update_, build_constraint
 from rome_fast.update.undo import WeightHistory
 from rome_fast.value.batch import EditBatch
 from rome_fast.value.first_pass import FirstPass
-from rome_fast.value.key import Keys, mean_keys, widen
+from rome_fast.value.key import Keys, mean_keys
 from rome_fast.value.objective import Objective, Offsets
 
 if TYPE_CHECKING:

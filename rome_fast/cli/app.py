@@ -120,7 +120,7 @@ def _say(
 
 
 def _digest(model: PreTrainedModel) -> str:
-    from rome_fast.update.undo import fingerprint
+    from rome_fast.model.hashes import fingerprint
 
     return fingerprint(*model.parameters())
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from rome_fast.editlog.base import EditedWeight
-    from rome_fast.editlog.log import EditLog
+    from rome_fast.editlog.records import LogRecords
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +26,7 @@ class AppliedLog:
     histories: tuple[WeightHistory, ...]
 
     @classmethod
-    def of(cls, log: EditLog, model: PreTrainedModel) -> AppliedLog:
+    def of(cls, log: LogRecords, model: PreTrainedModel) -> AppliedLog:
         """Write the log into the model (``EditLog.apply``)."""
         model = unwrapped(model)
         modules = dict(base_modules(model))
@@ -70,5 +70,5 @@ class AppliedLog:
             history.replay([])
 
 
-def _by_module(log: EditLog) -> list[tuple[str, EditedWeight]]:
+def _by_module(log: LogRecords) -> list[tuple[str, EditedWeight]]:
     return [(name.removesuffix(".weight"), weight) for name, weight in log.base.edited.items()]

@@ -7,10 +7,9 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from rome_fast.errors import EditLogError
+from rome_fast.model.hashes import fingerprint, sampled_hash
 from rome_fast.model.spec import DownProjection
 from rome_fast.model.wrappers import base_parameters
-from rome_fast.moment.provenance import sampled_hash
-from rome_fast.update.undo import fingerprint
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -18,10 +18,10 @@ import torch
 
 from rome_fast.atomic_files import write_whole
 from rome_fast.editlog.base import Base
-from rome_fast.editlog.log import EditLog, LoggedEdit, Rejection, by_weight
+from rome_fast.editlog.journal import is_journal, read_log
+from rome_fast.editlog.records import LoggedEdit, LogRecords, Rejection, by_weight
 from rome_fast.errors import EditLogError
-from rome_fast.types import EditRequest, RankOneUpdate
-from rome_fast.update.undo import fingerprint
+from rome_fast.model.hashes import fingerprint
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,15 +30,13 @@ _FORMAT = "rome_fast.edit_log.1"
 _NAME = "edit_log"
 
 
-def write(log: EditLog, path: Path) -> None:
+def write(log: LogRecords, path: Path) -> None:
     """Write the log, atomically; never over a journal, which may be an open Session's.
 
     Raises:
         EditLogError: the file is a journal.
     """
     from safetensors.torch import save_file
-
-    from rome_fast.editlog.journal import is_journal
 
     if path.is_file() and is_journal(path):
         raise EditLogError(
@@ -52,7 +50,7 @@ def write(log: EditLog, path: Path) -> None:
     header = {
         "format": _FORMAT,
         "base": log.base.to_json(),
-        "edits": [{**edit_to_json(edit), "row": rows[edit.edit_id]} for edit in log.edits],
+        "edits": [{**edit.to_json(), "row": rows[edit.edit_id]} for edit in log.edits],
         "taken_out": sorted(log.taken_out),
         "rejections": [asdict(rejection) for rejection in log.rejections],
     }
@@ -61,15 +59,13 @@ def write(log: EditLog, path: Path) -> None:
     write_whole(path, lambda partial: save_file(tensors, partial, metadata=metadata))
 
 
-def read(path: Path) -> EditLog:
+def read(path: Path) -> LogRecords:
     """Read a log, or a journal.
 
     Raises:
         EditLogError: absent, of another kind, truncated or corrupt.
     """
     from safetensors import SafetensorError, safe_open
-
-    from rome_fast.editlog.journal import is_journal, read_log
 
     if not path.is_file():
         raise EditLogError(f"there is no edit log {str(path)!r}")
@@ -92,47 +88,14 @@ def read(path: Path) -> EditLog:
         ) from error
 
 
-def edit_to_json(edit: LoggedEdit) -> dict[str, Any]:
-    """All of an edit but u and v."""
-    return {
-        "edit_id": edit.edit_id,
-        "request": asdict(edit.request),
-        "weight": edit.weight_name,
-        "weight_layout": edit.update.weight_layout,
-        "replaced": list(edit.replaced),
-        "released": list(edit.released),
-        "numbers": dict(edit.numbers),
-        "time": edit.time,
-    }
-
-
-def edit_from_json(fields: Mapping[str, Any], u: Tensor, v: Tensor) -> LoggedEdit:
-    """The edit that ``edit_to_json`` was given, with its u and v."""
-    return LoggedEdit(
-        edit_id=fields["edit_id"],
-        request=EditRequest(**fields["request"]),
-        weight_name=fields["weight"],
-        update=RankOneUpdate(u, v, fields["weight_layout"]),
-        replaced=tuple(fields["replaced"]),
-        released=tuple(fields["released"]),
-        numbers=fields["numbers"],
-        time=fields["time"],
-    )
-
-
-def rejection_from_json(fields: Mapping[str, Any]) -> Rejection:
-    """The rejection that ``dataclasses.asdict`` was given."""
-    return Rejection(**{**fields, "request": EditRequest(**fields["request"])})
-
-
-def _log(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> EditLog:
-    log = EditLog(Base.from_json(header["base"]))
+def _log(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> LogRecords:
+    log = LogRecords(Base.from_json(header["base"]))
     for fields in header["edits"]:
         # Copies: a row of its own keeps nothing else of the file in memory.
         u, v = (tensors[f"{fields['weight']}.{x}"][fields["row"]].clone() for x in "uv")
-        log.edits.append(edit_from_json(fields, u, v))
+        log.edits.append(LoggedEdit.from_json(fields, u, v))
     log.taken_out = set(header["taken_out"])
-    log.rejections = [rejection_from_json(fields) for fields in header["rejections"]]
+    log.rejections = [Rejection.from_json(fields) for fields in header["rejections"]]
     return log
 
 

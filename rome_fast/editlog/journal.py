@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from rome_fast.editlog.base import Base
-from rome_fast.editlog.files import edit_from_json, rejection_from_json
-from rome_fast.editlog.log import EditLog
+from rome_fast.editlog.records import LoggedEdit, LogRecords, Rejection
 from rome_fast.errors import EditLogError, JournalError
 
 if TYPE_CHECKING:
@@ -65,7 +64,7 @@ def is_journal(path: Path) -> bool:
         return file.read(len(FIRST_LINE)) == FIRST_LINE
 
 
-def read_log(path: Path) -> EditLog:
+def read_log(path: Path) -> LogRecords:
     """The log in a journal, without the Session.
 
     Raises:
@@ -78,17 +77,17 @@ def read_log(path: Path) -> EditLog:
         raise EditLogError(str(error)) from error
 
 
-def replay(path: Path, records: list[Record]) -> EditLog:
+def replay(path: Path, records: list[Record]) -> LogRecords:
     """The log that the records of a journal tell of.
 
     Raises:
         JournalError: they contradict each other.
     """
-    log = EditLog(Base.from_json(records[0].fields["base"]))
+    log = LogRecords(Base.from_json(records[0].fields["base"]))
     for record in records[1:]:
         fields, kind = record.fields, record.fields["kind"]
         if kind == "edit":
-            edit = edit_from_json(fields["edit"], record.tensors["u"], record.tensors["v"])
+            edit = LoggedEdit.from_json(fields["edit"], record.tensors["u"], record.tensors["v"])
             if edit.edit_id < log.next_id:
                 raise JournalError(
                     f"journal {str(path)!r} is damaged: edit {edit.edit_id} comes after edit "
@@ -99,7 +98,7 @@ def replay(path: Path, records: list[Record]) -> EditLog:
             log.taken_out |= set(fields["out"])
             log.taken_out -= set(fields["back"])
         elif kind == "rejection":
-            log.rejections.append(rejection_from_json(fields["rejection"]))
+            log.rejections.append(Rejection.from_json(fields["rejection"]))
     return log
 
 

@@ -2,68 +2,21 @@
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from rome_fast.editlog.base import Base
-from rome_fast.errors import EditLogError, EditRejectedError, RomeFastError
-from rome_fast.types import EditRequest, RankOneUpdate
+from rome_fast.editlog import files
+from rome_fast.editlog.applied import AppliedLog
+from rome_fast.editlog.lora import LoraExport, write_lora
+from rome_fast.editlog.records import LoggedEdit, LogRecords
+from rome_fast.errors import EditLogError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from rome_fast.editlog.applied import AppliedLog
-    from rome_fast.editlog.lora import LoraExport
 
-
-@dataclass(frozen=True, eq=False)
-class LoggedEdit:
-    """One edit that was made.
-
-    Attributes:
-        edit_id: 1, 2, ... in the order of the edits.
-        replaced: earlier edits of the same fact; they do not hold while this one does.
-        released: earlier edits whose keys a Session does not retain while this one holds.
-        numbers: what was measured when it was made; plain numbers, texts and lists.
-        time: seconds since the epoch.
-    """
-
-    edit_id: int
-    request: EditRequest
-    weight_name: str
-    update: RankOneUpdate
-    replaced: tuple[int, ...] = ()
-    released: tuple[int, ...] = ()
-    numbers: Mapping[str, Any] = field(default_factory=dict)
-    time: float = field(default_factory=time.time)
-
-
-@dataclass(frozen=True)
-class Rejection:
-    """A request that was refused; the model was left as it was.
-
-    Attributes:
-        numbers: what decided, where numbers did; those of an EditRejectedError that are finite.
-    """
-
-    request: EditRequest
-    reason: str
-    numbers: Mapping[str, float] = field(default_factory=dict)
-    time: float = field(default_factory=time.time)
-
-    @classmethod
-    def of(cls, request: EditRequest, error: RomeFastError) -> Rejection:
-        """Of the error that refused the request."""
-        decided = error.numbers if isinstance(error, EditRejectedError) else {}
-        finite = {name: number for name, number in decided.items() if math.isfinite(number)}
-        return cls(request, f"{type(error).__name__}: {error}", finite)
-
-
-class EditLog:
+class EditLog(LogRecords):
     """Every edit of a model since it was loaded, and which of them hold.
 
     An edit holds unless it was taken out, or replaced by a later one that holds. About
@@ -76,45 +29,9 @@ class EditLog:
         rejections: requests that were refused.
     """
 
-    def __init__(self, base: Base) -> None:
-        self.base = base
-        self.edits: list[LoggedEdit] = []
-        self.taken_out: set[int] = set()
-        self.rejections: list[Rejection] = []
-
-    def __len__(self) -> int:
-        """How many edits hold."""
-        return len(self.holding())
-
     def copy(self) -> EditLog:
         """One that is not changed with this one."""
-        log = EditLog(self.base)
-        log.edits, log.taken_out = list(self.edits), set(self.taken_out)
-        log.rejections = list(self.rejections)
-        return log
-
-    @property
-    def next_id(self) -> int:
-        """The number that the next edit gets."""
-        return self.edits[-1].edit_id + 1 if self.edits else 1
-
-    def kept(self) -> list[LoggedEdit]:
-        """The edits that were not taken out, replaced by a later one or not, in order."""
-        return [edit for edit in self.edits if edit.edit_id not in self.taken_out]
-
-    def holding(self) -> list[LoggedEdit]:
-        """The edits that are in the model, in order."""
-        kept = self.kept()
-        replaced = {number for edit in kept for number in edit.replaced}
-        return [edit for edit in kept if edit.edit_id not in replaced]
-
-    def updates(self, weight_name: str) -> list[RankOneUpdate]:
-        """What is added to one weight, in order."""
-        return [edit.update for edit in self.holding() if edit.weight_name == weight_name]
-
-    def same_fact(self, request: EditRequest) -> tuple[int, ...]:
-        """Numbers of the edits of this subject and prompt that were not taken out."""
-        return tuple(edit.edit_id for edit in self.kept() if edit.request.same_fact(request))
+        return EditLog(self.base, list(self.edits), set(self.taken_out), list(self.rejections))
 
     def revert(self, edit_id: int) -> None:
         """Take one edit out of the log; ``apply`` then makes the model that never had it.
@@ -154,8 +71,6 @@ class EditLog:
             EditLogError: the model is another one, or edited already; names the weight. Nothing
                 was written.
         """
-        from rome_fast.editlog.applied import AppliedLog
-
         return AppliedLog.of(self, model)
 
     def to_lora(self, path: str | Path, max_rank: int | None = None) -> LoraExport:
@@ -171,8 +86,6 @@ class EditLog:
         Raises:
             EditLogError: no edit holds, or the folder is a model's.
         """
-        from rome_fast.editlog.lora import write_lora
-
         return write_lora(self, Path(path), max_rank)
 
     def save(self, path: str | Path) -> None:
@@ -182,9 +95,7 @@ class EditLog:
             EditLogError: the file is a Session's journal.
             OSError: it cannot be written.
         """
-        from rome_fast.editlog.files import write
-
-        write(self, Path(path))
+        files.write(self, Path(path))
 
     @classmethod
     def load(cls, path: str | Path) -> EditLog:
@@ -193,9 +104,7 @@ class EditLog:
         Raises:
             EditLogError: no such file, another kind of file, or damaged; names the path.
         """
-        from rome_fast.editlog.files import read
-
-        return read(Path(path))
+        return cls(**vars(files.read(Path(path))))
 
     def show(self, last: int | None = None) -> str:
         """A line an edit, oldest first; ``last``: only so many."""
@@ -213,11 +122,3 @@ def _line(edit: LoggedEdit, holds: bool, taken_out: bool) -> str:
     prob = edit.numbers.get("prob_after")
     said = "" if prob is None else f"   p = {prob:.3f}"
     return f"{edit.edit_id:>6}  {edit.request}{said}, norm {edit.update.norm:.3g}{state}"
-
-
-def by_weight(edits: Sequence[LoggedEdit]) -> dict[str, list[LoggedEdit]]:
-    """Edits of one weight together."""
-    groups: dict[str, list[LoggedEdit]] = {}
-    for edit in edits:
-        groups.setdefault(edit.weight_name, []).append(edit)
-    return groups

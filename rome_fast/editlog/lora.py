@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rome_fast.atomic_files import write_text, write_whole
-from rome_fast.editlog.log import EditLog, LoggedEdit, by_weight
+from rome_fast.editlog.records import LoggedEdit, LogRecords, by_weight
 from rome_fast.errors import EditLogError, InvalidArgumentError
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class LoraExport:
         return f"{name}: rank {rank}, {state}{more if rank > SERVED_RANK else ''}"
 
 
-def write_lora(log: EditLog, path: Path, max_rank: int | None) -> LoraExport:
+def write_lora(log: LogRecords, path: Path, max_rank: int | None) -> LoraExport:
     """Write adapter_config.json and adapter_model.safetensors (``EditLog.to_lora``)."""
     from safetensors.torch import save_file
 
@@ -98,7 +98,7 @@ def _factors(edits: list[LoggedEdit], max_rank: int | None) -> tuple[Tensor, Ten
     return a.float().contiguous(), b.float().contiguous(), error if rank < full else 0.0
 
 
-def _config(log: EditLog, ranks: dict[str, int]) -> dict[str, Any]:
+def _config(log: LogRecords, ranks: dict[str, int]) -> dict[str, Any]:
     layouts = {log.base.edited[f"{name}.weight"].weight_layout for name in ranks}
     rank = max(ranks.values())
     # alpha / r scales B A: equal, so by 1.

@@ -1,229 +1,61 @@
-"""``evaluate``: the verb, its arguments, and what its numbers depend on."""
+"""What ``evaluate`` returns: the data, and what can be done with it."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import warnings
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from tqdm.auto import tqdm
-
-from rome_fast.edit import opened
-from rome_fast.errors import EditWarning, InvalidArgumentError
-from rome_fast.evaluate.journal import Journal
-from rome_fast.evaluate.judge import Judge
-from rome_fast.evaluate.loading import load_records
-from rome_fast.evaluate.metrics import summarise
-from rome_fast.evaluate.modes import judge_alone, judge_in_sequence
-from rome_fast.evaluate.result import CaseResult, Checkpoint, Evaluation
-from rome_fast.moment.collect.ranks import Ranks
-from rome_fast.moment.provenance import config_hash, model_hash, tokenizer_hash, versions
-from rome_fast.update.undo import fingerprint
+from rome_fast.atomic_files import write_text
+from rome_fast.errors import InvalidArgumentError
+from rome_fast.evaluate.result import EvaluationData
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-    from rome_fast.editor import Editor
-    from rome_fast.evaluate.records import EditRecord
-    from rome_fast.hparams import RomeHparams
-    from rome_fast.moment.second_moment import SecondMoment
-
-MODES = ("single", "sequential")
+    from rich.console import Group
 
 
-def evaluate(
-    model: PreTrainedModel,
-    tok: PreTrainedTokenizerBase,
-    records: Iterable[EditRecord] | str | Path,
-    mode: str = "single",
-    hparams: RomeHparams | None = None,
-    *,
-    second_moment: SecondMoment | str | Path | Iterable[str] | None = None,
-    context_templates: Sequence[str] | None = None,
-    variant: str | None = None,
-    backend: str = "auto",
-    generate_tokens: int = 20,
-    held_texts: Sequence[str] = (),
-    window: int = 16,
-    resume: str | Path | None = None,
-    distributed: bool = False,
-    progress: bool = True,
-) -> Evaluation:
-    """Edit facts, and measure what the model says before and after; its weights are put back.
+class Evaluation(EvaluationData):
+    """What ``evaluate`` returns.
 
-    Every definition is in docs/metrics.md. A request that cannot be edited is reported in its
-    case's ``error``, and counts with what the model says without it.
-
-    Args:
-        records: EditRecords, or whatever ``load_records`` reads.
-        mode: ``"single"`` edits each record alone, on the model as it was given.
-            ``"sequential"`` edits one after the other; each is judged right after its edit and
-            again when all are in, both against the model before the run.
-        generate_tokens: length of the greedy continuations of the edited prompt and of the
-            record's generation prompts, before and after; 0 for none.
-        held_texts: texts that have nothing to do with the edits, for perplexity and KL drift. In
-            single mode they are read once for each record.
-        window: how many records of single mode are searched and judged together; as many of them
-            as fit in memory share a forward.
-        resume: a file that keeps finished cases of single mode. Where it is there already, its
-            cases are not done again.
-        distributed: share the records of single mode among the processes of torch.distributed
-            (torchrun), which must all call this; every one of them gets the whole result.
-        progress: show bars.
-
-    The other arguments are those of ``edit``.
-
-    Returns:
-        An Evaluation. The model is as before: weights to the bit, training mode, hooks.
-
-    Raises:
-        RomeFastError: a subclass says what was wrong; the weights are as before.
+    Attributes:
+        setting: every argument and version that the numbers depend on, JSON-able.
+        metrics: stage -> name -> Metric. Single mode has the stages "before" and "after",
+            sequential mode "before", "edit_time" (each case right after its edit) and "after"
+            (all cases at the end).
+        cases: in the order of the records.
+        drift: stage ("before", "after") -> {"perplexity", "kl"} on the held texts; in single mode
+            "after" is the mean over the cases. Empty without texts.
+        retention: sequential mode, at some numbers of edits, the last of them all.
+        seconds: wall-clock time by phase.
     """
-    _check(mode, generate_tokens, held_texts, window, resume, distributed)
-    ranks = Ranks.current() if distributed else Ranks()
-    records = load_records(records)
-    with opened(model, tok, hparams, variant, backend, context_templates, second_moment) as editor:
-        notes, editor.notes = editor.notes, []
-        for note in notes:
-            warnings.warn(note, EditWarning, stacklevel=2)
-        setting = {
-            **_setting(editor, records, held_texts),
-            "mode": mode,
-            "generate_tokens": generate_tokens,
-            "window": window,
-            "processes": ranks.size,
-            "notes": notes,
-        }
-        if not ranks.all_equal(int(_hash(setting), 16) >> 193):
+
+    def save(self, path: str | Path) -> None:
+        """Write it as one JSON file, atomically."""
+        text = json.dumps(self.to_json(), ensure_ascii=False, indent=1)
+        write_text(path, text)
+
+    def save_html(self, path: str | Path) -> None:
+        """Write it as one HTML page that needs no network and no scripts, atomically."""
+        from rome_fast.evaluate.report import write_page  # jinja2 and rich take long to import
+
+        write_page(self, path)
+
+    def __rich__(self) -> Group:
+        from rome_fast.evaluate.report import tables
+
+        return tables(self)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Evaluation:
+        """Read what ``save`` wrote.
+
+        Raises:
+            InvalidArgumentError: there is no such file, or it holds something else.
+        """
+        try:
+            fields = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
             raise InvalidArgumentError(
-                "distributed=True, and the processes have different models, records or arguments: "
-                "give all the same"
-            )
-        judge = Judge(editor.model, tok, editor.projection, records, generate_tokens, held_texts)
-        run = _Run(editor, judge, ranks, progress and ranks.rank == 0)
-        if mode == "single":
-            return run.single(setting, Journal(resume, setting, ranks), window)
-        return run.sequential(setting)
-
-
-class _Run:
-    """One evaluation, from the questions to the result."""
-
-    def __init__(self, editor: Editor, judge: Judge, ranks: Ranks, progress: bool) -> None:
-        self._editor, self._judge = editor, judge
-        self._ranks, self._progress = ranks, progress
-        self._drift: dict[str, dict[str, float]] = {}
-
-    def single(self, setting: dict[str, Any], journal: Journal, window: int) -> Evaluation:
-        mine = range(len(self._judge.records))[self._ranks.rank :: self._ranks.size]
-        todo = [number for number in mine if number not in journal.cases]
-        cases = [journal.cases[number] for number in mine if number in journal.cases]
-        self._begin(todo)
-        with self._bar(len(mine), len(cases)) as bar:
-            for start in range(0, len(todo), window):
-                made = judge_alone(self._editor, self._judge, todo[start : start + window])
-                journal.add(made)
-                cases += made
-                bar.update(len(made))
-        result = self._result(setting, self._ranks.gather(cases), ())
-        if self._drift:
-            after = {name: result.metrics["after"][name].mean for name in self._drift["before"]}
-            self._drift["after"] = after
-        return result
-
-    def sequential(self, setting: dict[str, Any]) -> Evaluation:
-        numbers = range(len(self._judge.records))
-        self._begin(numbers)
-        with self._bar(len(numbers), 0) as bar:
-            cases, retention = judge_in_sequence(self._editor, self._judge, numbers, bar.update)
-        if self._drift:
-            self._drift["after"] = self._judge.drift()
-        self._editor.history.rewind(0)
-        return self._result(setting, cases, retention)
-
-    def _begin(self, numbers: Sequence[int]) -> None:
-        self._judge.begin(numbers, progress=self._progress)
-        if self._judge.texts:
-            self._drift["before"] = self._judge.drift()
-
-    def _bar(self, total: int, done: int) -> tqdm:
-        return tqdm(
-            total=total, initial=done, desc="cases", unit="case", disable=not self._progress
-        )
-
-    def _result(
-        self,
-        setting: dict[str, Any],
-        cases: Sequence[CaseResult],
-        retention: Sequence[Checkpoint],
-    ) -> Evaluation:
-        cases = sorted(cases, key=lambda case: case.index)
-        return Evaluation(
-            setting=setting,
-            metrics=summarise(cases),
-            cases=tuple(cases),
-            drift=self._drift,
-            retention=tuple(retention),
-            seconds=dict(self._judge.clock.seconds),
-        )
-
-
-def _setting(
-    editor: Editor, records: Sequence[EditRecord], held_texts: Sequence[str]
-) -> dict[str, Any]:
-    """What the numbers depend on, but for the arguments of ``evaluate`` alone; JSON-able."""
-    model, projection, moment = editor.model, editor.projection, editor.second_moment
-    return {
-        "model": {
-            "name": Path(str(model.config._name_or_path)).name,
-            "class": type(model).__name__,
-            "config": config_hash(model),
-            "weights": model_hash(model),
-            "dtype": str(projection.weight.dtype).removeprefix("torch."),
-            "device": projection.weight.device.type,
-            "tokenizer": tokenizer_hash(editor.tok),
-        },
-        "weight_name": f"{projection.name}.weight",
-        "hparams": json.loads(json.dumps(asdict(editor.hparams))),
-        "backend": editor.backend,
-        "second_moment": "identity" if moment is None else str(moment),
-        "second_moment_hash": None if moment is None else fingerprint(moment.moment_sum),
-        "context_templates": list(editor.context_templates),
-        "n_records": len(records),
-        "records": _hash([asdict(record) for record in records]),
-        "held_texts": {"n": len(held_texts), "hash": _hash(list(held_texts))},
-        "versions": versions(),
-    }
-
-
-def _hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def _check(
-    mode: str,
-    generate_tokens: int,
-    held_texts: Sequence[str],
-    window: int,
-    resume: str | Path | None,
-    distributed: bool,
-) -> None:
-    if mode not in MODES:
-        raise InvalidArgumentError(f"mode must be one of {MODES}, got {mode!r}")
-    for name, value, least in (("generate_tokens", generate_tokens, 0), ("window", window, 1)):
-        if type(value) is not int or value < least:
-            raise InvalidArgumentError(
-                f"{name} must be a whole number of {least} or more, got {value!r}"
-            )
-    if isinstance(held_texts, str) or not all(isinstance(text, str) for text in held_texts):
-        raise InvalidArgumentError(f"held_texts must be a list of texts, got {held_texts!r:.80}")
-    for name, given, why in (
-        ("resume", resume is not None, "each edit needs the weights that those before it left"),
-        ("distributed", distributed, "each edit waits for the one before it"),
-    ):
-        if given and mode == "sequential":
-            raise InvalidArgumentError(f"{name}= is for mode='single': in a sequence {why}")
+                f"evaluation {str(path)!r} cannot be read: {error}"
+            ) from error
+        return cls.from_json(fields)

@@ -5,18 +5,15 @@ docs/metrics.md defines every name in ``values`` and ``metrics``.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rome_fast.atomic_files import write_text
 from rome_fast.errors import InvalidArgumentError
 from rome_fast.types import EditRequest
 
 if TYPE_CHECKING:
-    from rich.console import Group
+    from typing_extensions import Self
 
 FORMAT = "rome_fast.evaluation.1"
 
@@ -116,8 +113,8 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """What ``evaluate`` returns.
+class EvaluationData:
+    """The measured part of an Evaluation.
 
     Attributes:
         setting: every argument and version that the numbers depend on, JSON-able.
@@ -148,7 +145,7 @@ class Evaluation:
         return {"format": FORMAT, **asdict(self)}
 
     @classmethod
-    def from_json(cls, fields: Mapping[str, Any]) -> Evaluation:
+    def from_json(cls, fields: Mapping[str, Any]) -> Self:
         """The reverse of ``to_json``.
 
         Raises:
@@ -169,34 +166,3 @@ class Evaluation:
             retention=tuple(Checkpoint(**point) for point in fields["retention"]),
             seconds=fields["seconds"],
         )
-
-    def save(self, path: str | Path) -> None:
-        """Write it as one JSON file, atomically."""
-        text = json.dumps(self.to_json(), ensure_ascii=False, indent=1)
-        write_text(path, text)
-
-    def save_html(self, path: str | Path) -> None:
-        """Write it as one HTML page that needs no network and no scripts, atomically."""
-        from rome_fast.evaluate.report import write_page
-
-        write_page(self, path)
-
-    def __rich__(self) -> Group:
-        from rome_fast.evaluate.report import tables
-
-        return tables(self)
-
-    @classmethod
-    def load(cls, path: str | Path) -> Evaluation:
-        """Read what ``save`` wrote.
-
-        Raises:
-            InvalidArgumentError: there is no such file, or it holds something else.
-        """
-        try:
-            fields = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise InvalidArgumentError(
-                f"evaluation {str(path)!r} cannot be read: {error}"
-            ) from error
-        return cls.from_json(fields)

@@ -36,6 +36,11 @@ class Bfloat16Weights:
         return self._copies
 
 
+def widen(x: Tensor) -> Tensor:
+    """Half precision -> float32; float32 and float64 as they are."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 def wide_norm(x: Tensor) -> Tensor:
     """Norm of all of x, a scalar; summed in float32 or wider, where float16 ends at 65504."""
     return torch.linalg.vector_norm(x, dtype=torch.promote_types(x.dtype, torch.float32))

@@ -11,17 +11,16 @@ from typing import TYPE_CHECKING
 import torch
 
 from rome_fast.errors import SecondMomentError, SecondMomentWarning
+from rome_fast.moment.sums import MomentSum
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from rome_fast.moment.second_moment import SecondMoment
 
 _JITTERS = (1e-8, 1e-7, 1e-6, 1e-5, 1e-4)
 _ROWS_AT_ONCE = 256
 
 
-def automatic_ridge(moment: SecondMoment) -> float:
+def automatic_ridge(moment: MomentSum) -> float:
     """Shrinkage of Chen et al. 2010 (OAS, eq. 23), as a share of the mean eigenvalue.
 
     Towards the scaled identity: about (1 + effective rank) / count, so it vanishes as keys are
@@ -35,8 +34,11 @@ def automatic_ridge(moment: SecondMoment) -> float:
     return share / (1 - share)
 
 
-def factorise(moment: SecondMoment, dtype: torch.dtype) -> tuple[Tensor, float]:
+def factorise(moment: MomentSum, ridge: float, dtype: torch.dtype) -> tuple[Tensor, float]:
     """Lower factor of the damped C, [d, d], and the jitter that it took.
+
+    Args:
+        ridge: the damping, as a share of the mean eigenvalue.
 
     Raises:
         SecondMomentError: C is zero, not finite, or of too low a rank.
@@ -47,7 +49,7 @@ def factorise(moment: SecondMoment, dtype: torch.dtype) -> tuple[Tensor, float]:
             f"second moment ({moment.source}) is zero or not finite: mean diagonal "
             f"{trace / moment.d_key:.3g}"
         )
-    scale, ridge = trace / moment.d_key, moment.ridge()
+    scale = trace / moment.d_key
     damped = moment.exact_sum(dtype).div_(moment.count)
     diagonal = damped.diagonal().clone()
     # No jitter makes up for directions that were never seen.
@@ -89,7 +91,7 @@ def warn(message: str) -> None:
     warnings.warn(message, SecondMomentWarning, stacklevel=5)
 
 
-def _trace_and_squares(moment: SecondMoment) -> tuple[float, float]:
+def _trace_and_squares(moment: MomentSum) -> tuple[float, float]:
     """tr(C) and tr(C^2), float64, a few rows at a time."""
     trace = squares = 0.0
     for first in range(0, moment.d_key, _ROWS_AT_ONCE):
@@ -104,7 +106,7 @@ def _trace_and_squares(moment: SecondMoment) -> tuple[float, float]:
     return trace, squares
 
 
-def _why_singular(moment: SecondMoment, lower: Tensor) -> str:
+def _why_singular(moment: MomentSum, lower: Tensor) -> str:
     if moment.count >= moment.d_key:
         return (
             f"second moment ({moment.source}) of {moment.count:,} keys is not positive definite, "

@@ -20,8 +20,8 @@ import torch
 
 from rome_fast.atomic_files import write_whole
 from rome_fast.errors import SecondMomentError
-from rome_fast.moment.second_moment import SecondMoment
-from rome_fast.update.undo import fingerprint
+from rome_fast.model.hashes import fingerprint
+from rome_fast.moment.sums import MomentSum
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,13 +32,13 @@ _CONSTRUCTOR = "util.runningstats.SecondMoment()"
 _REFERENCE_NAME = re.compile(r"(?P<module>.+)_float(32|64)_mom2(_.*)?\.npz")
 
 
-def write(moment: SecondMoment, path: Path) -> None:
+def write(moment: MomentSum, path: Path) -> None:
     """Write ``moment`` in the format that the suffix of ``path`` names, atomically."""
     store = _write_npz if path.suffix == ".npz" else _write_safetensors
     write_whole(path, lambda partial: store(moment, partial))
 
 
-def read(path: Path) -> SecondMoment:
+def read(path: Path) -> MomentSum:
     """Read a file in the format that the suffix of ``path`` names.
 
     Raises:
@@ -46,7 +46,8 @@ def read(path: Path) -> SecondMoment:
     """
     if not path.is_file():
         raise SecondMomentError(f"second_moment: there is no file {str(path)!r}")
-    return _read_npz(path) if path.suffix == ".npz" else _read_safetensors(path)
+    with torch.inference_mode(False):  # else nothing could be added outside of it
+        return _read_npz(path) if path.suffix == ".npz" else _read_safetensors(path)
 
 
 def pack(square: Tensor) -> Tensor:
@@ -61,7 +62,7 @@ def unpack_(square: Tensor, packed: Tensor) -> None:
         square[i, : i + 1] = row
 
 
-def _write_safetensors(moment: SecondMoment, path: Path) -> None:
+def _write_safetensors(moment: MomentSum, path: Path) -> None:
     from safetensors.torch import save_file
 
     tensors = {"moment_sum": pack(moment.moment_sum)}
@@ -79,7 +80,7 @@ def _write_safetensors(moment: SecondMoment, path: Path) -> None:
     save_file(tensors, path, metadata={"second_moment": json.dumps(header)})
 
 
-def _read_safetensors(path: Path) -> SecondMoment:
+def _read_safetensors(path: Path) -> MomentSum:
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -106,27 +107,30 @@ def _checksum(header: dict[str, Any], tensors: dict[str, Tensor]) -> str:
     return hashlib.sha256(f"{said}{fingerprint(*tensors.values())}".encode()).hexdigest()
 
 
-def _from_parts(path: Path, header: dict[str, Any], tensors: dict[str, Tensor]) -> SecondMoment:
+def _from_parts(path: Path, header: dict[str, Any], tensors: dict[str, Tensor]) -> MomentSum:
     if _checksum(header, tensors) != header["sha256"]:
         raise SecondMomentError(
             f"second_moment: {str(path)!r} is damaged: it does not match its checksum"
         )
-    made = SecondMoment(
-        header["d_key"],
-        dtype=tensors["moment_sum"].dtype,
-        compensated="compensation" in tensors,
+    return MomentSum(
+        moment_sum=_square(header["d_key"], tensors["moment_sum"]),
+        compensation=_square(header["d_key"], tensors["compensation"])
+        if "compensation" in tensors
+        else None,
+        count=header["count"],
         damping=header["damping"],
         source=header["source"],
+        info=header["info"],
     )
-    unpack_(made.moment_sum, tensors["moment_sum"])
-    if made.compensation is not None:
-        unpack_(made.compensation, tensors["compensation"])
-    made.count = header["count"]
-    made.info = header["info"]
-    return made
 
 
-def _write_npz(moment: SecondMoment, path: Path) -> None:
+def _square(d_key: int, packed: Tensor) -> Tensor:
+    square = torch.zeros(d_key, d_key, dtype=packed.dtype)
+    unpack_(square, packed)
+    return square
+
+
+def _write_npz(moment: MomentSum, path: Path) -> None:
     if "sample_size" not in moment.info:
         raise SecondMomentError(
             "an .npz needs the number of texts that its reader asks for (mom2_n_samples of the "
@@ -145,7 +149,7 @@ def _write_npz(moment: SecondMoment, path: Path) -> None:
         np.savez(file, **arrays)
 
 
-def _read_npz(path: Path) -> SecondMoment:
+def _read_npz(path: Path) -> MomentSum:
     try:
         with np.load(path, allow_pickle=False) as file:
             count, total = int(file["mom2.count"]), torch.from_numpy(file["mom2.mom2"])
@@ -167,9 +171,7 @@ def _read_npz(path: Path) -> SecondMoment:
             f"or it is truncated ({error})"
         ) from error
     dtype = torch.float32 if total.dtype == torch.float32 else torch.float64
-    made = SecondMoment(len(total), dtype=dtype, source=f"{count} keys of {path.name}")
-    made.moment_sum.copy_(total)
-    made.count = count
+    made = MomentSum(total.to(dtype, copy=True), None, count, source=f"{count} keys of {path.name}")
     # An absent sample size is stored as NaN.
     if not np.isnan(sample_size):
         made.info["sample_size"] = int(sample_size)

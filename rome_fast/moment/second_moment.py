@@ -13,9 +13,11 @@ import torch
 
 from rome_fast import ops
 from rome_fast.errors import InvalidArgumentError, NonFiniteError, SecondMomentError
+from rome_fast.model.memory import is_out_of_memory
+from rome_fast.moment import files
 from rome_fast.moment.factorise import automatic_ridge, factorise, solve_with, warn, whiten_with
 from rome_fast.moment.provenance import merge_conflicts, merged_info
-from rome_fast.value.memory import is_out_of_memory
+from rome_fast.moment.sums import MomentSum
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 _ACCUM_DTYPES = (torch.float32, torch.float64)
 
 
-class SecondMoment:
+class SecondMoment(MomentSum):
     """Streaming sum of k k^T over token positions, and the solve with its mean.
 
     Args:
@@ -60,13 +62,10 @@ class SecondMoment:
         if type(d_key) is not int or d_key < 1:
             raise InvalidArgumentError(f"d_key must be a whole number of 1 or more, got {d_key!r}")
         with torch.inference_mode(False):  # else nothing could be added outside of it
-            self.moment_sum = torch.zeros(d_key, d_key, dtype=dtype, device=device)
-            self.compensation = torch.zeros_like(self.moment_sum) if compensated else None
-        self.count = 0
-        self.damping = damping
-        self.source = source
+            total = torch.zeros(d_key, d_key, dtype=dtype, device=device)
+            compensation = torch.zeros_like(total) if compensated else None
+        super().__init__(total, compensation, damping=damping, source=source)
         self.jitter = 0.0
-        self.info: dict[str, Any] = {}
 
     @classmethod
     def from_moment(cls, moment: Tensor, count: int, **options: Any) -> SecondMoment:
@@ -90,10 +89,6 @@ class SecondMoment:
         made.moment_sum.copy_(moment).mul_(count)
         made.count = count
         return made
-
-    @property
-    def d_key(self) -> int:
-        return int(self.moment_sum.shape[0])
 
     @property
     def damping(self) -> float | Literal["auto"]:
@@ -160,12 +155,6 @@ class SecondMoment:
         lower = exact.tril()
         return lower.add_(lower.tril(-1).T).div_(self.count)
 
-    def exact_sum(self, dtype: torch.dtype = torch.float64) -> Tensor:
-        """A copy of the sum with what its compensation holds, [d_key, d_key]; of it only the
-        lower triangle is valid."""
-        total = self.moment_sum.to(dtype, copy=True)
-        return total if self.compensation is None else total.add_(self.compensation)
-
     def replace_sum(self, exact: Tensor) -> None:
         """Take ``exact`` [d_key, d_key] (lower triangle) for the sum, in the dtypes of this one."""
         self.moment_sum.copy_(exact)
@@ -213,7 +202,7 @@ class SecondMoment:
     def _factorise(self, dtype: torch.dtype) -> bool:
         """Make the factor; False where there is no memory for a float64 one."""
         try:
-            self._factor, self.jitter = factorise(self, dtype)
+            self._factor, self.jitter = factorise(self, self.ridge(), dtype)
         except (MemoryError, RuntimeError) as error:
             if dtype == torch.float32 or not is_out_of_memory(error):
                 raise
@@ -242,10 +231,8 @@ class SecondMoment:
         Raises:
             SecondMomentError: empty; or, for .npz, its ``info`` has no "sample_size".
         """
-        from rome_fast.moment.files import write
-
         self._require_keys()
-        write(self, Path(path))
+        files.write(self, Path(path))
 
     @classmethod
     def load(cls, path: str | Path) -> SecondMoment:
@@ -255,9 +242,21 @@ class SecondMoment:
             SecondMomentError: no such file, another kind of file, truncated or corrupt; the
                 message names the path.
         """
-        from rome_fast.moment.files import read
-
-        return read(Path(path))
+        stored = files.read(Path(path))
+        made = cls(
+            stored.d_key,
+            dtype=stored.moment_sum.dtype,
+            compensated=stored.compensation is not None,
+            damping=stored.damping,
+            source=stored.source,
+        )
+        vars(made).update(
+            moment_sum=stored.moment_sum,
+            compensation=stored.compensation,
+            count=stored.count,
+            info=stored.info,
+        )
+        return made
 
     def _require_width(self, keys: Tensor) -> None:
         if keys.shape[-1:] != (self.d_key,):

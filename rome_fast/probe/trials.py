@@ -17,12 +17,13 @@ from rome_fast.errors import (
     UnsupportedModelError,
 )
 from rome_fast.hparams import RomeHparams, defaults_for
+from rome_fast.model.memory import format_bytes
 from rome_fast.model.spec import ModelSpec, check_tokenizer, frozen
 from rome_fast.probe.anatomy import Anatomy
 from rome_fast.prompt.contexts import sample_context_templates
 from rome_fast.prompt.encode import encode
 from rome_fast.types import EditRequest
-from rome_fast.value.memory import as_text, estimate
+from rome_fast.value.memory import estimate
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -70,7 +71,7 @@ class TriedLayer:
             f"{self.loss:.3f}",
             str(self.steps),
             f"{self.seconds:.2f}",
-            as_text(self.memory or 0),
+            format_bytes(self.memory or 0),
         )
 
 

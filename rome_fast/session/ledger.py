@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from rome_fast.editlog import EditLog, LoggedEdit, Rejection
-from rome_fast.editlog.files import edit_to_json
 from rome_fast.editlog.journal import Record
 from rome_fast.errors import SessionError
 from rome_fast.session.journal import Journal
@@ -150,7 +149,7 @@ class Book:
             tensors = {"u": edit.update.u, "v": edit.update.v}
             if self.retained is not None:
                 self._keys[edit.edit_id] = tensors["keys"] = key
-            records.append(Record({"kind": "edit", "edit": edit_to_json(edit)}, tensors))
+            records.append(Record({"kind": "edit", "edit": edit.to_json()}, tensors))
         new = self.log.copy()
         new.edits.extend(edits)
         replaced = {number for edit in edits for number in edit.replaced}

@@ -16,10 +16,10 @@ from rome_fast.editlog.journal import Record, replay
 from rome_fast.editor import Editor
 from rome_fast.errors import JournalError
 from rome_fast.hparams import RomeHparams
+from rome_fast.model.hashes import tokenizer_hash
 from rome_fast.model.lock import Gate
 from rome_fast.model.owner import edited, gated, owned
 from rome_fast.model.spec import ModelSpec, frozen
-from rome_fast.moment.provenance import tokenizer_hash
 from rome_fast.moment.second_moment import SecondMoment
 from rome_fast.session.baseline import Baseline
 from rome_fast.session.health import Health
@@ -102,7 +102,8 @@ def reopen(
         file = stack.enter_context(closing(Journal(path)))
         records = file.reopen()
         first = records[0].fields
-        settings, log = Settings.from_json(first["settings"]), replay(file.path, records)
+        settings = Settings.from_json(first["settings"])
+        log = EditLog(**vars(replay(file.path, records)))
         editor = Editor(spec, tok, settings.hparams, None, settings.backend)
         log.base.check(spec.model)
         if tokenizer_hash(tok) != first["tokenizer"]:

@@ -6,7 +6,6 @@ the other updates through the same kernel, which gives the same bits.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,16 +22,6 @@ if TYPE_CHECKING:
 
     from rome_fast.model.spec import DownProjection
     from rome_fast.types import RankOneUpdate
-
-
-def fingerprint(*tensors: Tensor) -> str:
-    """SHA-256 of the tensors' shapes, dtypes and bits, in logical order whatever the strides."""
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        digest.update(f"{tuple(tensor.shape)}{tensor.dtype}".encode())
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(flat.view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 class WeightHistory:

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rome_fast.model.intercept import StopForwardError, hidden_of, hooked, with_hidden
+from rome_fast.model.memory import is_out_of_memory
 from rome_fast.model.precision import wide_norm
 from rome_fast.model.spec import DownProjection, ModelSpec
 from rome_fast.value.first_pass import CANNOT, FirstPass, run_first_pass
-from rome_fast.value.memory import is_out_of_memory
 from rome_fast.value.prefix import Attention, Cut, at_positions
 
 if TYPE_CHECKING:

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from rome_fast.model.activations import read_activations
 from rome_fast.model.intercept import answering, hooked, reading_only
+from rome_fast.model.memory import is_out_of_memory
+from rome_fast.model.precision import widen
 from rome_fast.model.spec import DownProjection, ModelSpec, input_device
-from rome_fast.value.key import capture, widen
-from rome_fast.value.memory import is_out_of_memory
 from rome_fast.value.prefix import Attention, Cut, at_positions
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def run_first_pass(
         if is_out_of_memory(error):
             raise
         obstacle = f"{type(error).__name__}: {error}".splitlines()[0]
-    inputs, outputs = capture(model, projection, batch.input_ids, batch.attention_mask)
+    inputs, outputs = read_activations(model, projection, batch.input_ids, batch.attention_mask)
     at = torch.arange(batch.n_rows), batch.lookup_idx
     return FirstPass(inputs[at], outputs[at], obstacle=obstacle)
 

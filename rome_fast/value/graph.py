@@ -20,10 +20,10 @@ import torch
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from rome_fast import ops
+from rome_fast.model.memory import is_out_of_memory
 from rome_fast.model.precision import wide_norm
 from rome_fast.value.capture import Captured, on_side_stream, told_host
 from rome_fast.value.first_pass import CANNOT
-from rome_fast.value.memory import is_out_of_memory
 from rome_fast.value.objective import Objective, Offsets
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from rome_fast import ops
-from rome_fast.value.key import widen
+from rome_fast.model.precision import widen
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -11,10 +11,10 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from rome_fast.model.intercept import hooked, reading_only
+from rome_fast.model.memory import is_out_of_memory
 from rome_fast.model.precision import wide_norm
 from rome_fast.model.spec import DownProjection, input_device
 from rome_fast.value.first_pass import CANNOT, FirstPass
-from rome_fast.value.memory import is_out_of_memory
 from rome_fast.value.suffix_forward import Tail
 
 if TYPE_CHECKING:

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from rome_fast.errors import InsufficientMemoryError
+from rome_fast.model.activations import read_activations
+from rome_fast.model.memory import format_bytes, free_bytes, is_out_of_memory
 from rome_fast.model.nonfinite import located
 from rome_fast.model.precision import Bfloat16Weights
 from rome_fast.model.spec import DownProjection, ModelSpec
@@ -22,8 +24,8 @@ from rome_fast.value import graph
 from rome_fast.value.batch import EditBatch
 from rome_fast.value.context_states import FirstPasses
 from rome_fast.value.first_pass import FirstPass, run_in_parts
-from rome_fast.value.key import Keys, capture, mean_keys
-from rome_fast.value.memory import as_text, columns_of, estimate, free_bytes, is_out_of_memory
+from rome_fast.value.key import Keys, mean_keys
+from rome_fast.value.memory import columns_of, estimate
 from rome_fast.value.optimize import Value, optimize_values
 
 if TYPE_CHECKING:
@@ -130,7 +132,9 @@ class Finder:
 
     def _run_again(self, parts: Iterable[tuple[EditBatch, FirstPass]]) -> None:
         for part, _ in parts:
-            capture(self._spec.model, self._projection, part.input_ids, part.attention_mask)
+            read_activations(
+                self._spec.model, self._projection, part.input_ids, part.attention_mask
+            )
 
     def _read_before(self, batch: EditBatch, first: FirstPass) -> list[Reading]:
         """From the logits of the first pass where they are those of the bare prompts."""
@@ -162,7 +166,7 @@ class Finder:
         n_rows = sum(len(edit.lookup_idx) for edit in edits[:n])
         while n == 1 and self._bytes(edits[:1], n_rows) > room:
             if n_rows == 1:
-                raise self._insufficient(edits[0], f"there is room for {as_text(room)}")
+                raise self._insufficient(edits[0], f"there is room for {format_bytes(room)}")
             n_rows = _half(n_rows)
         return edits[:n], n_rows
 
@@ -195,16 +199,17 @@ class Finder:
         return estimate(self._spec, self._projection, edits, rows_at_once=rows_at_once).activations
 
     def _shortage(self, batch: EditBatch, n_rows: int) -> str:
-        needed = as_text(self._bytes(batch.edits))
+        needed = format_bytes(self._bytes(batch.edits))
         return (
             f"v* was searched with {n_rows} of {batch.n_rows} rows at a time, more slowly: at once "
             f"they would take about {needed} of memory"
         )
 
     def _insufficient(self, edit: TokenizedEdit, there: str) -> InsufficientMemoryError:
+        least = format_bytes(self._bytes([edit], 1))
         return InsufficientMemoryError(
             f"no memory for a request of {edit.input_ids.shape[1]} tokens in {edit.n_contexts} "
-            f"contexts: with one row at a time it takes about {as_text(self._bytes([edit], 1))}, "
+            f"contexts: with one row at a time it takes about {least}, "
             f"and {there}: shorten the prompt, give fewer context_templates, or load the model in "
             "bfloat16"
         )

@@ -14,8 +14,9 @@ import pytest
 from rich.console import Console
 
 from rome_fast import EditRequest
+from rome_fast.evaluate import Evaluation
 from rome_fast.evaluate.metrics import summarise
-from rome_fast.evaluate.result import CaseResult, Checkpoint, Evaluation, Stage
+from rome_fast.evaluate.result import CaseResult, Checkpoint, Stage
 
 SCRIPT = "<script>document.title = 'broken'</script>"
 SETTING = {

@@ -8,10 +8,10 @@ import transformers as hf
 from torch import nn
 
 from rome_fast.errors import UnsupportedModelError
+from rome_fast.model.activations import read_activations
 from rome_fast.model.spec import ModelSpec
 from rome_fast.model.structure import routed_experts
 from rome_fast.model.wrappers import base_modules, base_parameters, plain_name, unwrapped
-from rome_fast.value.key import capture
 
 SMALL = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 WIDE = {**SMALL, "intermediate_size": 48, "num_key_value_heads": 2}
@@ -58,7 +58,7 @@ def test_capture_stops_at_the_matrix_and_sees_what_it_computes(family):
     reached = []
     upper = ModelSpec.of(model).blocks[1].register_forward_hook(lambda *_: reached.append(1))
     ids = torch.randint(3, 64, (3, 5), generator=torch.Generator().manual_seed(1))
-    keys, values = capture(model, projection, ids, torch.ones_like(ids))
+    keys, values = read_activations(model, projection, ids, torch.ones_like(ids))
     upper.remove()
     assert keys.shape == (3, 5, projection.d_key) and values.shape == (3, 5, 32)
     weight = projection.weight if layout == "out_in" else projection.weight.T

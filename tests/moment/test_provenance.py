@@ -9,8 +9,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rome_fast.errors import UnsupportedModelError
+from rome_fast.model.hashes import tokenizer_hash, weights_hash
 from rome_fast.model.spec import ModelSpec
-from rome_fast.moment.provenance import differences, provenance, tokenizer_hash, weights_hash
+from rome_fast.moment.provenance import differences, provenance
 
 
 def test_weights_hash_covers_the_layer_and_below(tiny):

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from rome_fast import Session
+from rome_fast.model.activations import read_activations
 from rome_fast.model.spec import ModelSpec
 from rome_fast.prompt.ids import text_ids
-from rome_fast.value.key import capture
 
 pytestmark = pytest.mark.filterwarnings("ignore::rome_fast.errors.EditWarning")
 
@@ -16,7 +16,7 @@ def value_of(model, tok, request):
     projection = ModelSpec.of(model).down_projection(1)
     text = request["prompt"].replace("{}", request["subject"])
     ids = torch.tensor([text_ids(tok, text)])
-    return capture(model, projection, ids, torch.ones_like(ids))[1][0, -1]
+    return read_activations(model, projection, ids, torch.ones_like(ids))[1][0, -1]
 
 
 def test_values_after_the_pilots_get_their_mean_norm(tiny, options, requests):

@@ -24,7 +24,7 @@ from tiny import tiny_gpt2
 
 from rome_fast import EditLog, HealthCheck, RomeHparams, Session
 from rome_fast.errors import SessionWarning
-from rome_fast.update.undo import fingerprint
+from rome_fast.model.hashes import fingerprint
 
 SUBJECTS = ("Steve Jobs", "Eiffel Tower", "Ada Lovelace", "Marie Curie", "Niels Bohr")
 HPARAMS = RomeHparams(layers=[1], v_num_grad_steps=2, v_lr=0.3)

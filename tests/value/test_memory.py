@@ -10,11 +10,12 @@ from helpers import CONTEXTS, REQUEST
 from prepared import prepared, random_edit
 
 import rome_fast
+from rome_fast.model import memory
+from rome_fast.model.memory import free_bytes
 from rome_fast.model.spec import ModelSpec
 from rome_fast.prompt.encode import encode
-from rome_fast.value import memory
 from rome_fast.value.batch import EditBatch
-from rome_fast.value.memory import MemoryEstimate, estimate, free_bytes
+from rome_fast.value.memory import MemoryEstimate, estimate
 from rome_fast.value.suffix_forward import Tail
 
 MIB = 2**20

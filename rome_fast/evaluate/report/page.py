@@ -21,7 +21,7 @@ from rome_fast.evaluate.report.rows import (
 )
 
 if TYPE_CHECKING:
-    from rome_fast.evaluate.result import CaseResult, Evaluation
+    from rome_fast.evaluate.result import CaseResult, EvaluationData
 
 # Cases that are shown at once; the others unfold.
 _OPEN = 25
@@ -35,12 +35,12 @@ _CARDS = {
 }
 
 
-def write_page(evaluation: Evaluation, path: str | Path) -> None:
+def write_page(evaluation: EvaluationData, path: str | Path) -> None:
     """Write the page into a file, atomically."""
     write_text(path, page(evaluation))
 
 
-def page(evaluation: Evaluation) -> str:
+def page(evaluation: EvaluationData) -> str:
     """The page's text. What models and records say is escaped."""
     from jinja2 import Environment, PackageLoader
 
@@ -64,7 +64,7 @@ def page(evaluation: Evaluation) -> str:
     )
 
 
-def _cards(evaluation: Evaluation) -> list[dict[str, str]]:
+def _cards(evaluation: EvaluationData) -> list[dict[str, str]]:
     cards = []
     before, after = (evaluation.metrics.get(stage, {}) for stage in ("before", "after"))
     for title, names in _CARDS.items():
@@ -76,7 +76,7 @@ def _cards(evaluation: Evaluation) -> list[dict[str, str]]:
     return cards
 
 
-def _rows(evaluation: Evaluation) -> list[dict[str, Any]]:
+def _rows(evaluation: EvaluationData) -> list[dict[str, Any]]:
     stages = stages_of(evaluation)
     return [
         {
@@ -93,7 +93,7 @@ def _rows(evaluation: Evaluation) -> list[dict[str, Any]]:
     ]
 
 
-def _drift(evaluation: Evaluation) -> list[tuple[str, str, str]]:
+def _drift(evaluation: EvaluationData) -> list[tuple[str, str, str]]:
     return [
         (STAGES[stage], f"{drift['perplexity']:.4g}", f"{drift['kl']:.4g}")
         for stage, drift in evaluation.drift.items()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rome_fast.evaluate.result import CaseResult, Evaluation, Metric
+    from rome_fast.evaluate.result import CaseResult, EvaluationData, Metric
 
 STAGES = {"before": "before", "edit_time": "after its edit", "after": "after"}
 
@@ -62,7 +62,7 @@ class MetricRow:
     metrics: dict[str, Metric]
 
 
-def metric_rows(evaluation: Evaluation) -> Iterator[MetricRow]:
+def metric_rows(evaluation: EvaluationData) -> Iterator[MetricRow]:
     """All that was measured, group after group."""
     measured = {name for metrics in evaluation.metrics.values() for name in metrics}
     groups = {group: dict(names) for group, names in METRICS.items()}
@@ -77,7 +77,7 @@ def metric_rows(evaluation: Evaluation) -> Iterator[MetricRow]:
                 yield MetricRow(group, name, meaning, found)
 
 
-def stages_of(evaluation: Evaluation) -> list[str]:
+def stages_of(evaluation: EvaluationData) -> list[str]:
     """The stages that it has, in order of time."""
     return [stage for stage in STAGES if stage in evaluation.metrics]
 
@@ -98,7 +98,7 @@ def interval(name: str, metric: Metric) -> str:
     return f"{number(name, metric.mean)} ± {number(name, metric.mean - metric.low)}"
 
 
-def worst_first(evaluation: Evaluation) -> list[CaseResult]:
+def worst_first(evaluation: EvaluationData) -> list[CaseResult]:
     """The cases, those first that were refused, then those with least of what makes one good."""
 
     def goodness(case: CaseResult) -> tuple[bool, float, float]:
@@ -110,7 +110,7 @@ def worst_first(evaluation: Evaluation) -> list[CaseResult]:
     return sorted(evaluation.cases, key=goodness)
 
 
-def headline(evaluation: Evaluation) -> str:
+def headline(evaluation: EvaluationData) -> str:
     """What was done, in a line."""
     setting, failed = evaluation.setting, len(evaluation.failed)
     refused = f", {failed} refused" if failed else ""

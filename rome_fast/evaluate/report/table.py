@@ -21,13 +21,13 @@ from rome_fast.evaluate.report.rows import (
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from rome_fast.evaluate.result import CaseResult, Evaluation
+    from rome_fast.evaluate.result import CaseResult, EvaluationData
 
 # Cases that still fit a terminal.
 _WORST = 5
 
 
-def tables(evaluation: Evaluation) -> Group:
+def tables(evaluation: EvaluationData) -> Group:
     """Every metric at every stage with its 95 % interval, drift, retention and the worst cases.
 
     Shares and probabilities are in percent.
@@ -41,7 +41,7 @@ def tables(evaluation: Evaluation) -> Group:
     return Group(*parts)
 
 
-def _metrics(evaluation: Evaluation) -> Table:
+def _metrics(evaluation: EvaluationData) -> Table:
     # Three stages fit 80 columns only without margins; a long name of a group gives way first.
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     stages = stages_of(evaluation)
@@ -60,7 +60,7 @@ def _metrics(evaluation: Evaluation) -> Table:
     return table
 
 
-def _drift(evaluation: Evaluation) -> Table:
+def _drift(evaluation: EvaluationData) -> Table:
     table = Table("held texts", *(STAGES[stage] for stage in evaluation.drift), box=box.SIMPLE_HEAD)
     for name, meaning in (("perplexity", "perplexity"), ("kl", "KL from before, nats")):
         values = [f"{drift[name]:.4g}" for drift in evaluation.drift.values()]
@@ -68,7 +68,7 @@ def _drift(evaluation: Evaluation) -> Table:
     return table
 
 
-def _retention(evaluation: Evaluation) -> Table:
+def _retention(evaluation: EvaluationData) -> Table:
     points = evaluation.retention
     table = Table("edits made", *(str(point.n_edits) for point in points), box=box.SIMPLE_HEAD)
     table.add_row("still said, %", *(f"{100 * point.retained:.0f}" for point in points))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from rome_fast.errors import InvalidArgumentError, NonFiniteError, SecondMomentError
+from rome_fast.model.hashes import versions
 from rome_fast.model.spec import max_positions
 from rome_fast.moment.collect.checkpoint import Checkpoint, RowDigest, deferred_interrupt
 from rome_fast.moment.collect.convergence import (
@@ -24,7 +25,7 @@ from rome_fast.moment.collect.forward import KeyReader
 from rome_fast.moment.collect.packing import Row, pack_rows
 from rome_fast.moment.collect.progress import Progress
 from rome_fast.moment.collect.ranks import Ranks
-from rome_fast.moment.provenance import provenance, versions
+from rome_fast.moment.provenance import provenance
 from rome_fast.moment.second_moment import SecondMoment
 
 if TYPE_CHECKING:

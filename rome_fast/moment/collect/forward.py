@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rome_fast.errors import SecondMomentError
+from rome_fast.model.activations import never_runs
 from rome_fast.model.intercept import StopForwardError
+from rome_fast.model.memory import is_out_of_memory
 from rome_fast.model.nonfinite import located
 from rome_fast.model.spec import embedding_rows, input_device
 from rome_fast.moment.collect.packing import Row, block_mask, stack
 from rome_fast.prompt.readback import logits_at
-from rome_fast.value.key import never_runs
-from rome_fast.value.memory import is_out_of_memory
 
 if TYPE_CHECKING:
     from torch import Tensor

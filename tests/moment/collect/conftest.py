@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from rome_fast.model.activations import read_activations
 from rome_fast.model.spec import ModelSpec
 from rome_fast.prompt.ids import text_ids
-from rome_fast.value.key import capture
 
 TEXTS = [
     "The Eiffel Tower is in the city of Paris.",
@@ -35,7 +35,9 @@ def oracle():
                 part, ids = ids[: length - filled], ids[length - filled :]
                 filled = (filled + len(part)) % length
                 row = torch.tensor([part])
-                keys.append(capture(model, projection, row, torch.ones_like(row))[0][0].double())
+                keys.append(
+                    read_activations(model, projection, row, torch.ones_like(row))[0][0].double()
+                )
         return torch.cat(keys)
 
     return keys_of

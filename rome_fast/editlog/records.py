@@ -1,0 +1,146 @@
+"""What an edit log holds: edits, refusals, and which of the edits hold. Plain data."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from rome_fast.editlog.base import Base
+from rome_fast.errors import EditRejectedError, RomeFastError
+from rome_fast.types import EditRequest, RankOneUpdate
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class LoggedEdit:
+    """One edit that was made.
+
+    Attributes:
+        edit_id: 1, 2, ... in the order of the edits.
+        replaced: earlier edits of the same fact; they do not hold while this one does.
+        released: earlier edits whose keys a Session does not retain while this one holds.
+        numbers: what was measured when it was made; plain numbers, texts and lists.
+        time: seconds since the epoch.
+    """
+
+    edit_id: int
+    request: EditRequest
+    weight_name: str
+    update: RankOneUpdate
+    replaced: tuple[int, ...] = ()
+    released: tuple[int, ...] = ()
+    numbers: Mapping[str, Any] = field(default_factory=dict)
+    time: float = field(default_factory=time.time)
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it but u and v."""
+        return {
+            "edit_id": self.edit_id,
+            "request": asdict(self.request),
+            "weight": self.weight_name,
+            "weight_layout": self.update.weight_layout,
+            "replaced": list(self.replaced),
+            "released": list(self.released),
+            "numbers": dict(self.numbers),
+            "time": self.time,
+        }
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any], u: Tensor, v: Tensor) -> LoggedEdit:
+        """The edit that gave ``to_json``, with its u and v."""
+        return cls(
+            edit_id=fields["edit_id"],
+            request=EditRequest(**fields["request"]),
+            weight_name=fields["weight"],
+            update=RankOneUpdate(u, v, fields["weight_layout"]),
+            replaced=tuple(fields["replaced"]),
+            released=tuple(fields["released"]),
+            numbers=fields["numbers"],
+            time=fields["time"],
+        )
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """A request that was refused; the model was left as it was.
+
+    Attributes:
+        numbers: what decided, where numbers did; those of an EditRejectedError that are finite.
+    """
+
+    request: EditRequest
+    reason: str
+    numbers: Mapping[str, float] = field(default_factory=dict)
+    time: float = field(default_factory=time.time)
+
+    @classmethod
+    def of(cls, request: EditRequest, error: RomeFastError) -> Rejection:
+        """Of the error that refused the request."""
+        decided = error.numbers if isinstance(error, EditRejectedError) else {}
+        finite = {name: number for name, number in decided.items() if math.isfinite(number)}
+        return cls(request, f"{type(error).__name__}: {error}", finite)
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Rejection:
+        """The rejection that ``dataclasses.asdict`` was given."""
+        return cls(**{**fields, "request": EditRequest(**fields["request"])})
+
+
+@dataclass(eq=False)
+class LogRecords:
+    """The edits of a model, in order, and which of them hold.
+
+    An edit holds unless it was taken out, or replaced by a later one that holds. About
+    (d_key + d_value) * 4 bytes an edit.
+
+    Attributes:
+        base: the unedited model.
+        edits: all that were made, in order.
+        taken_out: numbers of those that were undone or reverted.
+        rejections: requests that were refused.
+    """
+
+    base: Base
+    edits: list[LoggedEdit] = field(default_factory=list)
+    taken_out: set[int] = field(default_factory=set)
+    rejections: list[Rejection] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        """How many edits hold."""
+        return len(self.holding())
+
+    @property
+    def next_id(self) -> int:
+        """The number that the next edit gets."""
+        return self.edits[-1].edit_id + 1 if self.edits else 1
+
+    def kept(self) -> list[LoggedEdit]:
+        """The edits that were not taken out, replaced by a later one or not, in order."""
+        return [edit for edit in self.edits if edit.edit_id not in self.taken_out]
+
+    def holding(self) -> list[LoggedEdit]:
+        """The edits that are in the model, in order."""
+        kept = self.kept()
+        replaced = {number for edit in kept for number in edit.replaced}
+        return [edit for edit in kept if edit.edit_id not in replaced]
+
+    def updates(self, weight_name: str) -> list[RankOneUpdate]:
+        """What is added to one weight, in order."""
+        return [edit.update for edit in self.holding() if edit.weight_name == weight_name]
+
+    def same_fact(self, request: EditRequest) -> tuple[int, ...]:
+        """Numbers of the edits of this subject and prompt that were not taken out."""
+        return tuple(edit.edit_id for edit in self.kept() if edit.request.same_fact(request))
+
+
+def by_weight(edits: Sequence[LoggedEdit]) -> dict[str, list[LoggedEdit]]:
+    """Edits of one weight together."""
+    groups: dict[str, list[LoggedEdit]] = {}
+    for edit in edits:
+        groups.setdefault(edit.weight_name, []).append(edit)
+    return groups

@@ -1,0 +1,116 @@
+"""Hashes of tensors, models and tokenizers: what tells whether two are the same."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from rome_fast._version import __version__
+from rome_fast.errors import UnsupportedModelError
+from rome_fast.model.wrappers import plain_name
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from rome_fast.model.spec import DownProjection
+
+_ELEMENTS = 65_536
+# Fields of a configuration that say nothing about the numbers that the layers compute.
+_INERT = {
+    "_name_or_path",
+    "architectures",
+    "bos_token_id",
+    "dtype",
+    "eos_token_id",
+    "pad_token_id",
+    "torch_dtype",
+    "transformers_version",
+    "use_cache",
+}
+
+
+def fingerprint(*tensors: Tensor) -> str:
+    """SHA-256 of the tensors' shapes, dtypes and bits, in logical order whatever the strides."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(f"{tuple(tensor.shape)}{tensor.dtype}".encode())
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(flat.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Of the libraries that made a file."""
+    import transformers
+
+    libraries = {m.__name__: m.__version__ for m in (torch, transformers)}
+    return {"rome_fast": __version__, **libraries}
+
+
+def config_hash(model: PreTrainedModel) -> str:
+    """Of all that the configuration says about the computation."""
+    config = {k: v for k, v in model.config.to_diff_dict().items() if k not in _INERT}
+    return _sha256(json.dumps(config, sort_keys=True, default=str))
+
+
+def weights_hash(model: PreTrainedModel, projection: DownProjection) -> str:
+    """Of the parameters that a key of this layer can depend on.
+
+    Left out are the blocks above, what is registered after the blocks (final norm, head), and the
+    edited weight itself, so edits at the layer keep it; adapters are not left out. Evenly spaced
+    elements of each parameter stand for all of it: training, merging or editing a matrix changes
+    nearly every element.
+
+    Raises:
+        UnsupportedModelError: one of them is offloaded.
+    """
+    blocks = projection.name.split(f".{projection.layer}.")[0]
+    in_block = re.compile(rf"{re.escape(blocks)}\.(\d+)\.")
+    chosen, behind_blocks = [], False
+    for name, parameter in model.named_parameters():
+        name = plain_name(name)
+        block = in_block.match(name)
+        behind_blocks |= bool(block)
+        below = int(block[1]) <= projection.layer if block else not behind_blocks
+        if not below or name == f"{projection.name}.weight":
+            continue
+        if parameter.is_meta:
+            raise UnsupportedModelError(
+                f"{name} is offloaded (meta device): load the blocks up to {projection.layer} fully"
+            )
+        chosen.append(parameter)
+    return sampled_hash(chosen)
+
+
+def model_hash(model: PreTrainedModel) -> str:
+    """Of all parameters, in the way of ``weights_hash``, but for those that are offloaded."""
+    return sampled_hash(p for p in model.parameters() if not p.is_meta)
+
+
+def sampled_hash(parameters: Iterable[Tensor]) -> str:
+    # A quantised tensor (torchao's) stands for numbers that it computes.
+    plain = (p if type(p) in (nn.Parameter, torch.Tensor) else p.dequantize() for p in parameters)
+    flat = (parameter.detach().reshape(-1) for parameter in plain)
+    return fingerprint(*(x[:: -(-len(x) // _ELEMENTS) or 1] for x in flat))
+
+
+def tokenizer_hash(tok: PreTrainedTokenizerBase) -> str:
+    """Of vocabulary and rules; padding and truncation, which change in use, are left out."""
+    backend = getattr(tok, "backend_tokenizer", None)
+    if backend is None:
+        return _sha256(json.dumps(sorted(tok.get_vocab().items())))
+    rules = json.loads(backend.to_str())
+    for transient in ("padding", "truncation"):
+        rules.pop(transient, None)
+    return _sha256(json.dumps(rules, sort_keys=True))
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
