@@ -127,7 +127,7 @@ def test_embedded_sequence(embedded, rows):
     model, tok, facts = embedded
     hparams = rome_fast.RomeHparams.for_model(model)
     projection = ModelSpec.of(model).down_projection(hparams.layer)
-    moment = sampled_second_moment(model, tok, projection, torch.float32)
+    moment = sampled_second_moment(ModelSpec.of(model), tok, projection, torch.float32)
     run_sequence("embedded model", model, tok, facts, hparams, moment, rows)
 
 

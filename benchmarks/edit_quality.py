@@ -50,7 +50,7 @@ class Started:
     @classmethod
     def on(cls, bench: Bench, tokens: TokenizedEdit) -> Started:
         batch = EditBatch.of([tokens])
-        first = run_first_pass(bench.model, bench.projection, batch)
+        first = run_first_pass(ModelSpec.of(bench.model), bench.projection, batch)
         return cls(batch, first, mean_keys(bench.projection, batch, first)[0])
 
 

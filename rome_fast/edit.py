@@ -8,14 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from tqdm.auto import tqdm
 
 from rome_fast.editor import Editor
 from rome_fast.errors import EditWarning, InvalidArgumentError, InvalidRequestError
 from rome_fast.hparams import RomeHparams
-from rome_fast.model.owner import edited
-from rome_fast.model.spec import ModelSpec, frozen
+from rome_fast.model.open_model import open_model
+from rome_fast.model.owner import locked
 from rome_fast.types import EditRequest, EditResult
 
 if TYPE_CHECKING:
@@ -132,8 +131,7 @@ def opened(
     second_moment: object,
 ) -> Iterator[Editor]:
     """An editor with all that its requests share; an error undoes all that it has done."""
-    spec = ModelSpec.of(model)
-    with edited(model), torch.inference_mode(False), frozen(spec.model):
+    with open_model(model) as spec:
         editor = Editor(spec, tok, hparams, variant, backend)
         editor.prepare(context_templates, second_moment)
         try:
@@ -205,5 +203,5 @@ def trial(
         yield made
     finally:
         undo = (made if one else made[0])._undo
-        with edited(model):
+        with locked(model):
             undo.history.rewind(0)

@@ -11,12 +11,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from rome_fast import ops
 from rome_fast.errors import EditFailedError, HparamsError, InvalidRequestError
 from rome_fast.hparams import RomeHparams, defaults_for
-from rome_fast.model.owner import check_free
+from rome_fast.model.open_model import EditSite
 from rome_fast.model.spec import ModelSpec, check_tokenizer, max_positions
-from rome_fast.model.wrappers import adapter_notes
 from rome_fast.moment.collect.resolve import resolve_second_moment
 from rome_fast.prompt.contexts import check_context_templates, sample_context_templates
 from rome_fast.prompt.encode import TokenizedEdit, encode
@@ -29,7 +27,7 @@ from rome_fast.update.undo import UndoHandle, WeightHistory
 from rome_fast.value.window import Finder, Found
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +58,7 @@ class Editor:
         stop_loss: float | None = None,
     ) -> None:
         self.clock = Clock()
-        self.model, self.tok = spec.model, tok
+        self.spec, self.tok = spec, tok
         self.notes: list[str] = []
         check_tokenizer(self.model, tok)
         if not isinstance(hparams, RomeHparams | None):
@@ -69,23 +67,21 @@ class Editor:
                 "RomeHparams.from_file(path) reads files"
             )
         if hparams is None:
-            hparams, note = defaults_for(self.model)
+            hparams, note = defaults_for(spec)
             self.notes += [note] if note else []
         changes = {"variant": variant, "v_stop_loss": stop_loss}
         self.hparams = hparams.replace(**{k: v for k, v in changes.items() if v is not None})
-        self.projection = spec.down_projection(self.hparams.layer, self.hparams.shared_expert)
-        self.notes += adapter_notes(self.model, self.projection.weight)
-        check_free(self.projection.weight, f"{self.projection.name}.weight")
-        self._n_layers = spec.n_layers
-        self.backend = ops.resolve_backend(backend, self.projection.weight.device.type)
-        weight = self.projection.weight
-        if weight.dtype == torch.float16 and weight.device.type == "cpu":
-            self.notes.append(
-                "float16 is very slow on a CPU: load the model in float32 or bfloat16"
-            )
+        site = EditSite.of(spec, self.hparams.layer, self.hparams.shared_expert, backend)
+        self.projection, self.backend = site.projection, site.backend
+        self.notes += site.notes
         self.history = WeightHistory(self.projection, self.backend)
         self._finder = Finder(spec, tok, self.projection, self.hparams, backend)
+        self._tokens: dict[EditRequest, TokenizedEdit] = {}
         self.clock.lap("prepare")
+
+    @property
+    def model(self) -> PreTrainedModel:
+        return self.spec.model
 
     def prepare(self, context_templates: Sequence[str] | None, second_moment: object) -> None:
         """The contexts and the second moment, sampled from the model where none are given."""
@@ -107,7 +103,7 @@ class Editor:
             )
         dtype = getattr(torch, hparams.mom2_dtype)
         self.second_moment = resolve_second_moment(
-            second_moment, self.model, self.tok, self.projection, dtype
+            second_moment, self.spec, self.tok, self.projection, dtype
         )
         if self.second_moment is not None and self.second_moment.count < self.projection.d_key:
             self.notes.append(
@@ -139,7 +135,7 @@ class Editor:
 
     def find(self, requests: Sequence[EditRequest]) -> list[Found]:
         """Keys and values of a window of requests on the weights as they are now."""
-        found = self._finder.find([self._encode(request) for request in requests], self.clock)
+        found = self._finder.find(self.spec, self._encoded(requests), self.clock)
         readings = self._read_raw([f.tokens for f in found])
         self.clock.lap("read before")
         return [replace(f, raw_before=raw) for f, raw in zip(found, readings, strict=True)]
@@ -213,6 +209,12 @@ class Editor:
         with self.history.untouched():
             return apply_update_(self.history, self.constraint(found), self.second_moment)
 
+    def _encoded(self, requests: Sequence[EditRequest]) -> list[TokenizedEdit]:
+        """Each request is encoded once, also one that begins the next window."""
+        known = self._tokens
+        self._tokens = {r: known[r] if r in known else self._encode(r) for r in requests}
+        return [self._tokens[request] for request in requests]
+
     def _encode(self, request: EditRequest) -> TokenizedEdit:
         tokens = encode(self.tok, request, self.context_templates, self.hparams.fact_token)
         self._check_length(request, tokens)
@@ -270,7 +272,7 @@ class Editor:
     def _diagnostics(self, found: Found) -> Diagnostics:
         tokens, keys, moment = found.tokens, found.keys, self.second_moment
         return Diagnostics(
-            n_layers=self._n_layers,
+            n_layers=self.spec.n_layers,
             lookup_index=int(tokens.lookup_idx[tokens.prompt_row]),
             key_agreement=float(torch.cosine_similarity(keys.key, keys.prompt_key, dim=0)),
             value_growth=float(found.value.value_delta.norm() / keys.value_init.norm()),

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from rome_fast.errors import EditWarning, HparamsError
 from rome_fast.model.activations import typical_value_norm
-from rome_fast.model.spec import ModelSpec, frozen, text_config
+from rome_fast.model.open_model import frozen
+from rome_fast.model.spec import ModelSpec, text_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -136,7 +137,7 @@ class RomeHparams:
         Derived: the layer from the depth, the weight decay and learning rate from the norm of
         the values that the layer writes; an EditWarning names them.
         """
-        hparams, note = defaults_for(model)
+        hparams, note = defaults_for(ModelSpec.of(model))
         if note is not None:
             warnings.warn(note, EditWarning, stacklevel=2)
         return hparams
@@ -161,13 +162,11 @@ def read_file(path: str | Path) -> dict[str, Any]:
     return fields
 
 
-def defaults_for(
-    model: PreTrainedModel, layer: int | None = None
-) -> tuple[RomeHparams, str | None]:
+def defaults_for(spec: ModelSpec, layer: int | None = None) -> tuple[RomeHparams, str | None]:
     """The preset, or derived defaults and a note that names them; of ``layer`` if it is given."""
-    preset = _preset(model)
+    preset = _preset(spec)
     if preset is None:
-        return _derived(model, layer)
+        return _derived(spec, layer)
     return (preset if layer is None else preset.replace(layers=(layer,))), None
 
 
@@ -231,10 +230,10 @@ def _coerce(value: Any, kind: type) -> Any:
     return value if kind is bool or not isinstance(value, bool) else None
 
 
-def _preset(model: PreTrainedModel) -> RomeHparams | None:
+def _preset(spec: ModelSpec) -> RomeHparams | None:
     import yaml
 
-    config = text_config(ModelSpec.of(model).model)
+    config = text_config(spec.model)
     for file in sorted(resources.files("rome_fast").joinpath("presets").iterdir(), key=str):
         if file.name.endswith(".yaml"):
             fields = yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -244,14 +243,13 @@ def _preset(model: PreTrainedModel) -> RomeHparams | None:
     return None
 
 
-def _derived(model: PreTrainedModel, layer: int | None) -> tuple[RomeHparams, str]:
-    spec = ModelSpec.of(model)
+def _derived(spec: ModelSpec, layer: int | None) -> tuple[RomeHparams, str]:
     if layer is None:
         wanted = round(0.2 * (spec.n_layers - 1))
         # A mixture of experts is refused, by the next line, if there is no dense layer at all.
         layer = min(spec.dense_layers or [wanted], key=lambda i: abs(i - wanted))
     projection = spec.down_projection(layer)
-    with frozen(spec.model):
+    with frozen(spec):
         norm = typical_value_norm(spec.model, projection)
     hparams = RomeHparams(
         layers=(layer,),

@@ -63,9 +63,10 @@ def apply_rome_to_model(
             "ROMEHyperParams.from_json(path) reads files"
         )
     settings = hparams.rome()
-    projection = ModelSpec.of(model).down_projection(settings.layer, settings.shared_expert)
+    spec = ModelSpec.of(model)
+    projection = spec.down_projection(settings.layer, settings.shared_expert)
     hparams.check_module(projection)
-    moment = find_second_moment(hparams, model, tok, projection, second_moment)
+    moment = find_second_moment(hparams, spec, tok, projection, second_moment)
     name, weight = f"{projection.name}.weight", projection.weight
     originals = {name: weight.detach().clone()} if return_orig_weights else {}
     edited = deepcopy(model) if copy else model

@@ -20,8 +20,9 @@ from rome_fast.bench.own import factored
 from rome_fast.bench.peers import PeerEdit
 from rome_fast.bench.setting import commit
 from rome_fast.model.intercept import hooked
+from rome_fast.model.open_model import frozen
 from rome_fast.model.precision import widen
-from rome_fast.model.spec import DownProjection, ModelSpec, frozen, input_device
+from rome_fast.model.spec import DownProjection, ModelSpec, input_device
 from rome_fast.prompt.encode import encode
 from rome_fast.timings import Clock
 from rome_fast.update.solve import apply_update_, build_constraint
@@ -57,7 +58,7 @@ class WholeModel:
         tokens = encode(case.tok, case.request, case.context_templates, hparams.fact_token)
         batch = EditBatch.of([tokens])
         clock.lap("prepare")
-        with torch.inference_mode(False), frozen(model):
+        with torch.inference_mode(False), frozen(ModelSpec.of(model)):
             run = _whole_forward(model, batch)
             keys = _keys(run, projection, batch)
             clock.lap("key")

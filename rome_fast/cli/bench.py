@@ -13,7 +13,8 @@ from rome_fast.cli.common import console, load_model_or_demo, one_line_errors
 from rome_fast.cli.profile import ProfileOption, check_profile_path, profiled
 from rome_fast.errors import InvalidArgumentError
 from rome_fast.hparams import RomeHparams, defaults_for
-from rome_fast.model.spec import ModelSpec, frozen
+from rome_fast.model.open_model import frozen
+from rome_fast.model.spec import ModelSpec
 from rome_fast.moment.collect.resolve import resolve_second_moment
 from rome_fast.prompt.contexts import sample_context_templates
 from rome_fast.types import EditRequest
@@ -117,7 +118,7 @@ def _hparams(
     model: PreTrainedModel, file: Path | None, steps: int | None, variant: str
 ) -> RomeHparams:
     """The file as it is; else the defaults, so slow that all steps together go as far as one."""
-    chosen = defaults_for(model)[0] if file is None else RomeHparams.from_file(file)
+    chosen = defaults_for(ModelSpec.of(model))[0] if file is None else RomeHparams.from_file(file)
     n_steps = chosen.v_num_grad_steps if steps is None else steps
     chosen = chosen.replace(v_num_grad_steps=n_steps, variant=variant)
     return chosen if file is not None else chosen.replace(v_lr=chosen.v_lr / n_steps)
@@ -133,7 +134,7 @@ def _case(
     """Contexts and C as all implementations get them: neither is timed."""
     from rome_fast.bench.case import Case
 
-    with frozen(model):
+    with frozen(ModelSpec.of(model)):
         contexts = sample_context_templates(
             model, tok, hparams.context_template_length_params, seed=hparams.seed
         )
@@ -151,7 +152,7 @@ def _damped(
     """C with its ridge, [d_key, d_key]: peers know of none."""
     projection = ModelSpec.of(model).down_projection(hparams.layer)
     dtype = getattr(torch, hparams.mom2_dtype)
-    moment = resolve_second_moment(second_moment, model, tok, projection, dtype)
+    moment = resolve_second_moment(second_moment, ModelSpec.of(model), tok, projection, dtype)
     if moment is None:
         return None
     damped = moment.moment()

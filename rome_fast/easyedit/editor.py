@@ -168,7 +168,7 @@ class BaseEditor:
         spec = ModelSpec.of(self.model)
         projection = spec.down_projection(settings.layer, settings.shared_expert)
         self.hparams.check_module(projection)
-        moment = self._second_moment(projection)
+        moment = self._second_moment(spec, projection)
         name, weight = f"{projection.name}.weight", projection.weight
         model = sharing_all_but(self.model, weight) if keep_original_weight else self.model
         before = weight.detach().clone()
@@ -191,7 +191,9 @@ class BaseEditor:
             "sequential_edit=True), or rome_fast.edit_many(..., order='independent')"
         )
 
-    def _second_moment(self, projection: DownProjection) -> SecondMoment | str | None:
+    def _second_moment(
+        self, spec: ModelSpec, projection: DownProjection
+    ) -> SecondMoment | str | None:
         """Found once for each setting: texts that were given can be read but once."""
         hparams = self.hparams
         key = (
@@ -204,6 +206,6 @@ class BaseEditor:
         )
         if key not in self._moments:
             self._moments[key] = find_second_moment(
-                hparams, self.model, self.tok, projection, self._given
+                hparams, spec, self.tok, projection, self._given
             )
         return self._moments[key]

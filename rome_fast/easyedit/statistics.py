@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from rome_fast.errors import SecondMomentWarning
-from rome_fast.model.spec import DownProjection
+from rome_fast.model.spec import DownProjection, ModelSpec
 from rome_fast.moment.collect.resolve import resolve_second_moment
 from rome_fast.moment.collect.sampled import sampled_second_moment
 from rome_fast.moment.second_moment import SecondMoment
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 def find_second_moment(
     hparams: ROMEHyperParams,
-    model: PreTrainedModel,
+    spec: ModelSpec,
     tok: PreTrainedTokenizerBase,
     projection: DownProjection,
     given: object = None,
@@ -43,14 +43,14 @@ def find_second_moment(
     if given is None:
         if not hparams.mom2_adjustment:
             return None
-        given = _statistics_file(hparams, model, projection)
+        given = _statistics_file(hparams, spec.model, projection)
     if given is None:
         if hparams.mom2_dataset is not None:
             _warn_of_sampling(hparams)
-        return sampled_second_moment(model, tok, projection, dtype, hparams.mom2_n_samples)
+        return sampled_second_moment(spec, tok, projection, dtype, hparams.mom2_n_samples)
     if isinstance(given, Iterable) and not isinstance(given, str | Mapping | torch.Tensor):
         given = islice(given, hparams.mom2_n_samples)
-    return resolve_second_moment(given, model, tok, projection, dtype) or "identity"
+    return resolve_second_moment(given, spec, tok, projection, dtype) or "identity"
 
 
 def _statistics_file(

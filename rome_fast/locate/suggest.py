@@ -21,7 +21,8 @@ from rome_fast.locate.reasons import reasons_for
 from rome_fast.locate.tracer import Cell, Tracer
 from rome_fast.locate.tracing import TracedPrompt, TraceSettings, embedding_spread
 from rome_fast.locate.trials import Trials
-from rome_fast.model.spec import DownProjection, ModelSpec, check_tokenizer, frozen
+from rome_fast.model.open_model import frozen
+from rome_fast.model.spec import DownProjection, ModelSpec, check_tokenizer
 from rome_fast.moment.collect.sampled import sampled_second_moments
 from rome_fast.prompt.contexts import check_context_templates, sample_context_templates
 
@@ -96,8 +97,8 @@ def suggest_layer(
             "second_moment must be {layer: SecondMoment}, 'identity' or None, got "
             f"{type(second_moment).__name__}"
         )
-    with torch.inference_mode(False), frozen(model):
-        base = defaults_for(model)[0] if hparams is None else hparams
+    with torch.inference_mode(False), frozen(spec):
+        base = defaults_for(spec)[0] if hparams is None else hparams
         named = [] if layers is None else [spec.down_projection(i) for i in _checked(layers)]
         effects = trace_mlps(spec, tok, records, settings, progress)
         tried = named or _proposed(spec, effects, base.layer)
@@ -111,13 +112,13 @@ def suggest_layer(
         found = []
         with tqdm(total=len(tried) * len(records), desc="trials", disable=not progress) as bar:
             for projection in tried:
-                at = _hparams_at(model, hparams, projection.layer)
+                at = _hparams_at(spec, hparams, projection.layer)
                 found.append(trials.run(at, moments[projection.layer], bar.update))
     best = best_of(found)
     return Plan(
         trials=tuple(found),
         effects=tuple(effects),
-        hparams=_hparams_at(model, hparams, best.layer),
+        hparams=_hparams_at(spec, hparams, best.layer),
         reasons=tuple(reasons_for(best, found, effects, trials)),
         settings={
             "model": type(model).__name__,
@@ -188,7 +189,7 @@ def _moments(
         return dict.fromkeys(layers, "identity")
     if given is None:
         dtype = getattr(torch, hparams.mom2_dtype)
-        return sampled_second_moments(spec.model, tok, projections, dtype)
+        return sampled_second_moments(spec, tok, projections, dtype)
     missing = [layer for layer in layers if layer not in given]
     if missing:
         raise InvalidArgumentError(
@@ -198,5 +199,5 @@ def _moments(
     return {layer: given[layer] for layer in layers}
 
 
-def _hparams_at(model: PreTrainedModel, given: RomeHparams | None, layer: int) -> RomeHparams:
-    return defaults_for(model, layer)[0] if given is None else given.replace(layers=(layer,))
+def _hparams_at(spec: ModelSpec, given: RomeHparams | None, layer: int) -> RomeHparams:
+    return defaults_for(spec, layer)[0] if given is None else given.replace(layers=(layer,))

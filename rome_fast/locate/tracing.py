@@ -14,7 +14,8 @@ from rome_fast.errors import InvalidArgumentError, InvalidRequestError
 from rome_fast.locate.parts import KINDS
 from rome_fast.locate.trace import Trace
 from rome_fast.locate.tracer import Cell, Tracer
-from rome_fast.model.spec import ModelSpec, check_tokenizer, frozen, input_device, max_positions
+from rome_fast.model.open_model import frozen
+from rome_fast.model.spec import ModelSpec, check_tokenizer, input_device, max_positions
 from rome_fast.prompt.chat import Frame
 from rome_fast.prompt.encode import passage_of
 from rome_fast.prompt.ids import decode
@@ -153,7 +154,7 @@ def locate(
     model = spec.model
     check_tokenizer(model, tok)
     settings = TraceSettings.of(spec.n_layers, noise, samples, window, seed)
-    with torch.no_grad(), frozen(model):
+    with torch.no_grad(), frozen(spec):
         traced = TracedPrompt.of(model, tok, request)
         spread, d_embedding = embedding_spread(model, [traced])
         tracer = Tracer(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from rome_fast.model.spec import DownProjection
+    from rome_fast.model.spec import DownProjection, ModelSpec
 
 _ELEMENTS = 65_536
 # Fields of a configuration that say nothing about the numbers that the layers compute.
@@ -60,7 +59,7 @@ def config_hash(model: PreTrainedModel) -> str:
     return _sha256(json.dumps(config, sort_keys=True, default=str))
 
 
-def weights_hash(model: PreTrainedModel, projection: DownProjection) -> str:
+def weights_hash(spec: ModelSpec, projection: DownProjection) -> str:
     """Of the parameters that a key of this layer can depend on.
 
     Left out are the blocks above, what is registered after the blocks (final norm, head), and the
@@ -71,19 +70,17 @@ def weights_hash(model: PreTrainedModel, projection: DownProjection) -> str:
     Raises:
         UnsupportedModelError: one of them is offloaded.
     """
-    blocks = projection.name.split(f".{projection.layer}.")[0]
-    in_block = re.compile(rf"{re.escape(blocks)}\.(\d+)\.")
     chosen, behind_blocks = [], False
-    for name, parameter in model.named_parameters():
-        name = plain_name(name)
-        block = in_block.match(name)
-        behind_blocks |= bool(block)
-        below = int(block[1]) <= projection.layer if block else not behind_blocks
-        if not below or name == f"{projection.name}.weight":
+    for name, parameter in spec.parameters.items():
+        block = spec.block_of[name]
+        behind_blocks |= block is not None
+        below = not behind_blocks if block is None else block <= projection.layer
+        if not below or plain_name(name) == f"{projection.name}.weight":
             continue
         if parameter.is_meta:
             raise UnsupportedModelError(
-                f"{name} is offloaded (meta device): load the blocks up to {projection.layer} fully"
+                f"{plain_name(name)} is offloaded (meta device): load the blocks up to "
+                f"{projection.layer} fully"
             )
         chosen.append(parameter)
     return sampled_hash(chosen)

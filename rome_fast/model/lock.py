@@ -1,4 +1,4 @@
-"""Threads: one edit of a model at a time, and none while another thread is inside the model.
+"""A readers-writer lock of a model: one edit at a time, none while another thread runs the model.
 
 While an edit is made the model holds hooks and a half-written weight, whichever layer it is of. So
 each forward of another thread waits until the edit is done, and an edit waits until the forwards of
@@ -38,11 +38,11 @@ class _Hook:
         return _Hook, ()
 
 
-class Gate:
-    """Readers are the threads that run the model, the one writer is the thread that edits it.
+class ModelLock:
+    """A readers-writer lock: threads that run the model read, the one that edits it writes.
 
     Either may enter again while it is inside; an editor's own forwards pass. All that edit a model
-    share one gate (``owner.gated``).
+    share one lock (``owner.shared_lock``).
 
     Attributes:
         n_users: how many do.
@@ -61,7 +61,7 @@ class Gate:
         self._resources = ExitStack()
 
     def watch(self, model: PreTrainedModel) -> None:
-        """Let the model's forwards pass the gate.
+        """Let the model's forwards pass the lock.
 
         Args:
             model: perhaps in a wrapper; the way in is watched there and at the model itself. What

@@ -1,4 +1,4 @@
-"""Who edits a model: the gate that all who do share, and the weights that an open Session holds."""
+"""Who edits a model: the lock that all who do share, and the weights that an open Session holds."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from torch.utils.weak import WeakIdKeyDictionary
 
 from rome_fast.errors import SessionError
-from rome_fast.model.lock import Gate
+from rome_fast.model.lock import ModelLock
 from rome_fast.model.wrappers import unwrapped
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _taken: WeakIdKeyDictionary = WeakIdKeyDictionary()
-_gates: WeakIdKeyDictionary = WeakIdKeyDictionary()
+_locks: WeakIdKeyDictionary = WeakIdKeyDictionary()
 # Of one thread many times: a forgotten Session may be collected while it is held.
 _lock = threading.RLock()
 
@@ -44,29 +44,29 @@ def owned(weight: Tensor, name: str) -> Iterator[None]:
 
 
 @contextmanager
-def gated(model: PreTrainedModel) -> Iterator[Gate]:
-    """While open, forwards of the model, or of what it wraps, pass the gate that is given."""
+def shared_lock(model: PreTrainedModel) -> Iterator[ModelLock]:
+    """While open, forwards of the model, or of what it wraps, pass the lock that is given."""
     plain = unwrapped(model)
     with _lock:
-        gate: Gate = _gates.setdefault(plain, Gate())
-        gate.n_users += 1
-        gate.watch(model)
+        lock: ModelLock = _locks.setdefault(plain, ModelLock())
+        lock.n_users += 1
+        lock.watch(model)
     try:
-        yield gate
+        yield lock
     finally:
         with _lock:
-            gate.n_users -= 1
-            if not gate.n_users:
-                gate.remove()
-                _gates.pop(plain, None)
+            lock.n_users -= 1
+            if not lock.n_users:
+                lock.remove()
+                _locks.pop(plain, None)
 
 
 @contextmanager
-def edited(model: PreTrainedModel) -> Iterator[None]:
+def locked(model: PreTrainedModel) -> Iterator[None]:
     """While open, no other thread edits the model, in whichever layer, or runs it.
 
     Raises:
         SessionError: this very thread is inside ``session.reading()``.
     """
-    with gated(model) as gate, gate.editing():
+    with shared_lock(model) as lock, lock.editing():
         yield

@@ -20,13 +20,12 @@ class Bfloat16Weights:
     """
 
     def __init__(self, spec: ModelSpec, projection: DownProjection) -> None:
-        below = {id(p) for block in spec.blocks[: projection.layer] for p in block.parameters()}
         self._copies, self._edited = {}, {}
-        block = {id(p) for p in spec.blocks[projection.layer].parameters()}
-        for name, parameter in spec.model.named_parameters():
-            if id(parameter) not in below:
+        for name, parameter in spec.parameters.items():
+            block = spec.block_of[name]
+            if block is None or block >= projection.layer:
                 self._copies[name] = _copy(parameter)
-            if id(parameter) in block:
+            if block == projection.layer:
                 self._edited[name] = parameter
 
     def current(self) -> dict[str, Tensor]:

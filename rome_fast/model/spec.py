@@ -5,9 +5,10 @@ All of it is found by structure (structure.py); ``config.model_type`` only selec
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +17,7 @@ from torch import nn
 from rome_fast.errors import HparamsError, TokenizerMismatchError, UnsupportedModelError
 from rome_fast.model.structure import down_projections, find_blocks, routed_experts
 from rome_fast.model.weights import check_weight
-from rome_fast.model.wrappers import base_modules, eager, inner, unwrapped
+from rome_fast.model.wrappers import base_modules, inner, plain_name, unwrapped
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,20 +54,22 @@ class DownProjection:
         return int(self.weight.shape[0 if self.weight_layout == "out_in" else 1])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ModelSpec:
-    """The parts of a decoder that editing needs: its blocks and its width.
+    """The parts of a decoder that editing needs, as they were when it was looked through.
 
     Attributes:
         model: the transformers model, without what torch.compile or PEFT put around it.
         blocks_name: path of the list of blocks in it.
         d_model: width of the residual stream.
+        modules: all of its modules by path, an adapter's included.
     """
 
     model: PreTrainedModel
     blocks_name: str
     blocks: tuple[nn.Module, ...]
     d_model: int
+    modules: Mapping[str, nn.Module]
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> ModelSpec:
@@ -88,16 +91,44 @@ class ModelSpec:
             raise UnsupportedModelError(f"{kind} does not say which module its output head is")
         if model.config.is_encoder_decoder:
             raise UnsupportedModelError(f"{kind} is an encoder-decoder; a decoder is needed")
-        name, blocks = find_blocks(model)
+        name, found = find_blocks(model)
         # Not the width of the embeddings, which may be another (OPT-350m).
         d_model = getattr(text_config(model), "hidden_size", None)
         if d_model is None:
             raise UnsupportedModelError(f"the configuration of {kind} has no hidden_size")
-        return cls(model, name, tuple(map(inner, blocks.children())), int(d_model))
+        blocks = tuple(map(inner, found.children()))
+        return cls(model, name, blocks, int(d_model), dict(model.named_modules()))
 
     @property
     def n_layers(self) -> int:
         return len(self.blocks)
+
+    @cached_property
+    def parameters(self) -> dict[str, Tensor]:
+        """``named_parameters()`` of the model: by path, of tied ones the first."""
+        return self._tensors("_parameters")
+
+    @cached_property
+    def buffers(self) -> dict[str, Tensor]:
+        """``named_buffers()`` of the model."""
+        return self._tensors("_buffers")
+
+    @cached_property
+    def block_of(self) -> dict[str, int | None]:
+        """In which block each parameter lies; None beside all of them."""
+        path = re.compile(rf"{re.escape(self.blocks_name)}\.(\d+)\.")
+        found = {name: path.match(plain_name(name)) for name in self.parameters}
+        return {name: match and int(match[1]) for name, match in found.items()}
+
+    def _tensors(self, kind: str) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        seen: set[int] = set()
+        for path, module in self.modules.items():
+            for name, tensor in getattr(module, kind).items():
+                if tensor is not None and id(tensor) not in seen:
+                    seen.add(id(tensor))
+                    found[f"{path}.{name}" if path else name] = tensor
+        return found
 
     @property
     def dense_layers(self) -> list[int]:
@@ -213,21 +244,3 @@ def _embedding(model: PreTrainedModel) -> Tensor:
     weight = model.get_input_embeddings().weight
     assert isinstance(weight, torch.Tensor)
     return weight
-
-
-@contextmanager
-def frozen(model: PreTrainedModel) -> Iterator[None]:
-    """Evaluation mode, no gradients to parameters, no compiled code; afterwards as it was."""
-    modes = [(module, module.training) for module in model.modules()]
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    model.eval()
-    for parameter in trainable:
-        parameter.requires_grad_(False)
-    try:
-        with eager(model):
-            yield
-    finally:
-        for parameter in trainable:
-            parameter.requires_grad_(True)
-        for module, training in modes:
-            module.training = training

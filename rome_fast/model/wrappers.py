@@ -5,7 +5,7 @@ Names are those of the plain model everywhere, so that a log made on a wrapped m
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -83,9 +83,9 @@ def base_parameters(model: nn.Module) -> dict[str, torch.Tensor]:
     return found
 
 
-def adapter_notes(model: nn.Module, weight: torch.Tensor) -> list[str]:
-    """What to tell of PEFT's adapters in the model, none if there is none."""
-    layers = [m for m in model.modules() if "base_layer" in m._modules]
+def adapter_notes(modules: Iterable[nn.Module], weight: torch.Tensor) -> list[str]:
+    """What to tell of PEFT's adapters among the modules, none if there is none."""
+    layers = [m for m in modules if "base_layer" in m._modules]
     if not layers:
         return []
     names = sorted({name for layer in layers for name in getattr(layer, "active_adapters", ())})
@@ -96,9 +96,8 @@ def adapter_notes(model: nn.Module, weight: torch.Tensor) -> list[str]:
     return [f"the base model's weight was edited; {adapter} stays on top"]
 
 
-def eager(model: nn.Module) -> AbstractContextManager[Any]:
+def eager(modules: Iterable[nn.Module]) -> AbstractContextManager[Any]:
     """While open, compiled code is not run: it would not see hooks, nor be worth compiling."""
-    modules = model.modules()
     if any(m._compiled_call_impl or "_orig_mod" in m._modules for m in modules):
         return torch.compiler.set_stance("force_eager")
     return nullcontext()

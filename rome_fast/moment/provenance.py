@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from rome_fast.model.hashes import config_hash, tokenizer_hash, versions, weights_hash
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
-    from rome_fast.model.spec import DownProjection
+    from rome_fast.model.spec import DownProjection, ModelSpec
 
 # Fields that have to agree, and what they are called in an error. The tokenizer is not among
 # them: it decides which keys were seen, not what a key is.
@@ -29,17 +29,15 @@ _OF_ONE_PART = {"convergence", *_COUNTED}
 
 
 def provenance(
-    model: PreTrainedModel, tok: PreTrainedTokenizerBase, projection: DownProjection
+    spec: ModelSpec, tok: PreTrainedTokenizerBase, projection: DownProjection
 ) -> dict[str, Any]:
     """The fields that a file keeps, JSON-able; equal for equal keys of equal texts."""
-    return {**_of_model(model, projection), "tokenizer": tokenizer_hash(tok)}
+    return {**_of_model(spec, projection), "tokenizer": tokenizer_hash(tok)}
 
 
-def differences(
-    info: Mapping[str, Any], model: PreTrainedModel, projection: DownProjection
-) -> list[str]:
+def differences(info: Mapping[str, Any], spec: ModelSpec, projection: DownProjection) -> list[str]:
     """How ``info`` disagrees with the model at this layer; a field it lacks agrees."""
-    here = {**_of_model(model, projection), "versions": versions()}
+    here = {**_of_model(spec, projection), "versions": versions()}
     return [
         f"{title} differs: {info[field]!s:.40} there, {here[field]!s:.40} here"
         for field, title in _conflicts(info, here)
@@ -80,13 +78,13 @@ def merged_info(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str
     return info
 
 
-def _of_model(model: PreTrainedModel, projection: DownProjection) -> dict[str, Any]:
+def _of_model(spec: ModelSpec, projection: DownProjection) -> dict[str, Any]:
     return {
-        "model_type": str(model.config.model_type),
+        "model_type": str(spec.model.config.model_type),
         "layer": projection.layer,
         "module": projection.name,
         "d_key": projection.d_key,
-        "config": config_hash(model),
+        "config": config_hash(spec.model),
         "weights_dtype": str(projection.weight.dtype).removeprefix("torch."),
-        "weights": weights_hash(model, projection),
+        "weights": weights_hash(spec, projection),
     }

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from rome_fast.model.spec import ModelSpec, frozen
+from rome_fast.model.open_model import frozen
+from rome_fast.model.spec import ModelSpec
 from rome_fast.model.wrappers import base_modules, inner
 from rome_fast.probe.layers import LayerAnatomy, alike
 from rome_fast.probe.running import factor_between, output_of, seen_at, token_ids
@@ -58,7 +59,7 @@ class Anatomy:
             UnsupportedModelError: as ``ModelSpec.of``.
         """
         spec = ModelSpec.of(model)
-        with torch.inference_mode(False), frozen(spec.model):
+        with torch.inference_mode(False), frozen(spec):
             return cls._of_frozen(spec)
 
     @classmethod

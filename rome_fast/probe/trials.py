@@ -18,7 +18,8 @@ from rome_fast.errors import (
 )
 from rome_fast.hparams import RomeHparams, defaults_for
 from rome_fast.model.memory import format_bytes
-from rome_fast.model.spec import ModelSpec, check_tokenizer, frozen
+from rome_fast.model.open_model import frozen
+from rome_fast.model.spec import ModelSpec, check_tokenizer
 from rome_fast.probe.anatomy import Anatomy
 from rome_fast.prompt.contexts import sample_context_templates
 from rome_fast.prompt.encode import encode
@@ -138,7 +139,7 @@ def probe(
     parsed, spec = EditRequest.parse(request), ModelSpec.of(model)
     check_tokenizer(spec.model, tok)
     anatomy = Anatomy.of(model)
-    with frozen(spec.model):
+    with frozen(spec):
         lengths = RomeHparams(layers=(0,)).context_template_length_params
         contexts = sample_context_templates(spec.model, tok, lengths)
     chosen = range(spec.n_layers) if layers is None else layers
@@ -160,7 +161,7 @@ def _try(
     spec, tokens = ModelSpec.of(model), encode(tok, request, contexts)
     try:
         memory = estimate(spec, spec.down_projection(layer), [tokens]).total
-        hparams, _ = defaults_for(model, layer)
+        hparams, _ = defaults_for(spec, layer)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", EditWarning)
             with trial(model, tok, request, hparams, **options) as result:

@@ -11,12 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 from rome_fast.edit import Request, check_many, check_order
 from rome_fast.editlog import EditLog
 from rome_fast.errors import EditWarning, RevertError, SessionError
-from rome_fast.model.spec import frozen
+from rome_fast.model.open_model import open_model
 from rome_fast.session.guard import Guard
 from rome_fast.session.health import Health, HealthCheck
 from rome_fast.session.health_monitor import Watch
@@ -124,7 +122,7 @@ class Session:
         return session
 
     def _begin(self, opened: Opened) -> None:
-        self._editor, self._book, self._gate = opened.editor, opened.book, opened.gate
+        self._editor, self._book, self._lock = opened.editor, opened.book, opened.lock
         self._sequencer = Sequencer(self._editor, opened.settings, self._book, self._undo_of)
         self._watch = Watch(
             opened.settings.health, self._editor, self._book, opened.baseline, opened.checks,
@@ -259,14 +257,14 @@ class Session:
             SessionError: the Session is closed.
         """
         self._check_open()
-        return self._gate.reading()
+        return self._lock.reading()
 
     def close(self) -> None:
         """End the Session: let the weight, the hooks and the journal go. The edits stay.
 
         An edit that another thread is at is finished first.
         """
-        with self._gate.editing():
+        with self._lock.editing():
             self._let_go()
 
     def __enter__(self) -> Session:
@@ -283,9 +281,10 @@ class Session:
     @contextmanager
     def _working(self) -> Iterator[None]:
         """Alone with the model."""
-        with self._gate.editing():
+        with self._lock.editing():
             self._check_open()
-            with torch.inference_mode(False), frozen(self._editor.model):
+            with open_model(self._editor.model) as spec:
+                self._editor.spec = spec
                 self._book.check_weight()
                 yield
 

@@ -17,9 +17,9 @@ from rome_fast.editor import Editor
 from rome_fast.errors import JournalError
 from rome_fast.hparams import RomeHparams
 from rome_fast.model.hashes import tokenizer_hash
-from rome_fast.model.lock import Gate
-from rome_fast.model.owner import edited, gated, owned
-from rome_fast.model.spec import ModelSpec, frozen
+from rome_fast.model.lock import ModelLock
+from rome_fast.model.open_model import open_model
+from rome_fast.model.owner import owned, shared_lock
 from rome_fast.moment.second_moment import SecondMoment
 from rome_fast.session.baseline import Baseline
 from rome_fast.session.health import Health
@@ -49,7 +49,7 @@ class Opened:
     editor: Editor
     settings: Settings
     book: Book
-    gate: Gate
+    lock: ModelLock
     baseline: Baseline | None
     checks: list[Health]
     taken_out: frozenset[int]
@@ -68,9 +68,8 @@ def open_new(
     options: Mapping[str, Any],
 ) -> Opened:
     """The arguments of ``Session``; ``options`` are the fields of Settings that are left."""
-    spec, backend = ModelSpec.of(model), options["backend"]
-    with edited(model), torch.inference_mode(False), frozen(spec.model), ExitStack() as stack:
-        editor = Editor(spec, tok, hparams, variant, backend, stop_loss)
+    with open_model(model) as spec, ExitStack() as stack:
+        editor = Editor(spec, tok, hparams, variant, options["backend"], stop_loss)
         file = None
         if journal is not None:
             file = stack.enter_context(closing(Journal(journal)))
@@ -97,8 +96,7 @@ def reopen(
     second_moment: object,
 ) -> Opened:
     """The arguments of ``Session.resume``."""
-    spec = ModelSpec.of(model)
-    with edited(model), torch.inference_mode(False), frozen(spec.model), ExitStack() as stack:
+    with open_model(model) as spec, ExitStack() as stack:
         file = stack.enter_context(closing(Journal(path)))
         records = file.reopen()
         first = records[0].fields
@@ -166,13 +164,13 @@ def _opened(
     retained = None
     if settings.retain:
         retained = RetainedMoment(editor.second_moment, settings.retain, projection, editor.backend)
-    gate = stack.enter_context(gated(model))
+    lock = stack.enter_context(shared_lock(model))
     try:
         book = Book(log, editor.history, retained, journal, keys)
     except BaseException:  # also Ctrl-C: the edits of a journal are in the weight, or none is
         editor.history.replay([])
         raise
-    return Opened(editor, settings, book, gate, baseline, checks, taken_out, stack)
+    return Opened(editor, settings, book, lock, baseline, checks, taken_out, stack)
 
 
 def _begin(file: Journal, opened: Opened, given: object) -> None:

@@ -22,7 +22,6 @@ from rome_fast.value.prefix import Attention, Cut, at_positions
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedModel
 
     from rome_fast.prompt.encode import TokenizedEdit
     from rome_fast.value.batch import EditBatch
@@ -38,26 +37,26 @@ class FirstPasses:
     batch's, and until a weight below the edited block is written.
     """
 
-    def __init__(self, model: PreTrainedModel, projection: DownProjection) -> None:
-        self._model, self._projection = model, projection
+    def __init__(self, projection: DownProjection) -> None:
+        self._projection = projection
         self._states: ContextStates | None = None
         self._trusted = self._given_up = False
 
-    def run(self, batch: EditBatch) -> FirstPass:
+    def run(self, spec: ModelSpec, batch: EditBatch) -> FirstPass:
         """As ``run_first_pass``."""
-        if self._states is not None and not self._states.are_current():
+        if self._states is not None and not self._states.are_current(spec):
             self._states, self._trusted = None, False
         if self._states is not None and self._trusted:
-            below = self._states.enter(batch)
-            return run_first_pass(self._model, self._projection, batch, below)
-        first = run_first_pass(self._model, self._projection, batch)
+            below = self._states.enter(spec, batch)
+            return run_first_pass(spec, self._projection, batch, below)
+        first = run_first_pass(spec, self._projection, batch)
         if self._states is not None:
-            self._trusted = self._states.reproduce(batch, first)
+            self._trusted = self._states.reproduce(spec, batch, first)
             self._given_up = not self._trusted
         if not self._trusted:
             self._states = None
         if self._states is None and not self._given_up:
-            self._states = ContextStates.of(self._model, self._projection, batch, first)
+            self._states = ContextStates.of(spec, self._projection, batch, first)
         return replace(first, attention_below=())
 
 
@@ -74,7 +73,6 @@ class ContextStates:
         versions: of the weights that made them.
     """
 
-    model: PreTrainedModel
     projection: DownProjection
     input_ids: Tensor
     lengths: Tensor
@@ -85,18 +83,17 @@ class ContextStates:
     @classmethod
     def of(
         cls,
-        model: PreTrainedModel,
+        spec: ModelSpec,
         projection: DownProjection,
         batch: EditBatch,
         first: FirstPass,
     ) -> ContextStates | None:
         """Of the first request of a batch; None where nothing runs below, or not by cache."""
-        versions = _versions_below(model, projection)
+        versions = _versions_below(spec, projection)
         if not first.attention_below or versions is None:
             return None
         rows = slice(0, batch.edits[0].n_contexts)
         return cls(
-            model,
             projection,
             batch.input_ids[rows],
             batch.attention_mask[rows].sum(1),
@@ -106,10 +103,10 @@ class ContextStates:
             versions,
         )
 
-    def reproduce(self, batch: EditBatch, first: FirstPass) -> bool:
+    def reproduce(self, spec: ModelSpec, batch: EditBatch, first: FirstPass) -> bool:
         """Whether they lead to what a whole first pass over another batch found."""
         try:
-            found, expected = hidden_of(self.enter(batch)), hidden_of(first.below)
+            found, expected = hidden_of(self.enter(spec, batch)), hidden_of(first.below)
         except CANNOT as error:
             if is_out_of_memory(error):
                 raise
@@ -118,12 +115,12 @@ class ContextStates:
         rounding = 100 * torch.finfo(expected.dtype).eps * wide_norm(expected[at])
         return bool(wide_norm((found - expected)[at]) <= rounding)
 
-    def are_current(self) -> bool:
+    def are_current(self, spec: ModelSpec) -> bool:
         """Whether the weights below are still those that made them."""
-        return _versions_below(self.model, self.projection) == self.versions
+        return _versions_below(spec, self.projection) == self.versions
 
     @torch.no_grad()
-    def enter(self, batch: EditBatch) -> Any:
+    def enter(self, spec: ModelSpec, batch: EditBatch) -> Any:
         """What the block below the edited one returns for a batch, in its family's form."""
         context, n_shared = self._shared(batch)
         last, length = batch.attention_mask.sum(1) - 1, batch.input_ids.shape[1]
@@ -138,9 +135,9 @@ class ContextStates:
             seen.append(output)
             raise StopForwardError
 
-        block = ModelSpec.of(self.model).blocks[self.projection.layer - 1]
+        block = spec.blocks[self.projection.layer - 1]
         with hooked(block, keep), suppress(StopForwardError):
-            self.model(**cut.inputs(self.model, batch.input_ids, attention))
+            spec.model(**cut.inputs(spec.model, batch.input_ids, attention))
         hidden = hidden_of(self.below)[context]
         whole = hidden.new_zeros(batch.n_rows, length, hidden.shape[-1])
         n_stored = min(length, hidden.shape[1])
@@ -169,15 +166,14 @@ def _context_of_rows(edit: TokenizedEdit) -> Tensor:
     return numbers.where(numbers < edit.n_contexts, 0)
 
 
-def _versions_below(model: PreTrainedModel, projection: DownProjection) -> Versions | None:
+def _versions_below(spec: ModelSpec, projection: DownProjection) -> Versions | None:
     """Changes whenever a weight that the edited block's input depends on is written or replaced.
 
     None where torch keeps no count (weights made under inference mode). Writes through ``.data``
     are not seen.
     """
-    above = ModelSpec.of(model).blocks[projection.layer :]
-    others = {id(p) for block in above for p in block.parameters()}
-    weights = [p for p in model.parameters() if id(p) not in others]
+    above = {name for name, b in spec.block_of.items() if b is not None and b >= projection.layer}
+    weights = [p for name, p in spec.parameters.items() if name not in above]
     if any(p.is_inference() for p in weights):
         return None
     return tuple((p.data_ptr(), p._version) for p in weights)

@@ -22,7 +22,6 @@ from rome_fast.value.prefix import Attention, Cut, at_positions
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedModel
 
     from rome_fast.value.batch import EditBatch
 
@@ -61,7 +60,7 @@ CANNOT = (TypeError, ValueError, AttributeError, IndexError, NotImplementedError
 
 
 def run_first_pass(
-    model: PreTrainedModel, projection: DownProjection, batch: EditBatch, below: Any = None
+    spec: ModelSpec, projection: DownProjection, batch: EditBatch, below: Any = None
 ) -> FirstPass:
     """Run the model once; where it cannot fill a cache, up to the edited matrix only.
 
@@ -70,24 +69,27 @@ def run_first_pass(
             then only the edited block and those above it run.
     """
     try:
-        return _run_with_cache(model, projection, batch, below)
+        return _run_with_cache(spec, projection, batch, below)
     except CANNOT as error:
         if is_out_of_memory(error):
             raise
         obstacle = f"{type(error).__name__}: {error}".splitlines()[0]
-    inputs, outputs = read_activations(model, projection, batch.input_ids, batch.attention_mask)
+    inputs, outputs = read_activations(
+        spec.model, projection, batch.input_ids, batch.attention_mask
+    )
     at = torch.arange(batch.n_rows), batch.lookup_idx
     return FirstPass(inputs[at], outputs[at], obstacle=obstacle)
 
 
 @torch.no_grad()
 def _run_with_cache(
-    model: PreTrainedModel, projection: DownProjection, batch: EditBatch, below: Any
+    spec: ModelSpec, projection: DownProjection, batch: EditBatch, below: Any
 ) -> FirstPass:
     from transformers.cache_utils import DynamicCache, DynamicLayer
 
     seen: dict[str, Any] = {"below": None}
-    blocks, device, cache = ModelSpec.of(model).blocks, input_device(model), DynamicCache()
+    model, blocks, cache = spec.model, spec.blocks, DynamicCache()
+    device = input_device(model)
 
     def keep_key_and_value(module: Any, args: tuple[Tensor, ...], output: Tensor) -> None:
         for name, x in ("keys", args[0]), ("values", output):
@@ -126,13 +128,11 @@ def _run_with_cache(
 
 
 def run_in_parts(
-    model: PreTrainedModel, projection: DownProjection, batch: EditBatch, n_rows: int
+    spec: ModelSpec, projection: DownProjection, batch: EditBatch, n_rows: int
 ) -> FirstPass:
     """As ``run_first_pass`` for the rows of one request, at most ``n_rows`` of them at a time."""
     parts = batch.parts(n_rows)
-    passes = [
-        replace(run_first_pass(model, projection, part), attention_below=()) for part in parts
-    ]
+    passes = [replace(run_first_pass(spec, projection, part), attention_below=()) for part in parts]
     obstacle = next((p.obstacle for p in passes if p.obstacle), "")
     logits = [p.logits for p in passes if p.logits is not None]
     return FirstPass(

@@ -100,7 +100,7 @@ def is_wanted(search: Search, backend: str) -> bool:
     """Whether the steps of a search are captured: on one GPU, unless plain torch is asked for."""
     if search.tail is None or ops.is_torch_asked(backend):
         return False
-    tensors = *search.model.parameters(), *search.model.buffers()
+    tensors = *search.spec.parameters.values(), *search.spec.buffers.values()
     devices = {search.projection.weight.device, *(x.device for x in tensors)}
     return len(devices) == 1 and devices.pop().type == "cuda"
 
@@ -112,7 +112,7 @@ def search_captured(search: Search, objective: Objective, offsets: Offsets) -> s
     ``offsets`` hold the result, or what they held before.
     """
     assert search.tail is not None
-    graphs = _graphs.setdefault(search.model, Graphs())
+    graphs = _graphs.setdefault(search.spec.model, Graphs())
     device = search.projection.weight.device
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         objective.start_from(search.unmoved_logits)
@@ -136,8 +136,8 @@ class Problem:
         """What must be the same where a captured graph is used again."""
         leaves, shape = tree_flatten(self._parts())
         what = [(x.shape, x.dtype) if isinstance(x, torch.Tensor) else repr(x) for x in leaves]
-        model, weights = self.tail.model, self.tail.weights or {}
-        held = *model.parameters(), *model.buffers(), *weights.values()
+        spec, weights = self.tail.spec, self.tail.weights or {}
+        held = *spec.parameters.values(), *spec.buffers.values(), *weights.values()
         return (
             (str(shape), *what),
             (self.tail.projection.layer, self.tail.n_silent, len(weights)),

@@ -134,6 +134,6 @@ def _weight_bytes(spec: ModelSpec, projection: DownProjection, bfloat16_copies: 
     weight = projection.weight
     total = weight.nbytes + (4 * weight.numel() if weight.itemsize == 2 else 0)
     if bfloat16_copies:
-        below = {id(p) for block in spec.blocks[: projection.layer] for p in block.parameters()}
-        total += sum(2 * p.numel() for p in spec.model.parameters() if id(p) not in below)
+        above = [n for n, b in spec.block_of.items() if b is None or b >= projection.layer]
+        total += sum(2 * spec.parameters[name].numel() for name in above)
     return total

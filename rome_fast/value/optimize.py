@@ -16,14 +16,13 @@ import torch
 
 from rome_fast.errors import NonFiniteError
 from rome_fast.model.nonfinite import where_not_finite
-from rome_fast.model.spec import DownProjection
+from rome_fast.model.spec import DownProjection, ModelSpec
 from rome_fast.value import graph
 from rome_fast.value.objective import NO_LOSS, Objective, Offsets
 from rome_fast.value.search import Search
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedModel
 
     from rome_fast.hparams import RomeHparams
     from rome_fast.value.batch import EditBatch
@@ -66,7 +65,7 @@ class Value:
 
 
 def optimize_values(
-    model: PreTrainedModel,
+    spec: ModelSpec,
     projection: DownProjection,
     batch: EditBatch,
     first: FirstPass,
@@ -94,7 +93,7 @@ def optimize_values(
     Raises:
         NonFiniteError: a loss became NaN or infinite; names step and layer.
     """
-    search = Search(model, projection, batch, first, weights)
+    search = Search(spec, projection, batch, first, weights)
     uncaptured = ""
     if graph.is_wanted(search, backend):
         offsets = Offsets(value_init, hparams, backend)
@@ -158,7 +157,7 @@ def _not_finite(search: Search, deltas: Tensor, step: int, loss: float) -> NonFi
 
 
 def _cause(search: Search, deltas: Tensor, step: int) -> str:
-    model = search.model
+    model = search.spec.model
     if not torch.isfinite(deltas).all():
         dtype = str(model.dtype).removeprefix("torch.")
         return f"the gradient of step {step - 1} overflows {dtype}: load the model in bfloat16"

@@ -13,13 +13,12 @@ from torch.utils.checkpoint import checkpoint
 from rome_fast.model.intercept import hooked, reading_only
 from rome_fast.model.memory import is_out_of_memory
 from rome_fast.model.precision import wide_norm
-from rome_fast.model.spec import DownProjection, input_device
+from rome_fast.model.spec import DownProjection, ModelSpec, input_device
 from rome_fast.value.first_pass import CANNOT, FirstPass
 from rome_fast.value.suffix_forward import Tail
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedModel
 
     from rome_fast.value.batch import EditBatch
 
@@ -43,22 +42,22 @@ class Search:
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        spec: ModelSpec,
         projection: DownProjection,
         batch: EditBatch,
         first: FirstPass,
         weights: dict[str, Tensor] | None = None,
     ) -> None:
-        self.model, self.projection = model, projection
+        self.spec, self.projection = spec, projection
         self.obstacle = first.obstacle
         self._expected: Tensor | None = first.logits
         # What is read nowhere (a bare prompt with a row of its own) need not run.
         parts = [part for part in first.parts if len(part[0].read_rows)] or [(batch, first)]
-        self._whole = _together([WholeModel(model, projection, rows) for rows, _ in parts])
+        self._whole = _together([WholeModel(spec, projection, rows) for rows, _ in parts])
         self._way: Way = self._whole
         if not self.obstacle:
             try:
-                tails = [Tail.of(model, projection, *part) for part in parts]
+                tails = [Tail.of(spec, projection, *part) for part in parts]
                 if weights is not None:
                     tails = [tail.in_bfloat16(weights) for tail in tails]
                 self._way = _together(tails)
@@ -110,7 +109,7 @@ class Search:
         """Run the same by the whole model, for whoever looks at its modules."""
         ways = self._way.ways if isinstance(self._way, InParts) else [self._way]
         for way in ways:
-            WholeModel(way.model, way.projection, way.batch).logits(deltas)
+            WholeModel(way.spec, way.projection, way.batch).logits(deltas)
 
     def _note(self, error: Exception) -> None:
         if is_out_of_memory(error):
@@ -122,13 +121,14 @@ class Search:
 class WholeModel:
     """The slow twin of ``Tail``: all blocks, all positions, in every step."""
 
-    model: PreTrainedModel
+    spec: ModelSpec
     projection: DownProjection
     batch: EditBatch
 
     def logits(self, deltas: Tensor) -> Tensor:
         """As ``Tail.logits``."""
-        batch, device = self.batch, input_device(self.model)
+        batch, model = self.batch, self.spec.model
+        device = input_device(model)
         offset = deltas[batch.edit_of_row]
 
         def move(module: Any, args: Any, output: Tensor) -> Tensor:
@@ -136,12 +136,12 @@ class WholeModel:
             index = batch.flat_lookup.to(flat.device)
             return flat.index_add(0, index, offset.to(flat)).view_as(output)
 
-        head = self.model.get_output_embeddings()
+        head = model.get_output_embeddings()
         with (
             hooked(self.projection.module, move),
             reading_only(head, batch.read_rows, batch.read_positions),
         ):
-            logits: Tensor = self.model(
+            logits: Tensor = model(
                 input_ids=batch.input_ids.to(device),
                 attention_mask=batch.attention_mask.to(device),
                 use_cache=False,

@@ -36,7 +36,6 @@ from rome_fast.value.prefix import Attention, Cut, at_positions
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedModel
 
     from rome_fast.value.batch import EditBatch
     from rome_fast.value.first_pass import FirstPass
@@ -76,7 +75,7 @@ class Tail:
         weights: run in place of the model's own; None for those.
     """
 
-    model: PreTrainedModel
+    spec: ModelSpec
     projection: DownProjection
     batch: EditBatch
     rows: Rows
@@ -89,20 +88,20 @@ class Tail:
     @classmethod
     def of(
         cls,
-        model: PreTrainedModel,
+        spec: ModelSpec,
         projection: DownProjection,
         batch: EditBatch,
         first: FirstPass,
     ) -> Tail:
         """The tail of the rows that ``first`` has run."""
-        device = input_device(model)
+        device = input_device(spec.model)
         rows, cut = Rows.of(batch, device), Cut.at_lookup(batch, device).to(device)
         # A silent block asks its cache for nothing but its length.
         attention = first.attention[:1] * projection.layer + first.attention
         below = first.below
         if below is not None:
             below = with_hidden(below, at_positions(hidden_of(below), cut.columns))
-        tail = cls(model, projection, batch, rows, cut, below, projection.layer, attention)
+        tail = cls(spec, projection, batch, rows, cut, below, projection.layer, attention)
         return tail._with_edited_block_silent()
 
     def in_bfloat16(self, weights: dict[str, Tensor]) -> Tail:
@@ -116,7 +115,7 @@ class Tail:
     def logits(self, deltas: Tensor) -> Tensor:
         """[n_reads + n_edits, vocabulary] for the offsets [n_edits, d_value], with gradients."""
         head, reads = (
-            self.model.get_output_embeddings(),
+            self.spec.model.get_output_embeddings(),
             (self.rows.read_rows, self.rows.read_columns),
         )
         offset = deltas[self.rows.edit_of_row.to(deltas.device)]
@@ -143,12 +142,12 @@ class Tail:
 
     def _run(self, offset: Tensor) -> Any:
         """The model on the cut rows, moved by ``offset`` [n_rows, d_value] at column 0."""
-        inputs = self.cut.inputs(self.model, self.rows.input_ids, self.attention)
+        inputs = self.cut.inputs(self.spec.model, self.rows.input_ids, self.attention)
         with self._moved(offset):
             if self.weights is None:
-                return self.model(**inputs)
+                return self.spec.model(**inputs)
             with _attention_in_bfloat16(inputs["input_ids"].device):
-                return torch.func.functional_call(self.model, self.weights, kwargs=inputs)
+                return torch.func.functional_call(self.spec.model, self.weights, kwargs=inputs)
 
     @contextmanager
     def _moved(self, offset: Tensor) -> Iterator[None]:
@@ -160,21 +159,17 @@ class Tail:
                 stack.enter_context(
                     hooked(self.projection.module, lambda _, __, out: _move_first(out, offset))
                 )
-            for block in self._blocks[: self.n_silent]:
+            for block in self.spec.blocks[: self.n_silent]:
                 stack.enter_context(answering(block, answer))
             yield
 
     def _last_mlp_only_at(self, rows: Tensor, columns: Tensor) -> AbstractContextManager[None]:
         """Above the last attention no position is of use but those that are read."""
-        last = len(self._blocks) - 1
-        mlp = ModelSpec.of(self.model).mlp(last)
+        last = self.spec.n_layers - 1
+        mlp = self.spec.mlp(last)
         if mlp is None or self.projection.layer == last:
             return nullcontext()
         return only_at(mlp, rows, columns)
-
-    @property
-    def _blocks(self) -> list[torch.nn.Module]:
-        return list(ModelSpec.of(self.model).blocks)
 
     @torch.no_grad()
     def _with_edited_block_silent(self) -> Tail:
@@ -203,7 +198,7 @@ class Tail:
             seen.append(output)
             raise StopForwardError
 
-        with hooked(self._blocks[self.projection.layer], keep), suppress(StopForwardError):
+        with hooked(self.spec.blocks[self.projection.layer], keep), suppress(StopForwardError):
             self._run(offset)
         return seen[0]
 

@@ -79,18 +79,22 @@ class Finder:
         self._projection, self._hparams = projection, hparams
         self._budget = BATCH_BYTES.get(projection.weight.device.type, 2**30)
         self._room: int | None = None
-        self._first_passes = FirstPasses(spec.model, projection)
+        self._first_passes = FirstPasses(projection)
         self._copies: Bfloat16Weights | None = None
         if hparams.compute_dtype == "bfloat16" and projection.weight.itemsize > 2:
             self._copies = Bfloat16Weights(spec, projection)
 
-    def find(self, edits: Sequence[TokenizedEdit], clock: Clock) -> list[Found]:
+    def find(self, spec: ModelSpec, edits: Sequence[TokenizedEdit], clock: Clock) -> list[Found]:
         """One Found a request, in order.
+
+        Args:
+            spec: of the same model, as it is now.
 
         Raises:
             NonFiniteError: an activation, a loss or a logit is NaN or infinite.
             InsufficientMemoryError: there is no memory for a single row of a request.
         """
+        self._spec = spec
         # Like lengths together: rows are padded to the longest of their batch.
         order = sorted(range(len(edits)), key=lambda i: _size(edits[i]))
         waiting = [edits[i] for i in order]
@@ -111,16 +115,16 @@ class Finder:
         """Find them; a single request's rows at most ``n_rows`` at a time."""
         model, projection = self._spec.model, self._projection
         if n_rows < batch.n_rows:
-            first = run_in_parts(model, projection, batch, n_rows)
+            first = run_in_parts(self._spec, projection, batch, n_rows)
         else:
-            first = self._first_passes.run(batch)
+            first = self._first_passes.run(self._spec, batch)
         with located(model, lambda: self._run_again(first.parts or [(batch, first)])):
             keys = mean_keys(projection, batch, first)
         clock.lap("key")
         value_init = torch.stack([k.value_init for k in keys])
         weights = None if self._copies is None else self._copies.current()
         values = optimize_values(
-            *(model, projection, batch, first),
+            *(self._spec, projection, batch, first),
             *(value_init, self._hparams, weights, self._backend),
         )
         if first.parts:
@@ -189,7 +193,7 @@ class Finder:
             self._room = self._bytes(batch[_half(len(batch)) :])  # the longer ones
         else:
             self._room = self._bytes(batch, _half(n_rows))
-        self._first_passes = FirstPasses(self._spec.model, self._projection)
+        self._first_passes = FirstPasses(self._projection)
         graph.forget(self._spec.model)
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()

@@ -120,12 +120,12 @@ def test_a_forward_waits_for_the_edit(compiled, settings, early):
 
     with rome_fast.Session(compiled.model, tok, health=UNWATCHED, **settings) as session:
         thread = threading.Thread(target=run)
-        with session._gate.editing():
+        with session._lock.editing():
             thread.start()
             assert started.wait(10)
             time.sleep(0.1)
             assert not done.is_set()
         thread.join(60)
         assert done.is_set()
-        assert not session._gate._n_readers
+        assert not session._lock._n_readers
     compiled.logits(ids)

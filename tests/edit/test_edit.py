@@ -222,13 +222,15 @@ def test_every_variant_meets_its_constraint(gpt2, settings, variant, scale):
     mlp.c_proj.weight /= scale
     projection = ModelSpec.of(model).down_projection(1)
     batch = EditBatch.of([encode(tok, rome_fast.EditRequest.parse(REQUEST), CONTEXTS)])
-    first = run_first_pass(model, projection, batch)
+    first = run_first_pass(ModelSpec.of(model), projection, batch)
     [before] = mean_keys(projection, batch, first)
     hparams = settings["hparams"].replace(v_num_grad_steps=4, variant=variant)
     init = before.value_init[None]
-    delta = optimize_values(model, projection, batch, first, init, hparams)[0].value_delta
+    delta = optimize_values(ModelSpec.of(model), projection, batch, first, init, hparams)[
+        0
+    ].value_delta
     rome_fast.edit(model, tok, REQUEST, **{**settings, "hparams": hparams})
-    [after] = mean_keys(projection, batch, run_first_pass(model, projection, batch))
+    [after] = mean_keys(projection, batch, run_first_pass(ModelSpec.of(model), projection, batch))
     close = {"rtol": 1e-3, "atol": 1e-3}
     if variant == "mean_key":
         # The mean output lands where the bare prompt's would: at v*, not at its own + delta.

@@ -136,7 +136,7 @@ def test_a_mixture_is_refused_by_layer_with_its_dense_layers(name):
         with pytest.raises(UnsupportedModelError, match=message):
             rome_fast.edit(model, tok, case(), hparams.replace(shared_expert=True), **settings)
     if mixture.dense:
-        assert defaults_for(model)[0].layer == mixture.dense[0]
+        assert defaults_for(ModelSpec.of(model))[0].layer == mixture.dense[0]
         hparams = rome_fast.RomeHparams(layers=mixture.dense[:1], shared_expert=True)
         with pytest.raises(HparamsError, match=r"shared_expert is true, but .* it is dense"):
             rome_fast.edit(model, tok, case(), hparams, **settings)

@@ -121,10 +121,10 @@ def test_what_a_part_keeps_for_its_gradients_is_dropped(gpt2):
     kept = []
     deltas = torch.zeros(1, 64, requires_grad=True)
     for first in (
-        run_first_pass(model, projection, batch),
-        run_in_parts(model, projection, batch, 1),
+        run_first_pass(ModelSpec.of(model), projection, batch),
+        run_in_parts(ModelSpec.of(model), projection, batch, 1),
     ):
-        search = Search(model, projection, batch, first)
+        search = Search(ModelSpec.of(model), projection, batch, first)
         kept.append(0)
 
         def pack(x):

@@ -240,17 +240,19 @@ def test_activations_that_are_large_for_float16_do_not_lengthen_the_search():
     model, projection, _ = prepared("GPT2", 1, batch)
     model.transformer.wte.weight.mul_(600 / model.transformer.wte.weight.abs().max())
     model.half()
-    first = run_first_pass(model, projection, batch)
+    first = run_first_pass(ModelSpec.of(model), projection, batch)
     assert hidden_of(first.below).abs().max() > 300
-    assert Tail.of(model, projection, batch, first).n_silent == 2
+    assert Tail.of(ModelSpec.of(model), projection, batch, first).n_silent == 2
     # Logits whose norm float16 does not hold either.
     model.lm_head.weight = torch.nn.Parameter(60 * torch.ones_like(model.lm_head.weight))
     model.transformer.ln_f.bias.fill_(30)
-    first = run_first_pass(model, projection, batch)
+    first = run_first_pass(ModelSpec.of(model), projection, batch)
     assert first.logits.isfinite().all() and not first.logits.norm().isfinite()
-    search = Search(model, projection, batch, first)
+    search = Search(ModelSpec.of(model), projection, batch, first)
     search.logits(torch.zeros(2, 32))
     assert not search.obstacle
-    search = Search(model, projection, batch, replace(first, logits=0.9 * first.logits))
+    search = Search(
+        ModelSpec.of(model), projection, batch, replace(first, logits=0.9 * first.logits)
+    )
     search.logits(torch.zeros(2, 32))
     assert "off by 0.1" in search.obstacle

@@ -173,7 +173,9 @@ def test_one_sample_of_text_serves_all_layers_and_the_edit_after_it(
     monkeypatch.setattr("rome_fast.moment.collect.sampled.collect_second_moment", counted)
     plan = suggested(model, tok, REQUESTS[:1], hparams, layers=[1, 2], second_moment=None)
     assert calls == [[1, 2]]
-    moment = sampled_second_moment(model, tok, ModelSpec.of(model).down_projection(plan.layer))
+    moment = sampled_second_moment(
+        ModelSpec.of(model), tok, ModelSpec.of(model).down_projection(plan.layer)
+    )
     assert moment.source.endswith(", cached")
     assert calls == [[1, 2]]
 

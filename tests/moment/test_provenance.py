@@ -20,52 +20,54 @@ def test_weights_hash_covers_the_layer_and_below(tiny):
     llama = model.config.model_type == "llama"
     spec = ModelSpec.of(model)
     projection = spec.down_projection(1)
-    before = weights_hash(model, projection)
+    before = weights_hash(ModelSpec.of(model), projection)
     with torch.no_grad():
         projection.weight.mul_(2)
         spec.blocks[2].get_parameter("mlp.up_proj.weight" if llama else "mlp.c_fc.weight").mul_(2)
         model.get_parameter("model.norm.weight" if llama else "transformer.ln_f.weight").mul_(2)
     spec.blocks[3].to("meta")  # offloaded, and never needed
-    assert weights_hash(model, projection) == before
+    assert weights_hash(ModelSpec.of(model), projection) == before
     with torch.no_grad():
         norm = "input_layernorm.weight" if llama else "ln_2.weight"
         spec.blocks[1].get_parameter(norm).mul_(1.1)
-    assert weights_hash(model, projection) != before
+    assert weights_hash(ModelSpec.of(model), projection) != before
     with torch.no_grad():
         spec.blocks[1].get_parameter(norm).div_(1.1)
         model.get_input_embeddings().weight.mul_(1.5)
-    assert weights_hash(model, projection) != before
+    assert weights_hash(ModelSpec.of(model), projection) != before
     spec.blocks[0].to("meta")
     with pytest.raises(UnsupportedModelError, match="load the blocks up to 1 fully"):
-        weights_hash(model, projection)
+        weights_hash(ModelSpec.of(model), projection)
 
 
 def test_a_saved_and_reloaded_model_is_the_same(tiny, tmp_path):
     model, tok = tiny
-    before = provenance(model, tok, ModelSpec.of(model).down_projection(1))
+    before = provenance(ModelSpec.of(model), tok, ModelSpec.of(model).down_projection(1))
     model.save_pretrained(tmp_path)
     tok.save_pretrained(tmp_path)
     again = AutoModelForCausalLM.from_pretrained(tmp_path)
     tok_again = AutoTokenizer.from_pretrained(tmp_path)
-    assert provenance(again, tok_again, ModelSpec.of(again).down_projection(1)) == before
+    assert (
+        provenance(ModelSpec.of(again), tok_again, ModelSpec.of(again).down_projection(1)) == before
+    )
 
 
 def test_differences_name_the_field(tiny):
     model, tok = tiny
     spec = ModelSpec.of(model)
-    info = provenance(model, tok, spec.down_projection(1))
-    assert differences(info, model, spec.down_projection(1)) == []
-    assert differences({}, model, spec.down_projection(1)) == []
-    told = differences(info, model, spec.down_projection(2))
+    info = provenance(ModelSpec.of(model), tok, spec.down_projection(1))
+    assert differences(info, ModelSpec.of(model), spec.down_projection(1)) == []
+    assert differences({}, ModelSpec.of(model), spec.down_projection(1)) == []
+    told = differences(info, ModelSpec.of(model), spec.down_projection(2))
     assert [text.split(" differs")[0] for text in told] == [
         "the module",
         "the weights below the layer (hash)",
     ]
     model.config.rope_theta = model.config.layer_norm_epsilon = 0.5
-    [text] = differences(info, model, spec.down_projection(1))
+    [text] = differences(info, ModelSpec.of(model), spec.down_projection(1))
     assert text.startswith("the configuration (hash) differs: ")
     half = copy.deepcopy(model).bfloat16()
-    told = differences(info, half, ModelSpec.of(half).down_projection(1))
+    told = differences(info, ModelSpec.of(half), ModelSpec.of(half).down_projection(1))
     assert "the dtype of the weights differs: float32 there, bfloat16 here" in told
 
 

@@ -17,6 +17,7 @@ from rome_fast.errors import (
     TokenizerMismatchError,
     UnsupportedModelError,
 )
+from rome_fast.model.spec import ModelSpec
 
 REQUEST = {"prompt": "The founder is {}", "subject": "Steve Jobs", "target_new": "capital"}
 
@@ -44,7 +45,7 @@ def test_each_layer_is_tried_and_every_bit_kept(tiny):
 def test_what_it_says_of_a_layer_is_what_an_edit_of_it_does(tiny):
     model, tok = tiny
     [tried] = probe(model, tok, layers=[1]).layers
-    hparams = rome_fast.hparams.defaults_for(model, 1)[0]
+    hparams = rome_fast.hparams.defaults_for(ModelSpec.of(model), 1)[0]
     with rome_fast.trial(model, tok, REQUEST, hparams, second_moment="identity") as result:
         assert tried.prob_after == pytest.approx(result.prob_after, rel=1e-4)
         assert tried.steps == len(result.losses)

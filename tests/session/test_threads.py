@@ -137,13 +137,13 @@ def saved_and_loaded(model):
 @pytest.mark.parametrize(
     "copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model)), saved_and_loaded]
 )
-def test_a_copy_of_the_model_does_not_pass_the_gate(gpt2, options, requests, copied):
+def test_a_copy_of_the_model_does_not_pass_the_lock(gpt2, options, requests, copied):
     model, tok = gpt2
     with Session(model, tok, **options) as session:
         session.edit(requests[0])
         other = copied(model)
         assert same_bits(other, model.state_dict())
-        with session._gate.editing():
+        with session._lock.editing():
             run_all(lambda: other(torch.tensor([[1, 2, 3]])))
         with Session(other, tok, **options) as second:
             second.edit(requests[1])
@@ -204,15 +204,15 @@ def test_readers_get_in_between_the_edits_of_a_batch(gpt2_session, requests, blo
 
 def test_a_reader_that_stops_waiting_holds_up_no_editor(gpt2_session, requests, monkeypatch):
     session, _ = gpt2_session
-    gate, inside = session._gate, threading.Event()
-    may_pass = gate._may_pass
+    lock, inside = session._lock, threading.Event()
+    may_pass = lock._may_pass
 
     def interrupted(me, block):
-        if me in gate._due:
+        if me in lock._due:
             raise KeyboardInterrupt
         return may_pass(me, block)
 
-    monkeypatch.setattr(gate, "_may_pass", interrupted)
+    monkeypatch.setattr(lock, "_may_pass", interrupted)
 
     def read():
         inside.wait()
@@ -220,9 +220,9 @@ def test_a_reader_that_stops_waiting_holds_up_no_editor(gpt2_session, requests, 
             pass
 
     def edit():
-        with gate.editing():
+        with lock.editing():
             inside.set()
-            while not gate._queue:
+            while not lock._queue:
                 time.sleep(0.01)
         session.edit(requests[0])
 
@@ -304,9 +304,9 @@ def test_an_edit_that_waited_for_close_is_refused(gpt2, options, requests):
     session, entered = Session(model, tok, **options), threading.Event()
 
     def close():
-        with session._gate.editing():
+        with session._lock.editing():
             entered.set()
-            while not session._gate._n_waiting:
+            while not session._lock._n_waiting:
                 time.sleep(0.01)
             session.close()
 
@@ -332,7 +332,7 @@ def test_a_block_may_wait_for_a_generation_in_another_thread(gpt2, options, requ
         def read():
             with session.reading():
                 inside.set()
-                while not session._gate._n_waiting:
+                while not session._lock._n_waiting:
                     time.sleep(0.01)
                 with torch.no_grad():
                     run_all(lambda: model.generate(ids, max_new_tokens=3, do_sample=False))

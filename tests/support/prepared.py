@@ -44,6 +44,6 @@ def prepared(family, layer, batch):
         if parameter.dim() == 2:
             parameter.mul_(4)
     projection = ModelSpec.of(model).down_projection(layer)
-    first = run_first_pass(model, projection, batch)
+    first = run_first_pass(ModelSpec.of(model), projection, batch)
     assert not first.obstacle
     return model, projection, first

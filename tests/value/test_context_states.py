@@ -10,6 +10,7 @@ from prepared import prepared, random_edit
 
 import rome_fast
 from rome_fast.model.intercept import hidden_of
+from rome_fast.model.spec import ModelSpec
 from rome_fast.value import context_states
 from rome_fast.value.batch import EditBatch
 from rome_fast.value.context_states import ContextStates, FirstPasses
@@ -36,16 +37,16 @@ def batches():
 def test_first_passes_are_those_of_the_whole_model(family, layer):
     one, two, three = batches()
     model, projection, _ = prepared(family, layer, one)
-    passes, n_tokens = FirstPasses(model, projection), []
+    passes, n_tokens = FirstPasses(projection), []
     handle = model.get_input_embeddings().register_forward_hook(
         lambda _, __, output: n_tokens.append(output.shape[-2])
     )
-    found = [passes.run(batch) for batch in (one, two, three)]
+    found = [passes.run(ModelSpec.of(model), batch) for batch in (one, two, three)]
     handle.remove()
     # The third batch: below the edited block what is new, from there on all.
     assert len(n_tokens) == 5 and n_tokens[3] < n_tokens[4] == three.input_ids.shape[1]
     for batch, first in zip((one, two, three), found, strict=True):
-        expected = run_first_pass(model, projection, batch)
+        expected = run_first_pass(ModelSpec.of(model), projection, batch)
         at = batch.attention_mask.bool()
         pairs = [
             (first.keys, expected.keys),
@@ -60,7 +61,7 @@ def test_first_passes_are_those_of_the_whole_model(family, layer):
 def test_shared_tokens_do_not_run_again():
     one, two, _ = batches()
     model, projection, first = prepared("Llama", 2, one)
-    states = ContextStates.of(model, projection, one, first)
+    states = ContextStates.of(ModelSpec.of(model), projection, one, first)
     context, n_shared = states._shared(two)
     assert context.tolist() == [0, 1, 2, 0] * 2
     assert (n_shared.view(2, 4)[:, :3] >= torch.tensor([3, 5, 2])).all()
@@ -75,18 +76,19 @@ def test_written_weights_are_noticed(gpt2, settings):
     model, _ = gpt2
     batch = EditBatch.of([random_edit(1, [3, 4, 1], 1)])
     model, projection, first = prepared("GPT2", 1, batch)
-    states = ContextStates.of(model, projection, batch, first)
+    states = ContextStates.of(ModelSpec.of(model), projection, batch, first)
     assert states.are_current()
     projection.weight.mul_(1.5)
     assert states.are_current()
     model.transformer.h[0].mlp.c_fc.weight[0, 0] += 1
     assert not states.are_current()
-    passes = FirstPasses(model, projection)
+    passes = FirstPasses(projection)
     for _ in range(3):
-        passes.run(batch)
+        passes.run(ModelSpec.of(model), batch)
     model.transformer.wte.weight.mul_(0.5)
     torch.testing.assert_close(
-        passes.run(batch).keys, run_first_pass(model, projection, batch).keys
+        passes.run(ModelSpec.of(model), batch).keys,
+        run_first_pass(ModelSpec.of(model), projection, batch).keys,
     )
 
 
@@ -103,9 +105,12 @@ def test_states_that_do_not_reproduce_are_tried_once(damage, monkeypatch):
         return own(self, batch) * 1.01
 
     monkeypatch.setattr(ContextStates, "enter", enter)
-    passes = FirstPasses(model, projection)
+    passes = FirstPasses(projection)
     for batch in (one, two, three):
-        assert torch.equal(passes.run(batch).keys, run_first_pass(model, projection, batch).keys)
+        assert torch.equal(
+            passes.run(ModelSpec.of(model), batch).keys,
+            run_first_pass(ModelSpec.of(model), projection, batch).keys,
+        )
     assert tried == [two]
 
 

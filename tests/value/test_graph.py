@@ -19,6 +19,7 @@ from transformers.utils import import_utils
 
 import rome_fast
 from rome_fast.errors import NonFiniteError
+from rome_fast.model.spec import ModelSpec
 from rome_fast.value import graph, prefix
 from rome_fast.value.first_pass import run_first_pass
 from rome_fast.value.key import mean_keys
@@ -69,7 +70,9 @@ def searched(family, batch, hparams, **options):
     """The values of a batch, found by the usual steps and by replays."""
     model, projection, first = prepared(family, 1, batch)
     init = torch.stack([keys.value_init for keys in mean_keys(projection, batch, first)])
-    return model, optimize_values(model, projection, batch, first, init, hparams, **options)
+    return model, optimize_values(
+        ModelSpec.of(model), projection, batch, first, init, hparams, **options
+    )
 
 
 def assert_same(found, expected):
@@ -153,7 +156,7 @@ def test_a_graph_is_not_used_at_another_precision(hparams, captures, matmul_prec
     init = torch.stack([keys.value_init for keys in mean_keys(projection, batch, first)])
     for precision in ("ieee", "tf32", "ieee"):
         matmul_precision(precision)
-        optimize_values(model, projection, batch, first, init, hparams)
+        optimize_values(ModelSpec.of(model), projection, batch, first, init, hparams)
     assert len(captures) == 2
 
 
@@ -179,9 +182,9 @@ def test_what_cannot_be_captured_is_searched_as_usual_and_said(asks, hparams, ca
 
     init = torch.stack([keys.value_init for keys in mean_keys(projection, batch, first)])
     handle = model.model.layers[2].register_forward_hook(look)
-    values = optimize_values(model, projection, batch, first, init, hparams)
+    values = optimize_values(ModelSpec.of(model), projection, batch, first, init, hparams)
     n_calls = len(calls)
-    values += optimize_values(model, projection, batch, first, init, hparams)
+    values += optimize_values(ModelSpec.of(model), projection, batch, first, init, hparams)
     handle.remove()
     assert len(calls) == n_calls + hparams.v_num_grad_steps, "it is not tried again"
     said = "not permitted when stream is capturing" if asks else "is off by"
@@ -240,9 +243,9 @@ def test_a_step_moves_nothing_between_devices(family, hparams):
     with PretendDevices() as pretend:
         model, projection, first = prepared(family, 1, batch)
         pretend.place(model, gpu)
-        first = run_first_pass(model, projection, batch)
+        first = run_first_pass(ModelSpec.of(model), projection, batch)
         [init, _] = [keys.value_init[None] for keys in mean_keys(projection, batch, first)]
-        search = Search(model, projection, batch, first)
+        search = Search(ModelSpec.of(model), projection, batch, first)
         objective = Objective(batch, hparams, "torch")
         objective.start_from(search.unmoved_logits)
         offsets = Offsets(torch.cat([init, init]), hparams, "torch")
@@ -260,6 +263,6 @@ def test_a_step_moves_nothing_between_devices(family, hparams):
 def test_it_is_only_for_a_gpu_and_not_for_plain_torch(hparams):
     batch = two_edits()
     model, projection, first = prepared("Llama", 1, batch)
-    search = Search(model, projection, batch, first)
+    search = Search(ModelSpec.of(model), projection, batch, first)
     assert not graph.is_wanted(search, "auto")
     assert isinstance(search.tail, Tail)

@@ -38,7 +38,7 @@ def test_what_gradients_keep_is_counted_nearly(family):
     """Between what autograd saves, the weights left out, and 2.5 times that."""
     batch = EditBatch.of([random_edit(0, [9, 9, 9, 9], 3)])
     model, projection, first = prepared(family, 0, batch)
-    tail = Tail.of(model, projection, batch, first)
+    tail = Tail.of(ModelSpec.of(model), projection, batch, first)
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept = {}
 

@@ -21,7 +21,7 @@ def prepared(tiny):
     model.eval().requires_grad_(False)
     projection = ModelSpec.of(model).down_projection(1)
     batch = EditBatch.of([encode(tok, EditRequest.parse(REQUEST), CONTEXTS)])
-    first = run_first_pass(model, projection, batch)
+    first = run_first_pass(ModelSpec.of(model), projection, batch)
     [keys] = mean_keys(projection, batch, first)
     return model, projection, batch, first, keys.value_init[None]
 

@@ -8,17 +8,18 @@ from helpers import REQUEST
 from prepared import prepared, two_edits
 
 import rome_fast
+from rome_fast.model.spec import ModelSpec
 from rome_fast.value.search import Search, WholeModel
 
 
 def expected_of(model, projection, batch):
-    return WholeModel(model, projection, batch).logits(torch.zeros(2, 32))
+    return WholeModel(ModelSpec.of(model), projection, batch).logits(torch.zeros(2, 32))
 
 
 def test_a_tail_that_is_right_is_kept():
     batch = two_edits()
     model, projection, first = prepared("Llama", 1, batch)
-    search = Search(model, projection, batch, first)
+    search = Search(ModelSpec.of(model), projection, batch, first)
     torch.testing.assert_close(
         search.logits(torch.zeros(2, 32)), expected_of(model, projection, batch)
     )
@@ -35,7 +36,7 @@ def test_a_tail_that_is_wrong_is_found_out(damage, monkeypatch):
     else:
         own = model.forward
         monkeypatch.setattr(model, "forward", lambda position_ids=None, **inputs: own(**inputs))
-    search = Search(model, projection, batch, first)
+    search = Search(ModelSpec.of(model), projection, batch, first)
     logits = search.logits(torch.zeros(2, 32))
     assert "off by" in search.obstacle
     torch.testing.assert_close(logits, expected_of(model, projection, batch))
@@ -64,7 +65,7 @@ def test_a_model_without_a_cache_is_edited_all_the_same(tiny, settings, monkeypa
 def test_lack_of_memory_is_not_taken_for_an_obstacle(monkeypatch):
     batch = two_edits()
     model, projection, first = prepared("Llama", 1, batch)
-    search = Search(model, projection, batch, first)
+    search = Search(ModelSpec.of(model), projection, batch, first)
 
     def full(*args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory")

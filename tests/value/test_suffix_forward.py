@@ -7,6 +7,7 @@ import torch
 from families import FAMILIES, VOCABULARY
 from prepared import prepared, two_edits
 
+from rome_fast.model.spec import ModelSpec
 from rome_fast.value import prefix
 from rome_fast.value.batch import EditBatch
 from rome_fast.value.search import Search, WholeModel
@@ -31,9 +32,9 @@ def test_logits_and_gradients_are_those_of_the_whole_model(family, layer, multip
     monkeypatch.setitem(prefix._COLUMNS, "cpu", multiple)
     batch = two_edits()
     model, projection, first = prepared(family, layer, batch)
-    tail = Tail.of(model, projection, batch, first)
+    tail = Tail.of(ModelSpec.of(model), projection, batch, first)
     assert tail.n_silent == layer + (family not in BENT)
-    whole = WholeModel(model, projection, batch)
+    whole = WholeModel(ModelSpec.of(model), projection, batch)
     deltas = torch.randn(2, 32, generator=torch.Generator().manual_seed(3))
     for scale in (0.0, 1.0):
         found, expected = (logits_and_gradient(way, scale * deltas) for way in (tail, whole))
@@ -47,22 +48,22 @@ def test_a_request_that_has_ended_leaves(family):
     batch = two_edits()
     model, projection, first = prepared(family, 1, batch)
     deltas = torch.randn(2, 32, generator=torch.Generator().manual_seed(3))
-    whole = WholeModel(model, projection, batch).keep([1])
-    tail = Tail.of(model, projection, batch, first).keep([1])
+    whole = WholeModel(ModelSpec.of(model), projection, batch).keep([1])
+    tail = Tail.of(ModelSpec.of(model), projection, batch, first).keep([1])
     assert tail.batch.n_rows == 3
     torch.testing.assert_close(tail.logits(deltas[1:]), whole.logits(deltas[1:]), atol=1e-5, rtol=0)
-    search = Search(model, projection, batch, first)
+    search = Search(ModelSpec.of(model), projection, batch, first)
     search.logits(0 * deltas)
     search.keep([0])
     alone = EditBatch.of(batch.edits[:1])
-    expected = WholeModel(model, projection, alone).logits(deltas[:1])
+    expected = WholeModel(ModelSpec.of(model), projection, alone).logits(deltas[:1])
     torch.testing.assert_close(search.logits(deltas[:1]), expected, atol=1e-5, rtol=0)
 
 
 def test_only_tokens_from_the_lookup_on_run_and_blocks_below_do_not():
     batch = two_edits()
     model, projection, first = prepared("GPT2", 1, batch)
-    tail, shapes = Tail.of(model, projection, batch, first), []
+    tail, shapes = Tail.of(ModelSpec.of(model), projection, batch, first), []
     for block in model.transformer.h:
         block.mlp.register_forward_hook(lambda _, __, output: shapes.append(output.shape))
     model.lm_head.register_forward_hook(lambda _, __, output: shapes.append(output.shape))
@@ -77,7 +78,7 @@ def test_the_model_is_itself_afterwards_also_after_an_error():
     before = model(input_ids=batch.input_ids).logits
     own = model.model.layers[0].forward
     model.model.layers[0].forward = own  # as accelerate's hooks do
-    tail = Tail.of(model, projection, batch, first)
+    tail = Tail.of(ModelSpec.of(model), projection, batch, first)
     handle = model.model.norm.register_forward_hook(lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         tail.logits(torch.zeros(2, 32))

@@ -15,7 +15,8 @@ from unittest import mock
 import torch
 
 from rome_fast.bench.peers.base import PeerEdit
-from rome_fast.model.spec import DownProjection, ModelSpec, frozen
+from rome_fast.model.open_model import frozen
+from rome_fast.model.spec import DownProjection, ModelSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -166,7 +167,7 @@ def _taken_back(model: PreTrainedModel, weight: Tensor) -> Iterator[None]:
     """Evaluation mode and gradients inside; afterwards the modes and the weight as before."""
     before = weight.detach().clone()
     try:
-        with torch.inference_mode(False), frozen(model):
+        with torch.inference_mode(False), frozen(ModelSpec.of(model)):
             yield
     finally:
         with torch.no_grad():

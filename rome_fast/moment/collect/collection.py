@@ -30,9 +30,9 @@ from rome_fast.moment.second_moment import SecondMoment
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
-    from rome_fast.model.spec import DownProjection
+    from rome_fast.model.spec import DownProjection, ModelSpec
 
 # Of one forward. On a CPU few tokens are faster: their activations stay in the cache.
 _TOKENS_AT_ONCE = {"cpu": 1024, "cuda": 8192}
@@ -70,7 +70,7 @@ class Collection:
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        spec: ModelSpec,
         tok: PreTrainedTokenizerBase,
         projections: list[DownProjection],
         settings: Settings,
@@ -80,12 +80,12 @@ class Collection:
     ) -> None:
         self.settings = settings
         self.ranks = ranks
-        self.length = min(settings.max_length, max_positions(model) or settings.max_length)
+        self.length = min(settings.max_length, max_positions(spec.model) or settings.max_length)
         device = projections[0].weight.device.type
         self.rows_at_once = max(1, _TOKENS_AT_ONCE.get(device, 1024) // self.length)
         separate = settings.documents == "separate"
         self.reader = KeyReader(
-            model, projections, separate=separate, rows_at_once=self.rows_at_once
+            spec.model, projections, separate=separate, rows_at_once=self.rows_at_once
         )
         self.moments, self.convergences = {}, {}
         for p in projections:
@@ -96,7 +96,7 @@ class Collection:
                 compensated=compensated,
                 damping=settings.damping,
             )
-            moment.info = provenance(model, tok, p)
+            moment.info = provenance(spec, tok, p)
             self.moments[p.layer] = moment
             self.convergences[p.layer] = Convergence.of(p.d_key)
         self.rows_read = self.tokens_read = 0

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from rome_fast.errors import InvalidArgumentError, SecondMomentError
-from rome_fast.model.spec import ModelSpec, check_tokenizer, embedding_rows, frozen
+from rome_fast.model.open_model import frozen
+from rome_fast.model.spec import ModelSpec, check_tokenizer, embedding_rows
 from rome_fast.moment.collect.checkpoint import Checkpoint
 from rome_fast.moment.collect.collection import Collection, Settings
 from rome_fast.moment.collect.corpus import Corpus
@@ -101,8 +102,8 @@ def collect_second_moment(
         raise InvalidArgumentError("layers must name at least one layer, got none")
     if any(p.weight.dtype == torch.float64 for p in projections):
         dtype, compensated = torch.float64, False
-    with frozen(model):
-        collection = Collection(model, tok, projections, settings, ranks, dtype, compensated)
+    with frozen(spec):
+        collection = Collection(spec, tok, projections, settings, ranks, dtype, compensated)
         state = Checkpoint(Path(checkpoint) if checkpoint else None, collection.identity(), ranks)
         if ranks.any(state.path is not None and state.path.exists())[0] and not resume:
             raise SecondMomentError(

@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING
 import torch
 
 from rome_fast.errors import InvalidArgumentError, SecondMomentError
-from rome_fast.model.spec import DownProjection
+from rome_fast.model.spec import DownProjection, ModelSpec
 from rome_fast.moment.collect.collector import collect_second_moment
 from rome_fast.moment.collect.sampled import sampled_second_moment
 from rome_fast.moment.provenance import differences
 from rome_fast.moment.second_moment import SecondMoment
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 
 def resolve_second_moment(
     given: object,
-    model: PreTrainedModel,
+    spec: ModelSpec,
     tok: PreTrainedTokenizerBase,
     projection: DownProjection,
     dtype: torch.dtype,
@@ -39,7 +39,7 @@ def resolve_second_moment(
     if isinstance(given, str) and given == "identity":
         return None
     if given is None:
-        return sampled_second_moment(model, tok, projection, dtype)
+        return sampled_second_moment(spec, tok, projection, dtype)
     if isinstance(given, SecondMoment):
         moment = given
     elif isinstance(given, Mapping):
@@ -53,7 +53,7 @@ def resolve_second_moment(
         moment = SecondMoment.load(given)
         moment.source = f"file {Path(given).name} ({moment.source})"
     elif isinstance(given, Iterable):
-        moment = collect_second_moment(model, tok, given, projection.layer, dtype=dtype)[
+        moment = collect_second_moment(spec.model, tok, given, projection.layer, dtype=dtype)[
             projection.layer
         ]
     else:
@@ -61,12 +61,12 @@ def resolve_second_moment(
             "second_moment must be a SecondMoment, a path, an iterable of texts, 'identity' or "
             f"None, got {type(given).__name__}"
         )
-    _check_fits(moment, model, projection)
+    _check_fits(moment, spec, projection)
     return moment
 
 
-def _check_fits(moment: SecondMoment, model: PreTrainedModel, projection: DownProjection) -> None:
-    told = differences({"d_key": moment.d_key, **moment.info}, model, projection)
+def _check_fits(moment: SecondMoment, spec: ModelSpec, projection: DownProjection) -> None:
+    told = differences({"d_key": moment.d_key, **moment.info}, spec, projection)
     if told:
         raise SecondMomentError(
             f"second_moment ({moment.source}) was not collected for {projection.name} of this "

@@ -17,7 +17,7 @@ import platformdirs
 import torch
 
 from rome_fast.errors import SecondMomentError
-from rome_fast.model.spec import DownProjection, max_positions
+from rome_fast.model.spec import DownProjection, ModelSpec, max_positions
 from rome_fast.moment.collect.collector import collect_second_moment
 from rome_fast.moment.collect.convergence import TOLERANCE
 from rome_fast.moment.provenance import provenance
@@ -33,7 +33,7 @@ _ROWS = 64
 
 
 def sampled_second_moment(
-    model: PreTrainedModel,
+    spec: ModelSpec,
     tok: PreTrainedTokenizerBase,
     projection: DownProjection,
     dtype: torch.dtype = torch.float32,
@@ -52,22 +52,22 @@ def sampled_second_moment(
         SecondMomentError: the cached file is damaged; the message names it.
     """
     if n_texts is None:
-        return sampled_second_moments(model, tok, [projection], dtype)[projection.layer]
-    converged = _cache_path(model, tok, projection, dtype)
+        return sampled_second_moments(spec, tok, [projection], dtype)[projection.layer]
+    converged = _cache_path(spec, tok, projection, dtype)
     if converged.exists() and (moment := _load(converged)).count <= n_texts * _LENGTH:
         return moment
-    bounded = _cache_path(model, tok, projection, dtype, n_texts)
+    bounded = _cache_path(spec, tok, projection, dtype, n_texts)
     if bounded.exists():
         return _load(bounded)
-    texts = islice(sampled_documents(model, tok), n_texts)
-    moment = _collect(model, tok, texts, [projection.layer], dtype)[projection.layer]
+    texts = islice(sampled_documents(spec.model, tok), n_texts)
+    moment = _collect(spec, tok, texts, [projection.layer], dtype)[projection.layer]
     # What converges within the bound is what would have been collected without it.
     _save(moment, converged if moment.info["convergence"]["converged"] else bounded)
     return moment
 
 
 def sampled_second_moments(
-    model: PreTrainedModel,
+    spec: ModelSpec,
     tok: PreTrainedTokenizerBase,
     projections: Sequence[DownProjection],
     dtype: torch.dtype = torch.float32,
@@ -76,26 +76,26 @@ def sampled_second_moments(
 
     The pass ends when all of them have converged, so a layer may have more keys than alone.
     """
-    paths = {p.layer: _cache_path(model, tok, p, dtype) for p in projections}
+    paths = {p.layer: _cache_path(spec, tok, p, dtype) for p in projections}
     cached = {layer: _load(path) for layer, path in paths.items() if path.exists()}
     missing = [layer for layer in paths if layer not in cached]
     if not missing:
         return cached
-    fresh = _collect(model, tok, sampled_documents(model, tok), missing, dtype)
+    fresh = _collect(spec, tok, sampled_documents(spec.model, tok), missing, dtype)
     for layer, moment in fresh.items():
         _save(moment, paths[layer])
     return {**cached, **fresh}
 
 
 def _collect(
-    model: PreTrainedModel,
+    spec: ModelSpec,
     tok: PreTrainedTokenizerBase,
     texts: Iterator[list[int]],
     layers: Sequence[int],
     dtype: torch.dtype,
 ) -> dict[int, SecondMoment]:
     source = "text sampled from the model"
-    return collect_second_moment(model, tok, texts, layers, dtype=dtype, source=source)
+    return collect_second_moment(spec.model, tok, texts, layers, dtype=dtype, source=source)
 
 
 def _save(moment: SecondMoment, path: Path) -> None:
@@ -133,13 +133,13 @@ def cache_dir() -> Path:
 
 
 def _cache_path(
-    model: PreTrainedModel,
+    spec: ModelSpec,
     tok: PreTrainedTokenizerBase,
     projection: DownProjection,
     dtype: torch.dtype,
     *bounds: int,
 ) -> Path:
-    key = [provenance(model, tok, projection), str(dtype), TOLERANCE, _LENGTH, *bounds]
+    key = [provenance(spec, tok, projection), str(dtype), TOLERANCE, _LENGTH, *bounds]
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     return cache_dir() / "second_moments" / f"{digest[:32]}.safetensors"
 

@@ -1,0 +1,89 @@
+"""The one door to a model: who works on it goes through here once, and asks nothing again.
+
+Behind it the model is unwrapped, locked against other threads, frozen, and looked through once; the
+edited weight is known to be plain, finite and free.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from rome_fast import ops
+from rome_fast.model.owner import check_free, locked
+from rome_fast.model.spec import DownProjection, ModelSpec
+from rome_fast.model.wrappers import adapter_notes, eager
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@contextmanager
+def open_model(model: PreTrainedModel) -> Iterator[ModelSpec]:
+    """While open, no other thread edits or runs the model, and it is frozen.
+
+    Args:
+        model: perhaps in a wrapper of torch.compile or PEFT.
+
+    Raises:
+        UnsupportedModelError: as ``ModelSpec.of``.
+        SessionError: this very thread is inside ``session.reading()``.
+    """
+    spec = ModelSpec.of(model)
+    with locked(model), torch.inference_mode(False), frozen(spec):
+        yield spec
+
+
+@contextmanager
+def frozen(spec: ModelSpec) -> Iterator[None]:
+    """Evaluation mode, no gradients to parameters, no compiled code; afterwards as it was."""
+    modules = list(spec.modules.values())
+    training = [module for module in modules if module.training]
+    trainable = [p for p in spec.parameters.values() if p.requires_grad]
+    for module in training:
+        module.training = False
+    for parameter in trainable:
+        parameter.requires_grad_(False)
+    try:
+        with eager(modules):
+            yield
+    finally:
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+        for module in training:
+            module.training = True
+
+
+@dataclass(frozen=True, eq=False)
+class EditSite:
+    """Where an edit is written.
+
+    Attributes:
+        backend: "native" or "torch", what its device has.
+        notes: what a user should know about it.
+    """
+
+    projection: DownProjection
+    backend: str
+    notes: tuple[str, ...]
+
+    @classmethod
+    def of(cls, spec: ModelSpec, layer: int, shared_expert: bool, backend: str) -> EditSite:
+        """The down-projection of a layer, checked once for all that comes after.
+
+        Raises:
+            HparamsError, UnsupportedModelError, NonFiniteError: as ``ModelSpec.down_projection``.
+            SessionError: an open Session edits the weight.
+            BackendUnavailableError: the backend that is asked for is not there.
+        """
+        projection = spec.down_projection(layer, shared_expert)
+        weight = projection.weight
+        check_free(weight, f"{projection.name}.weight")
+        notes = adapter_notes(spec.modules.values(), weight)
+        if weight.dtype == torch.float16 and weight.device.type == "cpu":
+            notes.append("float16 is very slow on a CPU: load the model in float32 or bfloat16")
+        return cls(projection, ops.resolve_backend(backend, weight.device.type), tuple(notes))
