@@ -19,12 +19,12 @@ from rome_fast.moment.collect.resolve import resolve_second_moment
 from rome_fast.prompt.contexts import check_context_templates, sample_context_templates
 from rome_fast.prompt.encode import TokenizedEdit, encode
 from rome_fast.prompt.readback import Change, Reading, findings, read_targets
-from rome_fast.timings import Clock
+from rome_fast.timings import Timings
 from rome_fast.types import Diagnostics, EditRequest, EditResult, RankOneUpdate, Undo
 from rome_fast.update.joint import apply_updates_, count_independent
 from rome_fast.update.solve import Constraint, apply_update_, build_constraint
 from rome_fast.update.undo import UndoHandle, WeightHistory
-from rome_fast.value.window import Finder, Found
+from rome_fast.value.window import KeyValue, KeyValueSearch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -57,7 +57,7 @@ class Editor:
         backend: str,
         stop_loss: float | None = None,
     ) -> None:
-        self.clock = Clock()
+        self.timings = Timings()
         self.spec, self.tok = spec, tok
         self.notes: list[str] = []
         check_tokenizer(self.model, tok)
@@ -75,9 +75,9 @@ class Editor:
         self.projection, self.backend = site.projection, site.backend
         self.notes += site.notes
         self.history = WeightHistory(self.projection, self.backend)
-        self._finder = Finder(spec, tok, self.projection, self.hparams, backend)
+        self._search = KeyValueSearch(spec, tok, self.projection, self.hparams, backend)
         self._tokens: dict[EditRequest, TokenizedEdit] = {}
-        self.clock.lap("prepare")
+        self.timings.lap("prepare")
 
     @property
     def model(self) -> PreTrainedModel:
@@ -95,7 +95,7 @@ class Editor:
             )
         else:
             self.context_templates = check_context_templates(context_templates)
-        self.clock.lap("contexts")
+        self.timings.lap("contexts")
         if second_moment is None and not hparams.mom2_adjustment:
             second_moment = "identity"
             self.notes.append(
@@ -111,7 +111,7 @@ class Editor:
                 f"{self.projection.d_key}: neighbours are protected only from "
                 f"{16 * self.projection.d_key} keys or so"
             )
-        self.clock.lap("second moment")
+        self.timings.lap("second moment")
 
     def edit(self, requests: Sequence[EditRequest], strict: bool) -> list[EditResult]:
         """A window of requests, all searched on the weights as they are now and solved together.
@@ -126,18 +126,18 @@ class Editor:
         n_kept = count_independent(constraints, self.second_moment)
         updates = apply_updates_(self.history, constraints[:n_kept], self.second_moment)
         undos = [UndoHandle(self.history, n_before + i) for i in range(1, n_kept + 1)]
-        self.clock.lap("update")
+        self.timings.lap("update")
         results = self.report(requests, found, updates, undos, weight_norm)
         failed = [result for result in results if not result.success]
         if strict and failed:
             raise EditFailedError(f"strict=True, and the edit was undone:\n{failed[0]}")
         return results
 
-    def find(self, requests: Sequence[EditRequest]) -> list[Found]:
+    def find(self, requests: Sequence[EditRequest]) -> list[KeyValue]:
         """Keys and values of a window of requests on the weights as they are now."""
-        found = self._finder.find(self.spec, self._encoded(requests), self.clock)
+        found = self._search.find(self.spec, self._encoded(requests), self.timings)
         readings = self._read_raw([f.tokens for f in found])
-        self.clock.lap("read before")
+        self.timings.lap("read before")
         return [replace(f, raw_before=raw) for f, raw in zip(found, readings, strict=True)]
 
     def _read_raw(self, edits: Sequence[TokenizedEdit]) -> list[Reading | None]:
@@ -149,7 +149,7 @@ class Editor:
         readings = iter(read_targets(self.model, self.tok, prompts, targets))
         return [None if edit.raw is None else next(readings) for edit in edits]
 
-    def constraint(self, found: Found) -> Constraint:
+    def constraint(self, found: KeyValue) -> Constraint:
         """What the update of a request must do."""
         return build_constraint(self.hparams.variant, found.keys, found.value.value_delta)
 
@@ -160,7 +160,7 @@ class Editor:
     def report(
         self,
         requests: Sequence[EditRequest],
-        found: Sequence[Found],
+        found: Sequence[KeyValue],
         updates: Sequence[RankOneUpdate],
         undos: Sequence[Undo],
         weight_norm: float,
@@ -174,13 +174,13 @@ class Editor:
             [tokens.target_ids.tolist() for tokens in edited],
         )
         raw_after = self._read_raw(edited)
-        self.clock.lap("read after")
+        self.timings.lap("read after")
         parts = zip(requests, found, updates, after, raw_after, undos, strict=False)
         results = [
             self._result(request, f, update, said, raw, undo, len(updates), weight_norm)
             for request, f, update, said, raw, undo in parts
         ]
-        self.clock, self.notes = Clock(), []
+        self.timings, self.notes = Timings(), []
         return results
 
     def propose(self, requests: Sequence[EditRequest]) -> list[Proposal]:
@@ -190,8 +190,8 @@ class Editor:
         """
         found, weight_norm = self.find(requests), self.weight_norm()
         updates = [self._solve(f) for f in found]
-        self.clock.lap("update")
-        seconds = {phase: s / len(requests) for phase, s in self.clock.seconds.items()}
+        self.timings.lap("update")
+        seconds = {phase: s / len(requests) for phase, s in self.timings.seconds.items()}
         proposals = [
             Proposal(
                 update=update,
@@ -202,10 +202,10 @@ class Editor:
             )
             for f, update in zip(found, updates, strict=True)
         ]
-        self.clock, self.notes = Clock(), []
+        self.timings, self.notes = Timings(), []
         return proposals
 
-    def _solve(self, found: Found) -> RankOneUpdate:
+    def _solve(self, found: KeyValue) -> RankOneUpdate:
         with self.history.untouched():
             return apply_update_(self.history, self.constraint(found), self.second_moment)
 
@@ -223,7 +223,7 @@ class Editor:
     def _result(
         self,
         request: EditRequest,
-        found: Found,
+        found: KeyValue,
         update: RankOneUpdate,
         after: Reading,
         raw_after: Reading | None,
@@ -251,7 +251,7 @@ class Editor:
             update_norm=update.norm,
             weight_norm=weight_norm,
             losses=value.losses,
-            seconds={phase: s / window for phase, s in self.clock.seconds.items()},
+            seconds={phase: s / window for phase, s in self.timings.seconds.items()},
             window=window,
             backend=self.backend,
             variant=self.hparams.variant,
@@ -269,7 +269,7 @@ class Editor:
             raw=raw,
         )
 
-    def _diagnostics(self, found: Found) -> Diagnostics:
+    def _diagnostics(self, found: KeyValue) -> Diagnostics:
         tokens, keys, moment = found.tokens, found.keys, self.second_moment
         return Diagnostics(
             n_layers=self.spec.n_layers,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 
 @dataclass
-class Clock:
+class Timings:
     """Each ``lap`` books the time since the last one."""
 
     seconds: dict[str, float] = field(default_factory=dict)

@@ -24,7 +24,7 @@ from rome_fast.model.open_model import frozen
 from rome_fast.model.precision import widen
 from rome_fast.model.spec import DownProjection, ModelSpec, input_device
 from rome_fast.prompt.encode import encode
-from rome_fast.timings import Clock
+from rome_fast.timings import Timings
 from rome_fast.update.solve import apply_update_, build_constraint
 from rome_fast.update.undo import WeightHistory
 from rome_fast.value.batch import EditBatch
@@ -53,24 +53,24 @@ class WholeModel:
         """The update is solved for and written to a copy of the matrix."""
         model, hparams, moment = case.model, case.hparams, case.second_moment
         moment_ready = None if moment is None else factored(moment)
-        clock = Clock()
+        timings = Timings()
         projection = ModelSpec.of(model).down_projection(hparams.layer)
         tokens = encode(case.tok, case.request, case.context_templates, hparams.fact_token)
         batch = EditBatch.of([tokens])
-        clock.lap("prepare")
+        timings.lap("prepare")
         with torch.inference_mode(False), frozen(ModelSpec.of(model)):
             run = _whole_forward(model, batch)
             keys = _keys(run, projection, batch)
-            clock.lap("key")
+            timings.lap("key")
             delta, losses = _search(run, projection, batch, keys.value_init, hparams)
-            clock.lap("value")
+            timings.lap("value")
         constraint = build_constraint(hparams.variant, keys, delta)
         backend = ops.resolve_backend("auto", projection.weight.device.type)
         spare = dataclasses.replace(projection, module=copy.deepcopy(projection.module))
         update = apply_update_(WeightHistory(spare, backend), constraint, moment_ready)
-        clock.lap("update")
-        total = sum(clock.seconds.values())
-        return PeerEdit(update.dense(), losses, {**clock.seconds, "total": total})
+        timings.lap("update")
+        total = sum(timings.seconds.values())
+        return PeerEdit(update.dense(), losses, {**timings.seconds, "total": total})
 
 
 def _whole_forward(model: PreTrainedModel, batch: EditBatch) -> Callable[[], Tensor]:

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from rome_fast.easyedit.metrics import compare_locality, measure
 from rome_fast.errors import EditWarning
-from rome_fast.timings import Clock
+from rome_fast.timings import Timings
 from rome_fast.types import EditRequest, EditResult
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class Run:
 
     def _edit(self, i: int) -> EditResult:
         # What was measured since the last edit is not part of the time of this one.
-        self.engine.clock = Clock()
+        self.engine.timings = Timings()
         return self.engine.edit([self.parsed[i]], strict=False)[0]
 
     def _measure(self, which: Sequence[int]) -> Metrics:

@@ -12,7 +12,7 @@ from rome_fast.evaluate.generation import generate, ngram_entropy, reference_sco
 from rome_fast.evaluate.metrics import Scores, case_values, questions_of
 from rome_fast.evaluate.result import CaseResult, Stage
 from rome_fast.evaluate.scoring import EncodedQuestion, Trial, encode_questions, score_encoded
-from rome_fast.timings import Clock
+from rome_fast.timings import Timings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -34,7 +34,7 @@ class Judge:
     Attributes:
         unaskable: by the record's number, why its questions cannot be asked.
         before: by the record's number, the unedited model's Stage (after ``begin``).
-        clock: books the seconds as "score", "generate" and "drift".
+        timings: books the seconds as "score", "generate" and "drift".
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Judge:
         texts: Sequence[str],
     ) -> None:
         self.model, self.tok, self.records = model, tok, records
-        self.clock = Clock()
+        self.timings = Timings()
         self.unaskable: dict[int, str] = {}
         self.before: dict[int, Stage] = {}
         self._projection = projection
@@ -68,7 +68,7 @@ class Judge:
             self.before[number] = self._stage(number, self._scores_before[number], texts, None)
         if self.texts:
             self._drift = Drift.baseline(self.model, self.tok, self.texts)
-        self.clock.lap("drift")
+        self.timings.lap("drift")
 
     def stages(
         self, numbers: Sequence[int], updates: Sequence[RankOneUpdate] | None = None
@@ -89,13 +89,13 @@ class Judge:
     def retained(self, numbers: Sequence[int]) -> float:
         """Share of the records whose new target greedy decoding says after the edited prompt."""
         scores = score_encoded(self.model, [self._sheets[n]["rewrite_new"][0] for n in numbers])
-        self.clock.lap("score")
+        self.timings.lap("score")
         return sum(score.exact for score in scores) / len(scores)
 
     def drift(self) -> dict[str, float]:
         """Perplexity and KL of the held texts, of the model as it is now; empty without texts."""
         measured = {} if self._drift is None else dict(self._drift.measure(self.model))
-        self.clock.lap("drift")
+        self.timings.lap("drift")
         return measured
 
     def case(self, number: int, stages: Mapping[str, Stage], **facts: Any) -> CaseResult:
@@ -143,7 +143,7 @@ class Judge:
             self._trial(updates, [len(asked) for asked in questions]),
             progress=progress,
         )
-        self.clock.lap("score")
+        self.timings.lap("score")
         return [dict(sheet) for sheet in _regrouped(scores, sheets)]
 
     def _continue(
@@ -164,7 +164,7 @@ class Judge:
                 [chat for chat, texts in zip(chats, prompts, strict=True) for _ in texts],
             )
         )
-        self.clock.lap("generate")
+        self.timings.lap("generate")
         return [tuple(islice(said, count)) for count in counts]
 
     def _trial(

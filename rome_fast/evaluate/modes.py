@@ -39,7 +39,7 @@ def judge_alone(editor: Editor, judge: Judge, numbers: Sequence[int]) -> list[Ca
 
 def _judge_window(editor: Editor, judge: Judge, numbers: Sequence[int]) -> list[CaseResult]:
     proposals = editor.propose([judge.records[number].request for number in numbers])
-    judge.clock.lap("edit")
+    judge.timings.lap("edit")
     updates = [proposal.update for proposal in proposals]
     # Half-precision weights round what is written, which a trial does not know of.
     if editor.projection.weight.itemsize > 2:
@@ -116,7 +116,7 @@ def _edit_next(editor: Editor, judge: Judge, number: int) -> CaseResult:
     n_edits = len(editor.history)
     try:
         [result] = editor.edit([judge.records[number].request], strict=False)
-        judge.clock.lap("edit")
+        judge.timings.lap("edit")
         [stage] = judge.stages([number])
     except REFUSALS as error:
         editor.history.rewind(n_edits)

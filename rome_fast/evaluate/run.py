@@ -168,7 +168,7 @@ class _Run:
             cases=tuple(cases),
             drift=self._drift,
             retention=tuple(retention),
-            seconds=dict(self._judge.clock.seconds),
+            seconds=dict(self._judge.timings.seconds),
         )
 
 

@@ -13,10 +13,10 @@ from rome_fast.session.health import Health, HealthCheck
 
 if TYPE_CHECKING:
     from rome_fast.editor import Editor
-    from rome_fast.session.ledger import Book
+    from rome_fast.session.ledger import Ledger
 
 
-class Watch:
+class HealthMonitor:
     """Looks at the model every ``check.every`` edits.
 
     Args:
@@ -33,13 +33,13 @@ class Watch:
         self,
         check: HealthCheck,
         editor: Editor,
-        book: Book,
+        ledger: Ledger,
         baseline: Baseline | None,
         checks: list[Health],
         taken_out: frozenset[int],
         set_taken_out: Callable[[AbstractSet[int]], object],
     ) -> None:
-        self._check, self._editor, self._book, self.checks = check, editor, book, checks
+        self._check, self._editor, self._ledger, self.checks = check, editor, ledger, checks
         self._baseline, self._good, self._set_taken_out = baseline, taken_out, set_taken_out
         self._stopped: UnhealthyError | None = None
         if checks and not checks[-1].healthy and check.on_unhealthy == "stop":
@@ -47,17 +47,17 @@ class Watch:
 
     def look(self) -> Health:
         """Look now. A healthy model lets a stopped Session go on."""
-        editor, book = self._editor, self._book
+        editor, ledger = self._editor, self._ledger
         if self._baseline is None:
-            with book.unedited():
+            with ledger.unedited():
                 self._baseline = Baseline(
                     self._check, editor.model, editor.tok, editor.hparams.seed
                 )
-        health = self._baseline.look(book.log, book.history)
-        book.note({"kind": "health", "health": health.to_json()})
+        health = self._baseline.look(ledger.log, ledger.history)
+        ledger.note({"kind": "health", "health": health.to_json()})
         self.checks.append(health)
         if health.healthy:
-            self._stopped, self._good = None, frozenset(book.log.taken_out)
+            self._stopped, self._good = None, frozenset(ledger.log.taken_out)
         return health
 
     def may_edit(self) -> None:
@@ -71,7 +71,7 @@ class Watch:
         Raises:
             UnhealthyError: the edits since the last healthy look were undone.
         """
-        made = self._book.log.next_id - 1
+        made = self._ledger.log.next_id - 1
         since = made - (self.checks[-1].last_edit if self.checks else 0)
         if not self._check.every or since < self._check.every:
             return

@@ -151,7 +151,7 @@ class Journal:
             return False
 
     def _cut(self) -> None:
-        """Cut off what is behind the records."""
+        """PrefixSplit off what is behind the records."""
         handle = self._opened().fileno()
         size = os.fstat(handle).st_size
         if size < self.end:

@@ -1,4 +1,4 @@
-"""The Session's book: log, weight, retained keys and journal, which always say the same.
+"""The Session's ledger: log, weight, retained keys and journal, which always say the same.
 
 A change counts once it is in the journal; where that fails everything is as it was.
 """
@@ -45,7 +45,7 @@ class _Weight(NamedTuple):
         return cls(weight._version, place, float(norm))
 
 
-class Book:
+class Ledger:
     """Edits of one weight.
 
     Args:
@@ -93,7 +93,7 @@ class Book:
         return tuple(number for number in numbers if number not in self.log.taken_out)
 
     def check_weight(self) -> None:
-        """Raise SessionError if anything but this book has written to the weight."""
+        """Raise SessionError if anything but this ledger has written to the weight."""
         history, left = self.history, self._left
         if left is None:
             raise SessionError(

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 from rome_fast.editlog import LoggedEdit, Rejection
 from rome_fast.errors import REFUSALS, RomeFastError
 from rome_fast.session.guard import WINDOW, Written
-from rome_fast.timings import Clock
+from rome_fast.timings import Timings
 from rome_fast.types import EditRequest, EditResult, RankOneUpdate, Undo
 from rome_fast.update.joint import count_independent, solve_updates
 from rome_fast.update.solve import Constraint, Metric, solve_and_apply_
 
 if TYPE_CHECKING:
     from rome_fast.editor import Editor
-    from rome_fast.session.ledger import Book
+    from rome_fast.session.ledger import Ledger
     from rome_fast.session.settings import Settings
-    from rome_fast.value.window import Found
+    from rome_fast.value.window import KeyValue
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,9 @@ class Sequencer:
     """
 
     def __init__(
-        self, editor: Editor, settings: Settings, book: Book, undo: Callable[[int], Undo]
+        self, editor: Editor, settings: Settings, ledger: Ledger, undo: Callable[[int], Undo]
     ) -> None:
-        self._editor, self._settings, self._book, self._undo = editor, settings, book, undo
+        self._editor, self._settings, self._ledger, self._undo = editor, settings, ledger, undo
         self._apart: list[EditRequest] = []
 
     def edit(self, requests: Sequence[EditRequest]) -> list[Outcome]:
@@ -73,7 +73,7 @@ class Sequencer:
             except REFUSALS:
                 self._apart = list(window)
         # Outside of the handler, whose traceback keeps the tensors of the attempt alive.
-        return [self._alone(requests[0], self._book.same_fact(requests[0]))]
+        return [self._alone(requests[0], self._ledger.same_fact(requests[0]))]
 
     def _n_together(self, requests: Sequence[EditRequest]) -> int:
         """A request that replaces an edit, or one of its window, is edited by itself."""
@@ -81,7 +81,7 @@ class Sequencer:
             return 1
         for n, request in enumerate(requests):
             again = any(request.same_fact(other) for other in requests[:n])
-            if again or self._book.same_fact(request):
+            if again or self._ledger.same_fact(request):
                 return max(n, 1)
         return len(requests)
 
@@ -89,7 +89,7 @@ class Sequencer:
         try:
             return self._attempt([request], replaced)[0]
         except REFUSALS as error:
-            self._book.reject(Rejection.of(request, error))
+            self._ledger.reject(Rejection.of(request, error))
             if self._settings.guard.action == "stop":
                 raise
             return RejectedEdit(request, _without_frames(error))
@@ -97,19 +97,19 @@ class Sequencer:
     def _attempt(
         self, requests: Sequence[EditRequest], replaced: tuple[int, ...] = ()
     ) -> list[EditResult]:
-        book, editor = self._book, self._editor
-        editor.clock = Clock()  # what came before was no edit
-        first = book.log.next_id
-        with book.attempt():
+        ledger, editor = self._ledger, self._editor
+        editor.timings = Timings()  # what came before was no edit
+        first = ledger.log.next_id
+        with ledger.attempt():
             if replaced:
-                book.set_aside(replaced)
+                ledger.set_aside(replaced)
             weight_norm = editor.weight_norm()
             found = [self._anchored(f) for f in editor.find(requests)]
             constraints = [editor.constraint(f) for f in found]
             constraints = constraints[: count_independent(constraints, self._metric)]
             near = self._release(constraints, replaced)
             written = self._write(constraints)
-            editor.clock.lap("update")
+            editor.timings.lap("update")
             numbers = range(first, first + len(written))
             undos = [self._undo(number) for number in numbers]
             updates = [w.update for w in written]
@@ -131,18 +131,18 @@ class Sequencer:
                 self._logged(result, f, w, released)
                 for result, f, w, released in zip(results, found, written, near, strict=False)
             ]
-            book.add(edits, [c.denominator_keys for c in constraints])
+            ledger.add(edits, [c.denominator_keys for c in constraints])
         return results
 
     @property
     def _metric(self) -> Metric | None:
-        return self._book.retained or self._editor.second_moment
+        return self._ledger.retained or self._editor.second_moment
 
-    def _anchored(self, found: Found) -> Found:
+    def _anchored(self, found: KeyValue) -> KeyValue:
         """With the solved value at the norm of the first ones, once there are enough."""
         if not self._settings.anchor:
             return found
-        holding = self._book.holding()
+        holding = self._ledger.holding()
         pilots = [edit.numbers["value_norm"] for edit in holding[: self._settings.anchor]]
         if len(pilots) < self._settings.anchor:
             return found
@@ -156,18 +156,18 @@ class Sequencer:
         self, constraints: Sequence[Constraint], replaced: Sequence[int]
     ) -> list[list[int]]:
         """No longer retain edits of nearly the same keys; returns their numbers for each."""
-        retained = self._book.retained
+        retained = self._ledger.retained
         if retained is None:
             return [[] for _ in constraints]
         near = [sorted(retained.near(c.denominator_keys[0])) for c in constraints]
         if any(near):
-            self._book.set_aside(replaced, {number for numbers in near for number in numbers})
+            self._ledger.set_aside(replaced, {number for numbers in near for number in numbers})
         return near
 
     def _write(self, constraints: Sequence[Constraint]) -> list[Written]:
         """Solve, let the guard decide, and put the updates into the weight."""
-        history, guard = self._book.history, self._settings.guard
-        recent = self._book.holding()[-WINDOW:]
+        history, guard = self._ledger.history, self._settings.guard
+        recent = self._ledger.holding()[-WINDOW:]
         limit = guard.limit([edit.numbers["update_norm"] for edit in recent])
         if len(constraints) > 1:
             updates = solve_updates(history.projection, constraints, self._metric)
@@ -189,7 +189,7 @@ class Sequencer:
         return [written]
 
     def _logged(
-        self, result: EditResult, found: Found, written: Written, near: list[int]
+        self, result: EditResult, found: KeyValue, written: Written, near: list[int]
     ) -> LoggedEdit:
         assert result.edit_id is not None
         solved = found.keys.value_init + found.value.value_delta

@@ -17,11 +17,11 @@ from rome_fast.errors import EditWarning, RevertError, SessionError
 from rome_fast.model.open_model import open_model
 from rome_fast.session.guard import Guard
 from rome_fast.session.health import Health, HealthCheck
-from rome_fast.session.health_monitor import Watch
+from rome_fast.session.health_monitor import HealthMonitor
 from rome_fast.session.picture import save_checks
 from rome_fast.session.sequence import Outcome, RejectedEdit, Sequencer
 from rome_fast.session.settings import check_options
-from rome_fast.session.start import Opened, open_new, reopen
+from rome_fast.session.start import SessionParts, resume, start_new
 from rome_fast.session.stream import EditStream
 from rome_fast.types import EditRequest, EditResult
 
@@ -87,7 +87,7 @@ class Session:
         }
         check_options(options)
         self._begin(
-            open_new(
+            start_new(
                 model, tok, hparams, variant, stop_loss, context_templates, second_moment, journal,
                 options,
             )
@@ -118,23 +118,23 @@ class Session:
             EditLogError: the model is another one, or edited already; names the weight.
         """
         session = cls.__new__(cls)
-        session._begin(reopen(path, model, tok, second_moment))
+        session._begin(resume(path, model, tok, second_moment))
         return session
 
-    def _begin(self, opened: Opened) -> None:
-        self._editor, self._book, self._lock = opened.editor, opened.book, opened.lock
-        self._sequencer = Sequencer(self._editor, opened.settings, self._book, self._undo_of)
-        self._watch = Watch(
-            opened.settings.health, self._editor, self._book, opened.baseline, opened.checks,
-            opened.taken_out, self._set_taken_out,
+    def _begin(self, parts: SessionParts) -> None:
+        self._editor, self._ledger, self._lock = parts.editor, parts.ledger, parts.lock
+        self._sequencer = Sequencer(self._editor, parts.settings, self._ledger, self._undo_of)
+        self._monitor = HealthMonitor(
+            parts.settings.health, self._editor, self._ledger, parts.baseline, parts.checks,
+            parts.taken_out, self._set_taken_out,
         )  # fmt: skip
         self._undone: list[int] = []
-        self._let_go = weakref.finalize(self, opened.resources.close)
+        self._let_go = weakref.finalize(self, parts.resources.close)
 
     @property
     def log(self) -> EditLog:
         """Every edit so far, as it is now; changing or saving it does nothing to the Session."""
-        return self._book.log.copy()
+        return self._ledger.log.copy()
 
     @property
     def hparams(self) -> RomeHparams:
@@ -144,7 +144,7 @@ class Session:
     @property
     def checks(self) -> list[Health]:
         """Every look at the model's health so far, in order."""
-        return list(self._watch.checks)
+        return list(self._monitor.checks)
 
     def edit(self, request: Request) -> EditResult:
         """Change one fact. An earlier edit of the same subject and prompt is taken out first.
@@ -197,10 +197,10 @@ class Session:
             RevertError: there are fewer, or none.
         """
         with self._working():
-            kept = [edit.edit_id for edit in self._book.log.kept()]
+            kept = [edit.edit_id for edit in self._ledger.log.kept()]
             _check_steps(n, len(kept), "the edits to undo", "nothing to undo: no edit is left")
             undone = kept[: -n - 1 : -1]
-            self._set_taken_out(self._book.log.taken_out | set(undone))
+            self._set_taken_out(self._ledger.log.taken_out | set(undone))
             return undone
 
     def redo(self, n: int = 1) -> list[int]:
@@ -214,7 +214,7 @@ class Session:
             what = "the edits taken out since the last new one"
             _check_steps(n, len(self._undone), what, nothing)
             back = self._undone[: -n - 1 : -1]
-            self._book.take_out(self._book.log.taken_out - set(back))
+            self._ledger.take_out(self._ledger.log.taken_out - set(back))
             del self._undone[-n:]
             return back
 
@@ -227,11 +227,11 @@ class Session:
             RevertError: this edit does not hold.
         """
         with self._working():
-            if edit_id not in {edit.edit_id for edit in self._book.log.holding()}:
+            if edit_id not in {edit.edit_id for edit in self._ledger.log.holding()}:
                 raise RevertError(
                     f"edit_id {edit_id!r} is not among the edits that hold: see session.log.show()"
                 )
-            self._set_taken_out(self._book.log.taken_out | {edit_id})
+            self._set_taken_out(self._ledger.log.taken_out | {edit_id})
 
     def health(self) -> Health:
         """Look at the model now.
@@ -240,7 +240,7 @@ class Session:
             A Health; a Session that had stopped goes on if it is healthy.
         """
         with self._working():
-            return self._watch.look()
+            return self._monitor.look()
 
     def save_checks(self, path: str | Path) -> None:
         """Write all looks so far: as data (``.json``), or as a picture (``.svg``, ``.png``, ...).
@@ -285,37 +285,37 @@ class Session:
             self._check_open()
             with open_model(self._editor.model) as spec:
                 self._editor.spec = spec
-                self._book.check_weight()
+                self._ledger.check_weight()
                 yield
 
     def _edit_next(self, waiting: list[EditRequest]) -> list[Outcome]:
         """Edit the first of the requests; those that were decided are taken out of the list."""
         with self._working():
-            before = self._book.n_recorded
+            before = self._ledger.n_recorded
             try:
                 return self._edit_window(waiting)
             finally:
                 # Also after an error: what a rollback has undone is not edited again.
-                del waiting[: self._book.n_recorded - before]
+                del waiting[: self._ledger.n_recorded - before]
 
     def _edit_window(self, requests: Sequence[EditRequest]) -> list[Outcome]:
-        self._watch.may_edit()
-        first = self._book.log.next_id
+        self._monitor.may_edit()
+        first = self._ledger.log.next_id
         try:
             made = self._sequencer.edit(requests)
         finally:
-            if self._book.log.next_id > first:
+            if self._ledger.log.next_id > first:
                 self._undone.clear()
         for result in made:
             if isinstance(result, EditResult):
                 for text in result.warnings:
                     warnings.warn(text, EditWarning, stacklevel=4)
-        self._watch.after_edits()
+        self._monitor.after_edits()
         return made
 
     def _set_taken_out(self, numbers: AbstractSet[int]) -> None:
-        before = self._book.log.taken_out
-        self._book.take_out(numbers)
+        before = self._ledger.log.taken_out
+        self._ledger.take_out(numbers)
         still = [number for number in self._undone if number in numbers]
         self._undone = still + sorted(numbers - before, reverse=True)
 

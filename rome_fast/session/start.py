@@ -24,7 +24,7 @@ from rome_fast.moment.second_moment import SecondMoment
 from rome_fast.session.baseline import Baseline
 from rome_fast.session.health import Health
 from rome_fast.session.journal import Journal
-from rome_fast.session.ledger import Book
+from rome_fast.session.ledger import Ledger
 from rome_fast.session.retention import RetainedMoment
 from rome_fast.session.settings import Settings
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class Opened:
+class SessionParts:
     """All that a Session holds on to.
 
     Attributes:
@@ -48,7 +48,7 @@ class Opened:
 
     editor: Editor
     settings: Settings
-    book: Book
+    ledger: Ledger
     lock: ModelLock
     baseline: Baseline | None
     checks: list[Health]
@@ -56,7 +56,7 @@ class Opened:
     resources: ExitStack
 
 
-def open_new(
+def start_new(
     model: PreTrainedModel,
     tok: PreTrainedTokenizerBase,
     hparams: RomeHparams | None,
@@ -66,7 +66,7 @@ def open_new(
     second_moment: object,
     journal: str | Path | None,
     options: Mapping[str, Any],
-) -> Opened:
+) -> SessionParts:
     """The arguments of ``Session``; ``options`` are the fields of Settings that are left."""
     with open_model(model) as spec, ExitStack() as stack:
         editor = Editor(spec, tok, hparams, variant, options["backend"], stop_loss)
@@ -82,19 +82,21 @@ def open_new(
         )
         log = EditLog(Base.of(spec.model, editor.projection, editor.history.base))
         baseline = _baseline(settings, editor)
-        opened = _opened(stack, model, editor, settings, log, file, {}, baseline, [], frozenset())
+        parts = _session_parts(
+            stack, model, editor, settings, log, file, {}, baseline, [], frozenset()
+        )
         if file is not None:
             # Last: an opening that fails leaves no journal behind.
-            _begin(file, opened, second_moment)
-        return replace(opened, resources=stack.pop_all())
+            _begin(file, parts, second_moment)
+        return replace(parts, resources=stack.pop_all())
 
 
-def reopen(
+def resume(
     path: str | Path,
     model: PreTrainedModel,
     tok: PreTrainedTokenizerBase,
     second_moment: object,
-) -> Opened:
+) -> SessionParts:
     """The arguments of ``Session.resume``."""
     with open_model(model) as spec, ExitStack() as stack:
         file = stack.enter_context(closing(Journal(path)))
@@ -121,10 +123,10 @@ def reopen(
             if "keys" in record.tensors
         }
         checks, taken_out = _looks(records)
-        opened = _opened(
+        parts = _session_parts(
             stack, model, editor, settings, log, file, keys, baseline, checks, taken_out
         )
-        return replace(opened, resources=stack.pop_all())
+        return replace(parts, resources=stack.pop_all())
 
 
 def _baseline(settings: Settings, editor: Editor) -> Baseline | None:
@@ -147,7 +149,7 @@ def _looks(records: Sequence[Record]) -> tuple[list[Health], frozenset[int]]:
     return checks, then
 
 
-def _opened(
+def _session_parts(
     stack: ExitStack,
     model: PreTrainedModel,
     editor: Editor,
@@ -158,7 +160,7 @@ def _opened(
     baseline: Baseline | None,
     checks: list[Health],
     taken_out: frozenset[int],
-) -> Opened:
+) -> SessionParts:
     projection = editor.projection
     stack.enter_context(owned(projection.weight, f"{projection.name}.weight"))
     retained = None
@@ -166,22 +168,22 @@ def _opened(
         retained = RetainedMoment(editor.second_moment, settings.retain, projection, editor.backend)
     lock = stack.enter_context(shared_lock(model))
     try:
-        book = Book(log, editor.history, retained, journal, keys)
+        ledger = Ledger(log, editor.history, retained, journal, keys)
     except BaseException:  # also Ctrl-C: the edits of a journal are in the weight, or none is
         editor.history.replay([])
         raise
-    return Opened(editor, settings, book, lock, baseline, checks, taken_out, stack)
+    return SessionParts(editor, settings, ledger, lock, baseline, checks, taken_out, stack)
 
 
-def _begin(file: Journal, opened: Opened, given: object) -> None:
+def _begin(file: Journal, parts: SessionParts, given: object) -> None:
     """Write the first record; what nobody could give again at the resumption is kept with it."""
-    moment = opened.editor.second_moment
+    moment = parts.editor.second_moment
     kept = moment is not None and not isinstance(given, SecondMoment | str | Path)
     fields = {
         "kind": "session",
-        "settings": opened.settings.to_json(),
-        "base": opened.book.log.base.to_json(),
-        "tokenizer": tokenizer_hash(opened.editor.tok),
+        "settings": parts.settings.to_json(),
+        "base": parts.ledger.log.base.to_json(),
+        "tokenizer": tokenizer_hash(parts.editor.tok),
         "second_moment": {
             "is_kept": kept,
             "source": "identity" if moment is None else moment.source,

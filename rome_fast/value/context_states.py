@@ -18,7 +18,7 @@ from rome_fast.model.memory import is_out_of_memory
 from rome_fast.model.precision import wide_norm
 from rome_fast.model.spec import DownProjection, ModelSpec
 from rome_fast.value.first_pass import CANNOT, FirstPass, run_first_pass
-from rome_fast.value.prefix import Attention, Cut, at_positions
+from rome_fast.value.prefix import Attention, PrefixSplit, at_positions
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -124,9 +124,9 @@ class ContextStates:
         """What the block below the edited one returns for a batch, in its family's form."""
         context, n_shared = self._shared(batch)
         last, length = batch.attention_mask.sum(1) - 1, batch.input_ids.shape[1]
-        cut = Cut.between(n_shared, last, length)
+        split = PrefixSplit.between(n_shared, last, length)
         attention = [
-            (at_positions(keys[context], cut.before), at_positions(values[context], cut.before))
+            (at_positions(keys[context], split.before), at_positions(values[context], split.before))
             for keys, values in self.attention
         ]
         seen: list[Any] = []
@@ -137,13 +137,13 @@ class ContextStates:
 
         block = spec.blocks[self.projection.layer - 1]
         with hooked(block, keep), suppress(StopForwardError):
-            spec.model(**cut.inputs(spec.model, batch.input_ids, attention))
+            spec.model(**split.inputs(spec.model, batch.input_ids, attention))
         hidden = hidden_of(self.below)[context]
         whole = hidden.new_zeros(batch.n_rows, length, hidden.shape[-1])
         n_stored = min(length, hidden.shape[1])
         whole[:, :n_stored] = hidden[:, :n_stored]
-        rows, columns = (x.to(whole.device) for x in cut.is_run.nonzero(as_tuple=True))
-        positions = cut.columns.to(whole.device)[rows, columns]
+        rows, columns = (x.to(whole.device) for x in split.is_run.nonzero(as_tuple=True))
+        positions = split.columns.to(whole.device)[rows, columns]
         whole[rows, positions] = hidden_of(seen[0])[rows, columns]
         return with_hidden(seen[0], whole)
 

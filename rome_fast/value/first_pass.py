@@ -18,7 +18,7 @@ from rome_fast.model.intercept import answering, hooked, reading_only
 from rome_fast.model.memory import is_out_of_memory
 from rome_fast.model.precision import widen
 from rome_fast.model.spec import DownProjection, ModelSpec, input_device
-from rome_fast.value.prefix import Attention, Cut, at_positions
+from rome_fast.value.prefix import Attention, PrefixSplit, at_positions
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -119,7 +119,7 @@ def _run_with_cache(
     stored: list[Any] = [(layer.keys, layer.values) for layer in layers]
     if below is None:
         seen["attention_below"] = tuple(stored[: projection.layer])
-    before = Cut.at_lookup(batch, device).before
+    before = PrefixSplit.at_lookup(batch, device).before
     seen["attention"] = tuple(
         (at_positions(keys, before), at_positions(values, before))
         for keys, values in stored[projection.layer :]

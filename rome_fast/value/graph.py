@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from rome_fast.value.search import Search
-    from rome_fast.value.suffix_forward import Tail
+    from rome_fast.value.suffix_forward import SuffixForward
 
 # Steps that the host is ahead of what it knows: enough to keep the device busy, and as many are
 # replayed in vain when all requests have been found.
@@ -98,7 +98,7 @@ _graphs: WeakKeyDictionary[nn.Module, Graphs] = WeakKeyDictionary()
 
 def is_wanted(search: Search, backend: str) -> bool:
     """Whether the steps of a search are captured: on one GPU, unless plain torch is asked for."""
-    if search.tail is None or ops.is_torch_asked(backend):
+    if search.suffix is None or ops.is_torch_asked(backend):
         return False
     tensors = *search.spec.parameters.values(), *search.spec.buffers.values()
     devices = {search.projection.weight.device, *(x.device for x in tensors)}
@@ -111,12 +111,12 @@ def search_captured(search: Search, objective: Objective, offsets: Offsets) -> s
 
     ``offsets`` hold the result, or what they held before.
     """
-    assert search.tail is not None
+    assert search.suffix is not None
     graphs = _graphs.setdefault(search.spec.model, Graphs())
     device = search.projection.weight.device
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         objective.start_from(search.unmoved_logits)
-        return graphs.take(Problem(search.tail, objective, offsets), search.check)
+        return graphs.take(Problem(search.suffix, objective, offsets), search.check)
 
 
 def forget(model: nn.Module) -> None:
@@ -128,7 +128,7 @@ def forget(model: nn.Module) -> None:
 class Problem:
     """What a step computes with: constants of one search, and the state that it moves."""
 
-    tail: Tail
+    suffix: SuffixForward
     objective: Objective
     offsets: Offsets
 
@@ -136,11 +136,11 @@ class Problem:
         """What must be the same where a captured graph is used again."""
         leaves, shape = tree_flatten(self._parts())
         what = [(x.shape, x.dtype) if isinstance(x, torch.Tensor) else repr(x) for x in leaves]
-        spec, weights = self.tail.spec, self.tail.weights or {}
+        spec, weights = self.suffix.spec, self.suffix.weights or {}
         held = *spec.parameters.values(), *spec.buffers.values(), *weights.values()
         return (
             (str(shape), *what),
-            (self.tail.projection.layer, self.tail.n_silent, len(weights)),
+            (self.suffix.projection.layer, self.suffix.n_silent, len(weights)),
             (self.objective.constants, self.offsets.constants),
             tuple(x.data_ptr() for x in held),
             # Its older names raise where a user has set it by this.
@@ -155,32 +155,32 @@ class Problem:
         """The same with ``function`` of each tensor."""
         leaves, shape = tree_flatten(self._parts())
         leaves = [function(x) if isinstance(x, torch.Tensor) else x for x in leaves]
-        rows, cut, below, attention, constants, state = tree_unflatten(leaves, shape)
-        tail = replace(
-            self.tail,
-            rows=type(self.tail.rows)(**rows),
-            cut=type(self.tail.cut)(**cut),
+        rows, split, below, attention, constants, state = tree_unflatten(leaves, shape)
+        suffix = replace(
+            self.suffix,
+            rows=type(self.suffix.rows)(**rows),
+            split=type(self.suffix.split)(**split),
             below=below,
             attention=attention,
         )
         objective, offsets = copy.copy(self.objective), copy.copy(self.offsets)
         vars(objective).update(constants)
         vars(offsets).update(state)
-        return Problem(tail, objective, offsets)
+        return Problem(suffix, objective, offsets)
 
     def compute(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Logits, gradients of the offsets, losses and who is right."""
         deltas = self.offsets.deltas.requires_grad_()
         with torch.enable_grad():
-            logits = self.tail.logits(deltas)
+            logits = self.suffix.logits(deltas)
         losses, gradient, right = self.objective(logits.detach())
         (gradients,) = torch.autograd.grad(logits, [deltas], gradient)
         return logits.detach(), gradients, losses, right
 
     def _parts(self) -> tuple[Any, ...]:
-        tail = self.tail
+        suffix = self.suffix
         return (
-            *(vars(tail.rows), vars(tail.cut), tail.below, tail.attention),
+            *(vars(suffix.rows), vars(suffix.split), suffix.below, suffix.attention),
             {name: getattr(self.objective, name) for name in Objective.TENSORS},
             {name: getattr(self.offsets, name).detach() for name in Offsets.TENSORS},
         )

@@ -26,8 +26,8 @@ Attention = tuple["Tensor", "Tensor"]
 
 
 @dataclass(frozen=True, eq=False)
-class Cut:
-    """Where each row is cut.
+class PrefixSplit:
+    """Where each row is split.
 
     Its first position that runs becomes column 0 of s columns, padded on the right. What comes
     before it is p columns of cache, padded on the left: so all distances between tokens stay what
@@ -43,7 +43,7 @@ class Cut:
     attention_mask: Tensor
 
     @classmethod
-    def between(cls, first: Tensor, last: Tensor, length: int, multiple: int = 1) -> Cut:
+    def between(cls, first: Tensor, last: Tensor, length: int, multiple: int = 1) -> PrefixSplit:
         """Run the positions ``first`` to ``last`` (int64 [n_rows]) of rows of ``length`` tokens.
 
         Args:
@@ -60,20 +60,20 @@ class Cut:
         )
 
     @classmethod
-    def at_lookup(cls, batch: EditBatch, device: torch.device) -> Cut:
+    def at_lookup(cls, batch: EditBatch, device: torch.device) -> PrefixSplit:
         """Run the rows of a batch, on ``device``, from the lookup to the last position read.
 
-        The batch lies on the CPU, and so does the cut.
+        The batch lies on the CPU, and so does the split.
         """
         lookup = batch.lookup_idx
         last = lookup.scatter_reduce(0, batch.read_rows, batch.read_positions, "amax")
         multiple = _COLUMNS.get(device.type, 1)
         return cls.between(lookup, last, batch.input_ids.shape[1], multiple)
 
-    def to(self, device: torch.device) -> Cut:
+    def to(self, device: torch.device) -> PrefixSplit:
         """The same with all tensors on ``device``."""
         tensors = self.before, self.columns, self.attention_mask
-        return Cut(*(x.to(device) for x in tensors))
+        return PrefixSplit(*(x.to(device) for x in tensors))
 
     @property
     def is_run(self) -> Tensor:

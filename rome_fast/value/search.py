@@ -1,4 +1,4 @@
-"""Logits as a function of the offsets: by the tail of the model, or else by the whole of it."""
+"""Logits as a function of the offsets: by the suffix of the model, or else by the whole of it."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from rome_fast.model.memory import is_out_of_memory
 from rome_fast.model.precision import wide_norm
 from rome_fast.model.spec import DownProjection, ModelSpec, input_device
 from rome_fast.value.first_pass import CANNOT, FirstPass
-from rome_fast.value.suffix_forward import Tail
+from rome_fast.value.suffix_forward import SuffixForward
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from rome_fast.value.batch import EditBatch
 
-# How far the tail's logits, unmoved, may be from the first pass's, relative to their norm.
+# How far the suffix's logits, unmoved, may be from the first pass's, relative to their norm.
 _TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-4}
 _HALF_TOLERANCE = 5e-2
 
@@ -30,11 +30,11 @@ _HALF_TOLERANCE = 5e-2
 class Search:
     """What the search for v* runs in every step.
 
-    The tail is believed once it has given, with all offsets zero, the logits of the first pass.
+    The suffix is believed once it has given, with all offsets zero, the logits of the first pass.
     What the first pass has run in parts is run in the same parts.
 
     Args:
-        weights: bfloat16 copies to compute the tail with; None computes it as the model does.
+        weights: bfloat16 copies to compute the suffix with; None computes it as the model does.
 
     Attributes:
         obstacle: why the whole model is run instead, or "".
@@ -57,10 +57,10 @@ class Search:
         self._way: Way = self._whole
         if not self.obstacle:
             try:
-                tails = [Tail.of(spec, projection, *part) for part in parts]
+                suffixes = [SuffixForward.of(spec, projection, *part) for part in parts]
                 if weights is not None:
-                    tails = [tail.in_bfloat16(weights) for tail in tails]
-                self._way = _together(tails)
+                    suffixes = [suffix.in_bfloat16(weights) for suffix in suffixes]
+                self._way = _together(suffixes)
             except CANNOT as error:
                 self._note(error)
 
@@ -82,9 +82,9 @@ class Search:
         return logits
 
     @property
-    def tail(self) -> Tail | None:
-        """What a step runs where that is one tail, for all rows at once."""
-        return self._way if isinstance(self._way, Tail) else None
+    def suffix(self) -> SuffixForward | None:
+        """What a step runs where that is one suffix, for all rows at once."""
+        return self._way if isinstance(self._way, SuffixForward) else None
 
     @property
     def unmoved_logits(self) -> Tensor:
@@ -119,14 +119,14 @@ class Search:
 
 @dataclass(frozen=True, eq=False)
 class WholeModel:
-    """The slow twin of ``Tail``: all blocks, all positions, in every step."""
+    """The slow twin of ``SuffixForward``: all blocks, all positions, in every step."""
 
     spec: ModelSpec
     projection: DownProjection
     batch: EditBatch
 
     def logits(self, deltas: Tensor) -> Tensor:
-        """As ``Tail.logits``."""
+        """As ``SuffixForward.logits``."""
         batch, model = self.batch, self.spec.model
         device = input_device(model)
         offset = deltas[batch.edit_of_row]
@@ -160,16 +160,16 @@ class InParts:
     For that a part is run twice, once more when its gradients are taken.
     """
 
-    ways: Sequence[Tail | WholeModel]
+    ways: Sequence[SuffixForward | WholeModel]
 
     def logits(self, deltas: Tensor) -> Tensor:
-        """As ``Tail.logits``."""
+        """As ``SuffixForward.logits``."""
         run = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
         return torch.cat([run(way.logits, deltas) for way in self.ways])
 
 
-Way = Tail | WholeModel | InParts
+Way = SuffixForward | WholeModel | InParts
 
 
-def _together(ways: Sequence[Tail | WholeModel]) -> Way:
+def _together(ways: Sequence[SuffixForward | WholeModel]) -> Way:
     return ways[0] if len(ways) == 1 else InParts(ways)

@@ -32,7 +32,7 @@ from rome_fast.model.intercept import (
 )
 from rome_fast.model.precision import wide_norm
 from rome_fast.model.spec import DownProjection, ModelSpec, input_device
-from rome_fast.value.prefix import Attention, Cut, at_positions
+from rome_fast.value.prefix import Attention, PrefixSplit, at_positions
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,12 +63,12 @@ class Rows:
 
 
 @dataclass(frozen=True, eq=False)
-class Tail:
+class SuffixForward:
     """Logits as a function of the offsets, for the rows of a batch.
 
     Attributes:
         batch: the requests, and what is read of them.
-        rows, cut: of the batch, on the device of the token ids.
+        rows, split: of the batch, on the device of the token ids.
         below: what the highest silent block returns, at the cut's columns; None where none is.
         n_silent: how many blocks are silent; the edited one may be among them.
         attention: keys and values [n_rows, heads, p, d_head] before the lookup, of each block.
@@ -79,7 +79,7 @@ class Tail:
     projection: DownProjection
     batch: EditBatch
     rows: Rows
-    cut: Cut
+    split: PrefixSplit
     below: Any
     n_silent: int
     attention: tuple[Attention, ...]
@@ -92,19 +92,19 @@ class Tail:
         projection: DownProjection,
         batch: EditBatch,
         first: FirstPass,
-    ) -> Tail:
-        """The tail of the rows that ``first`` has run."""
+    ) -> SuffixForward:
+        """The suffix of the rows that ``first`` has run."""
         device = input_device(spec.model)
-        rows, cut = Rows.of(batch, device), Cut.at_lookup(batch, device).to(device)
+        rows, split = Rows.of(batch, device), PrefixSplit.at_lookup(batch, device).to(device)
         # A silent block asks its cache for nothing but its length.
         attention = first.attention[:1] * projection.layer + first.attention
         below = first.below
         if below is not None:
-            below = with_hidden(below, at_positions(hidden_of(below), cut.columns))
-        tail = cls(spec, projection, batch, rows, cut, below, projection.layer, attention)
-        return tail._with_edited_block_silent()
+            below = with_hidden(below, at_positions(hidden_of(below), split.columns))
+        suffix = cls(spec, projection, batch, rows, split, below, projection.layer, attention)
+        return suffix._with_edited_block_silent()
 
-    def in_bfloat16(self, weights: dict[str, Tensor]) -> Tail:
+    def in_bfloat16(self, weights: dict[str, Tensor]) -> SuffixForward:
         """The same, computed in bfloat16 with the copies ``weights``; offsets keep their dtype."""
         below = self.below
         if below is not None:
@@ -123,12 +123,12 @@ class Tail:
             logits: Tensor = self._run(offset).logits.squeeze(0)
             return logits
 
-    def keep(self, edits: Sequence[int]) -> Tail:
+    def keep(self, edits: Sequence[int]) -> SuffixForward:
         """The same for some of the requests only."""
         batch, device = self.batch.select(edits), self.rows.input_ids.device
-        rows, cut = Rows.of(batch, device), Cut.at_lookup(batch, device).to(device)
+        rows, split = Rows.of(batch, device), PrefixSplit.at_lookup(batch, device).to(device)
         going_on = torch.isin(self.batch.edit_of_row, torch.tensor(edits))
-        p, s = cut.before.shape[1], cut.columns.shape[1]
+        p, s = split.before.shape[1], split.columns.shape[1]
 
         def kept(x: Tensor) -> Tensor:
             return x[going_on.to(x.device)][..., x.shape[-2] - p :, :]
@@ -138,11 +138,11 @@ class Tail:
             hidden = hidden_of(below)
             below = with_hidden(below, hidden[going_on.to(hidden.device), :s])
         attention = tuple((kept(k), kept(v)) for k, v in self.attention)
-        return replace(self, batch=batch, rows=rows, cut=cut, below=below, attention=attention)
+        return replace(self, batch=batch, rows=rows, split=split, below=below, attention=attention)
 
     def _run(self, offset: Tensor) -> Any:
         """The model on the cut rows, moved by ``offset`` [n_rows, d_value] at column 0."""
-        inputs = self.cut.inputs(self.spec.model, self.rows.input_ids, self.attention)
+        inputs = self.split.inputs(self.spec.model, self.rows.input_ids, self.attention)
         with self._moved(offset):
             if self.weights is None:
                 return self.spec.model(**inputs)
@@ -172,7 +172,7 @@ class Tail:
         return only_at(mlp, rows, columns)
 
     @torch.no_grad()
-    def _with_edited_block_silent(self) -> Tail:
+    def _with_edited_block_silent(self) -> SuffixForward:
         """Silence the edited block too, where what its matrix writes reaches its end unchanged.
 
         Not where a norm or a factor lies between the two (Gemma 2, OLMo 2, Granite). It is tried.

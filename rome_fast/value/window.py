@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from rome_fast.hparams import RomeHparams
     from rome_fast.prompt.encode import TokenizedEdit
-    from rome_fast.timings import Clock
+    from rome_fast.timings import Timings
 
 # What the activations of one batch may take. On a CPU larger ones are slower: each step passes
 # over them, and beyond this they come from memory instead of a cache.
@@ -45,7 +45,7 @@ MARGIN = 1.5
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
+class KeyValue:
     """What the update of one request is made of, and what the model says before it.
 
     Attributes:
@@ -59,11 +59,11 @@ class Found:
     raw_before: Reading | None = None
 
 
-class Finder:
+class KeyValueSearch:
     """Finds keys and values of requests on the weights as they are.
 
     Args:
-        clock: books the seconds as "key", "value" and "read before".
+        timings: books the seconds as "key", "value" and "read before".
     """
 
     def __init__(
@@ -84,8 +84,10 @@ class Finder:
         if hparams.compute_dtype == "bfloat16" and projection.weight.itemsize > 2:
             self._copies = Bfloat16Weights(spec, projection)
 
-    def find(self, spec: ModelSpec, edits: Sequence[TokenizedEdit], clock: Clock) -> list[Found]:
-        """One Found a request, in order.
+    def find(
+        self, spec: ModelSpec, edits: Sequence[TokenizedEdit], timings: Timings
+    ) -> list[KeyValue]:
+        """One KeyValue a request, in order.
 
         Args:
             spec: of the same model, as it is now.
@@ -98,11 +100,11 @@ class Finder:
         # Like lengths together: rows are padded to the longest of their batch.
         order = sorted(range(len(edits)), key=lambda i: _size(edits[i]))
         waiting = [edits[i] for i in order]
-        done: list[Found] = []
+        done: list[KeyValue] = []
         while len(done) < len(edits):
             batch, n_rows = self._as_many_as_fit(waiting[len(done) :])
             try:
-                done += self._find_at_once(EditBatch.of(batch), n_rows, clock)
+                done += self._find_at_once(EditBatch.of(batch), n_rows, timings)
                 continue
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
@@ -111,7 +113,7 @@ class Finder:
             self._expect_half(batch, n_rows)
         return [found for _, found in sorted(zip(order, done, strict=True), key=lambda x: x[0])]
 
-    def _find_at_once(self, batch: EditBatch, n_rows: int, clock: Clock) -> list[Found]:
+    def _find_at_once(self, batch: EditBatch, n_rows: int, timings: Timings) -> list[KeyValue]:
         """Find them; a single request's rows at most ``n_rows`` at a time."""
         model, projection = self._spec.model, self._projection
         if n_rows < batch.n_rows:
@@ -120,7 +122,7 @@ class Finder:
             first = self._first_passes.run(self._spec, batch)
         with located(model, lambda: self._run_again(first.parts or [(batch, first)])):
             keys = mean_keys(projection, batch, first)
-        clock.lap("key")
+        timings.lap("key")
         value_init = torch.stack([k.value_init for k in keys])
         weights = None if self._copies is None else self._copies.current()
         values = optimize_values(
@@ -129,10 +131,10 @@ class Finder:
         )
         if first.parts:
             values = [replace(v, shortage=self._shortage(batch, n_rows)) for v in values]
-        clock.lap("value")
+        timings.lap("value")
         before = self._read_before(batch, first)
-        clock.lap("read before")
-        return [Found(*f) for f in zip(batch.edits, keys, values, before, strict=True)]
+        timings.lap("read before")
+        return [KeyValue(*f) for f in zip(batch.edits, keys, values, before, strict=True)]
 
     def _run_again(self, parts: Iterable[tuple[EditBatch, FirstPass]]) -> None:
         for part, _ in parts:

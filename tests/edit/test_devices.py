@@ -49,7 +49,9 @@ def test_edits_of_blocks_on_several_devices(family, way, monkeypatch):
     settings = {**options(model, 1), **how, "progress": False}
     settings["hparams"] = settings["hparams"].replace(**hparams)
     if way == "in parts":
-        monkeypatch.setattr(window.Finder, "_as_many_as_fit", lambda _, edits: (edits[:1], 2))
+        monkeypatch.setattr(
+            window.KeyValueSearch, "_as_many_as_fit", lambda _, edits: (edits[:1], 2)
+        )
     with rome_fast.trial(model, tok, REQUESTS, **settings) as expected:
         pass
     with PretendDevices() as pretend:

@@ -25,7 +25,7 @@ from rome_fast.update import solve
 from rome_fast.value import window
 from rome_fast.value.first_pass import run_first_pass
 from rome_fast.value.search import Search
-from rome_fast.value.suffix_forward import Tail
+from rome_fast.value.suffix_forward import SuffixForward
 
 # bfloat16 rounds to 2^-8 of a number, some times over between a block and the loss.
 ROUNDING = 2.0**-5
@@ -242,7 +242,7 @@ def test_activations_that_are_large_for_float16_do_not_lengthen_the_search():
     model.half()
     first = run_first_pass(ModelSpec.of(model), projection, batch)
     assert hidden_of(first.below).abs().max() > 300
-    assert Tail.of(ModelSpec.of(model), projection, batch, first).n_silent == 2
+    assert SuffixForward.of(ModelSpec.of(model), projection, batch, first).n_silent == 2
     # Logits whose norm float16 does not hold either.
     model.lm_head.weight = torch.nn.Parameter(60 * torch.ones_like(model.lm_head.weight))
     model.transformer.ln_f.bias.fill_(30)

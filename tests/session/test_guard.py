@@ -160,6 +160,6 @@ def test_the_denominator_is_in_the_log(gpt2, options, requests, order):
     with Session(model, tok, **options) as session:
         list(session.edit_many(requests[:3], order=order, progress=False))
         for edit in session.log.edits:
-            key = session._book._keys[edit.edit_id][0].double()
+            key = session._ledger._keys[edit.edit_id][0].double()
             wanted = pytest.approx(float(key @ edit.update.u.double()), rel=1e-4)
             assert edit.numbers["denominator"] == wanted

@@ -268,7 +268,7 @@ def test_a_look_that_fails_is_a_warning(gpt2, options, requests, monkeypatch):
         def full(fields):
             raise JournalError("the disk is full")
 
-        monkeypatch.setattr(session._book, "note", full)
+        monkeypatch.setattr(session._ledger, "note", full)
         with pytest.warns(SessionWarning, match="no look .* after edit 1: the disk is full"):
             assert session.edit(requests[0]).edit_id == 1
         monkeypatch.undo()
@@ -284,7 +284,7 @@ def test_a_rollback_that_cannot_be_written_down_stops(gpt2, options, requests, m
         def full(numbers):
             raise JournalError("the disk is full")
 
-        monkeypatch.setattr(session._book, "take_out", full)
+        monkeypatch.setattr(session._ledger, "take_out", full)
         session.edit(requests[0])
         with pytest.warns(SessionWarning, match="UNHEALTHY"):
             assert session.edit(requests[1]).edit_id == 2

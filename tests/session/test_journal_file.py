@@ -49,7 +49,7 @@ class FullDisk:
 
 @contextmanager
 def full(session, room):
-    journal = session._book._journal
+    journal = session._ledger._journal
     file = journal._file
     journal._file = FullDisk(file, room)
     try:
@@ -94,7 +94,7 @@ def test_ctrl_c_after_the_write_leaves_log_and_journal_the_same(
 ):
     session, model, path = opened
     before = state(model)
-    place = os if moment == "fsync" else session._book._journal
+    place = os if moment == "fsync" else session._ledger._journal
     real = getattr(place, moment)
 
     def interrupted(*args):
@@ -191,7 +191,7 @@ def test_a_session_closed_in_another_thread_lets_the_journal_go(opened):
     thread.start()
     thread.join()
     log, (model, tok) = EditLog.load(path), (session._editor.model, session._editor.tok)
-    session._book.history.replay([])
+    session._ledger.history.replay([])
     with Session.resume(path, model, tok) as again:
         assert ids(again.log) == ids(log)
 

@@ -137,7 +137,7 @@ def test_an_update_is_the_same_as_solving_with_the_sum(draw, projection, base, b
 def test_a_session_retains_what_holds_and_no_more(gpt2, options, requests):
     model, tok = gpt2
     with Session(model, tok, **options, retain=1.0) as session:
-        retained = session._book.retained
+        retained = session._ledger.retained
         for request in requests[:4]:
             session.edit(request)
         assert retained.retained == {1, 2, 3, 4}
@@ -164,11 +164,11 @@ def test_an_edit_of_nearly_the_same_key_releases_the_earlier_one(gpt2, options):
         result = session.edit(other)
         assert result.replaced == ()
         assert session.log.edits[1].released == (1,)
-        assert session._book.retained.retained == {2}
+        assert session._ledger.retained.retained == {2}
         assert len(session.log) == 2
         assert result.relative_norm < 1
         session.undo()
-        assert session._book.retained.retained == {1}
+        assert session._ledger.retained.retained == {1}
         session.undo()
     assert all(torch.equal(p, before[name]) for name, p in model.state_dict().items())
 
@@ -188,9 +188,9 @@ def test_a_revert_in_a_chain_of_near_keys_retains_the_last_alone(gpt2, options):
             session.edit(request)
         assert session.log.edits[2].released == (1, 2)
         session.revert(2)
-        assert session._book.retained.retained == {3}
+        assert session._ledger.retained.retained == {3}
         session.undo()
-        assert session._book.retained.retained == {1}
+        assert session._ledger.retained.retained == {1}
 
 
 @pytest.mark.filterwarnings("ignore::rome_fast.errors.EditWarning")
@@ -202,7 +202,7 @@ def test_an_edit_of_a_window_releases_its_own_near_keys_only(gpt2, options, requ
         assert [edit.numbers["window"] for edit in session.log.edits[1:]] == [2, 2]
         assert [edit.released for edit in session.log.edits[1:]] == [(), (1,)]
         session.undo()
-        assert session._book.retained.retained == {1, 2}
+        assert session._ledger.retained.retained == {1, 2}
 
 
 def test_many_keys_at_once_are_factored_once(draw, projection, base, backend, monkeypatch):

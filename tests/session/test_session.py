@@ -178,12 +178,12 @@ def test_an_edit_does_not_look_at_all_earlier_ones(gpt2_session, requests, monke
 
 def test_what_the_book_looks_up_is_what_the_log_says(gpt2_session, requests, monkeypatch):
     session, _ = gpt2_session
-    book, parsed = session._book, [EditRequest.parse(request) for request in requests]
+    ledger, parsed = session._ledger, [EditRequest.parse(request) for request in requests]
 
     def check():
-        assert book.holding() == book.log.holding()
+        assert ledger.holding() == ledger.log.holding()
         for request in parsed:
-            assert book.same_fact(request) == book.log.same_fact(request)
+            assert ledger.same_fact(request) == ledger.log.same_fact(request)
 
     check()
     for step in (
@@ -198,13 +198,13 @@ def test_what_the_book_looks_up_is_what_the_log_says(gpt2_session, requests, mon
     ):
         step()
         check()
-    write_down = book._write_down
+    write_down = ledger._write_down
 
     def interrupted(log, records):
         write_down(log, records)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(book, "_write_down", interrupted)
+    monkeypatch.setattr(ledger, "_write_down", interrupted)
     with pytest.raises(KeyboardInterrupt):
         session.edit(requests[5])
     check()
@@ -223,7 +223,7 @@ def test_a_failed_replacement_leaves_the_old_edit(gpt2_session, requests):
         session.edit(too_long)
     assert same_bits(model, before)
     assert len(session.log) == 2
-    assert session._book.retained.retained == {1, 2}
+    assert session._ledger.retained.retained == {1, 2}
     assert session.redo() == [3]
     assert same_bits(model, whole)
 
@@ -431,7 +431,7 @@ def test_a_request_that_is_refused_before_a_write_costs_no_replay(
 ):
     session, _ = gpt2_session
     session.edit(requests[0])
-    monkeypatch.setattr(session._book.history, "replay", None)
+    monkeypatch.setattr(session._ledger.history, "replay", None)
     with pytest.raises(InvalidRequestError):
         session.edit({**requests[1], "target_new": "river " * 600})
 
@@ -528,14 +528,14 @@ def test_defaults_sample_what_they_need(gpt2):
 
 def disk_full_at(session, monkeypatch, edit_id):
     """The journal refuses this edit, and those after it."""
-    add = session._book.add
+    add = session._ledger.add
 
     def full(edits, keys):
         if edits[-1].edit_id >= edit_id:
             raise JournalError("the disk is full")
         add(edits, keys)
 
-    monkeypatch.setattr(session._book, "add", full)
+    monkeypatch.setattr(session._ledger, "add", full)
 
 
 def test_an_error_in_a_window_hides_no_results(gpt2, options, requests, monkeypatch):

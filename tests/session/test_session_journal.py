@@ -40,7 +40,7 @@ def test_resume_goes_on_where_it_ended(written, requests):
             for a, b in zip(model.state_dict().values(), edited.state_dict().values(), strict=True)
         )
         assert [edit.edit_id for edit in session.log.holding()] == [1, 3, 4, 5]
-        assert session._book.retained.retained == {1, 3, 4, 5}
+        assert session._ledger.retained.retained == {1, 3, 4, 5}
         result = session.edit(requests[1])
         assert result.edit_id == 7
     assert [edit.edit_id for edit in EditLog.load(path).holding()] == [1, 3, 4, 5, 7]

@@ -180,7 +180,7 @@ def test_readers_get_in_between_the_edits_of_a_batch(gpt2_session, requests, blo
         while not done.is_set():
             with session.reading() if block else nullcontext():
                 model(torch.tensor([[1, 2, 3]]))
-                n_edits.append(len(session._book.log.edits))
+                n_edits.append(len(session._ledger.log.edits))
 
     find = session._editor.find
 

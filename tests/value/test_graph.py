@@ -26,7 +26,7 @@ from rome_fast.value.key import mean_keys
 from rome_fast.value.objective import Objective, Offsets
 from rome_fast.value.optimize import optimize_values
 from rome_fast.value.search import Search
-from rome_fast.value.suffix_forward import Tail
+from rome_fast.value.suffix_forward import SuffixForward
 
 TRANSFORMERS_4 = transformers.__version__.startswith("4.")
 FAMILIES = ["GPT2", "Llama", "Gemma2", "Mistral", "GPTJ", "Bloom", "Falcon"]
@@ -47,7 +47,7 @@ def captures(monkeypatch):
     monkeypatch.setattr(graph, "Captured", captured)
     monkeypatch.setattr(graph, "on_side_stream", lambda function, _: function())
     monkeypatch.setattr(graph, "told_host", lambda flag: flag.clone().item)
-    monkeypatch.setattr(graph, "is_wanted", lambda search, _: search.tail is not None)
+    monkeypatch.setattr(graph, "is_wanted", lambda search, _: search.suffix is not None)
     monkeypatch.setitem(prefix._COLUMNS, "cpu", 4)
     yield made
     graph._graphs.clear()
@@ -199,7 +199,7 @@ def test_a_loss_that_is_not_finite_is_told(step, stop_loss, hparams, captures, m
 
     Also after a loss that was low enough, while a context still disagreed.
     """
-    own = Tail.logits
+    own = SuffixForward.logits
     hparams = hparams.replace(v_num_grad_steps=6, v_stop_loss=stop_loss)
     limit = {1: -1.0, 3: 0.5}[step]
 
@@ -210,7 +210,7 @@ def test_a_loss_that_is_not_finite_is_told(step, stop_loss, hparams, captures, m
     if step == 1:
         monkeypatch.setattr(Search, "check", lambda *_: None)
         monkeypatch.setattr(graph.StepGraph, "_check_gradients", lambda _: None)
-    monkeypatch.setattr(Tail, "logits", logits)
+    monkeypatch.setattr(SuffixForward, "logits", logits)
     with pytest.raises(NonFiniteError, match=r"loss became nan at step \d of v\* in layer 1"):
         searched("GPT2", two_edits(), hparams)
     [capture] = captures
@@ -249,7 +249,7 @@ def test_a_step_moves_nothing_between_devices(family, hparams):
         objective = Objective(batch, hparams, "torch")
         objective.start_from(search.unmoved_logits)
         offsets = Offsets(torch.cat([init, init]), hparams, "torch")
-        own = graph.Problem(search.tail, objective, offsets).mapped(torch.clone)
+        own = graph.Problem(search.suffix, objective, offsets).mapped(torch.clone)
         assert {x.device for x in own.tensors()} == {gpu}
         pretend.may_move = False
         with pytest.raises(RuntimeError, match=r"to cpu"):
@@ -265,4 +265,4 @@ def test_it_is_only_for_a_gpu_and_not_for_plain_torch(hparams):
     model, projection, first = prepared("Llama", 1, batch)
     search = Search(ModelSpec.of(model), projection, batch, first)
     assert not graph.is_wanted(search, "auto")
-    assert isinstance(search.tail, Tail)
+    assert isinstance(search.suffix, SuffixForward)

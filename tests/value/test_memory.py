@@ -16,7 +16,7 @@ from rome_fast.model.spec import ModelSpec
 from rome_fast.prompt.encode import encode
 from rome_fast.value.batch import EditBatch
 from rome_fast.value.memory import MemoryEstimate, estimate
-from rome_fast.value.suffix_forward import Tail
+from rome_fast.value.suffix_forward import SuffixForward
 
 MIB = 2**20
 
@@ -38,7 +38,7 @@ def test_what_gradients_keep_is_counted_nearly(family):
     """Between what autograd saves, the weights left out, and 2.5 times that."""
     batch = EditBatch.of([random_edit(0, [9, 9, 9, 9], 3)])
     model, projection, first = prepared(family, 0, batch)
-    tail = Tail.of(ModelSpec.of(model), projection, batch, first)
+    suffix = SuffixForward.of(ModelSpec.of(model), projection, batch, first)
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept = {}
 
@@ -49,7 +49,7 @@ def test_what_gradients_keep_is_counted_nearly(family):
 
     deltas = torch.zeros(1, projection.d_value, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-        logits = tail.logits(deltas)
+        logits = suffix.logits(deltas)
     held = sum(n for pointer, (_, n) in kept.items() if pointer not in weights)
     said = estimate(ModelSpec.of(model), projection, batch.edits)
     assert held / 1.1 <= said.search <= 2.5 * held

@@ -1,4 +1,4 @@
-"""Where the tail cannot be had, or is not right, the whole model is searched, and that is said."""
+"""Where the suffix cannot be had, or is wrong, the whole model is searched, and that is said."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from rome_fast.model.spec import ModelSpec
 from rome_fast.value import prefix
 from rome_fast.value.batch import EditBatch
 from rome_fast.value.search import Search, WholeModel
-from rome_fast.value.suffix_forward import Tail
+from rome_fast.value.suffix_forward import SuffixForward
 
 # A norm or a factor lies between the MLP and the end of the block.
 BENT = ("Gemma2", "Gemma3", "Olmo2", "Granite")
@@ -32,12 +32,12 @@ def test_logits_and_gradients_are_those_of_the_whole_model(family, layer, multip
     monkeypatch.setitem(prefix._COLUMNS, "cpu", multiple)
     batch = two_edits()
     model, projection, first = prepared(family, layer, batch)
-    tail = Tail.of(ModelSpec.of(model), projection, batch, first)
-    assert tail.n_silent == layer + (family not in BENT)
+    suffix = SuffixForward.of(ModelSpec.of(model), projection, batch, first)
+    assert suffix.n_silent == layer + (family not in BENT)
     whole = WholeModel(ModelSpec.of(model), projection, batch)
     deltas = torch.randn(2, 32, generator=torch.Generator().manual_seed(3))
     for scale in (0.0, 1.0):
-        found, expected = (logits_and_gradient(way, scale * deltas) for way in (tail, whole))
+        found, expected = (logits_and_gradient(way, scale * deltas) for way in (suffix, whole))
         for a, b in zip(found, expected, strict=True):
             assert (a - b).norm() <= 1e-5 * b.norm()
     torch.testing.assert_close(first.logits, whole.logits(0 * deltas), rtol=1e-5, atol=1e-5)
@@ -49,9 +49,11 @@ def test_a_request_that_has_ended_leaves(family):
     model, projection, first = prepared(family, 1, batch)
     deltas = torch.randn(2, 32, generator=torch.Generator().manual_seed(3))
     whole = WholeModel(ModelSpec.of(model), projection, batch).keep([1])
-    tail = Tail.of(ModelSpec.of(model), projection, batch, first).keep([1])
-    assert tail.batch.n_rows == 3
-    torch.testing.assert_close(tail.logits(deltas[1:]), whole.logits(deltas[1:]), atol=1e-5, rtol=0)
+    suffix = SuffixForward.of(ModelSpec.of(model), projection, batch, first).keep([1])
+    assert suffix.batch.n_rows == 3
+    torch.testing.assert_close(
+        suffix.logits(deltas[1:]), whole.logits(deltas[1:]), atol=1e-5, rtol=0
+    )
     search = Search(ModelSpec.of(model), projection, batch, first)
     search.logits(0 * deltas)
     search.keep([0])
@@ -63,11 +65,11 @@ def test_a_request_that_has_ended_leaves(family):
 def test_only_tokens_from_the_lookup_on_run_and_blocks_below_do_not():
     batch = two_edits()
     model, projection, first = prepared("GPT2", 1, batch)
-    tail, shapes = Tail.of(ModelSpec.of(model), projection, batch, first), []
+    suffix, shapes = SuffixForward.of(ModelSpec.of(model), projection, batch, first), []
     for block in model.transformer.h:
         block.mlp.register_forward_hook(lambda _, __, output: shapes.append(output.shape))
     model.lm_head.register_forward_hook(lambda _, __, output: shapes.append(output.shape))
-    tail.logits(torch.zeros(2, 32))
+    suffix.logits(torch.zeros(2, 32))
     longest = int((batch.read_positions - batch.lookup_idx[batch.read_rows]).max()) + 1
     assert shapes == [(7, longest, 32), (1, len(batch.read_rows), VOCABULARY)]
 
@@ -78,10 +80,10 @@ def test_the_model_is_itself_afterwards_also_after_an_error():
     before = model(input_ids=batch.input_ids).logits
     own = model.model.layers[0].forward
     model.model.layers[0].forward = own  # as accelerate's hooks do
-    tail = Tail.of(ModelSpec.of(model), projection, batch, first)
+    suffix = SuffixForward.of(ModelSpec.of(model), projection, batch, first)
     handle = model.model.norm.register_forward_hook(lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        tail.logits(torch.zeros(2, 32))
+        suffix.logits(torch.zeros(2, 32))
     handle.remove()
     assert vars(model.model.layers[0])["forward"] is own
     assert "forward" not in vars(model.model.layers[1])
