@@ -67,7 +67,7 @@ def test_shared_tokens_do_not_run_again():
     assert (n_shared.view(2, 4)[:, :3] >= torch.tensor([3, 5, 2])).all()
     shapes = []
     model.model.layers[0].register_forward_hook(lambda _, __, out: shapes.append(out.shape))
-    states.enter(two)
+    states.enter(ModelSpec.of(model), two)
     assert shapes[0][1] == int((two.attention_mask.sum(1) - n_shared).max())
 
 
@@ -77,11 +77,11 @@ def test_written_weights_are_noticed(gpt2, settings):
     batch = EditBatch.of([random_edit(1, [3, 4, 1], 1)])
     model, projection, first = prepared("GPT2", 1, batch)
     states = ContextStates.of(ModelSpec.of(model), projection, batch, first)
-    assert states.are_current()
+    assert states.are_current(ModelSpec.of(model))
     projection.weight.mul_(1.5)
-    assert states.are_current()
+    assert states.are_current(ModelSpec.of(model))
     model.transformer.h[0].mlp.c_fc.weight[0, 0] += 1
-    assert not states.are_current()
+    assert not states.are_current(ModelSpec.of(model))
     passes = FirstPasses(projection)
     for _ in range(3):
         passes.run(ModelSpec.of(model), batch)
@@ -98,11 +98,11 @@ def test_states_that_do_not_reproduce_are_tried_once(damage, monkeypatch):
     model, projection, _ = prepared("Llama", 1, one)
     own, tried = ContextStates.enter, []
 
-    def enter(self, batch):
+    def enter(self, spec, batch):
         tried.append(batch)
         if damage == "refused":
             raise TypeError("this model takes no such input")
-        return own(self, batch) * 1.01
+        return own(self, spec, batch) * 1.01
 
     monkeypatch.setattr(ContextStates, "enter", enter)
     passes = FirstPasses(projection)
