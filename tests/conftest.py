@@ -9,12 +9,20 @@ import signal
 
 import pytest
 import torch
+from covering import mark_repetitions
 from helpers import CONTEXTS
 from tiny import tiny_gpt2, tiny_llama
 from torch.utils.cpp_extension import get_cxx_compiler
 
 from rome_fast import RomeHparams
 from rome_fast.ops import _native
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """On a GPU nothing is a repetition: the cases take milliseconds, and it is seldom at hand."""
+    if os.environ.get("ROME_FAST_TEST_DEVICE") != "cuda":
+        mark_repetitions(items)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -72,6 +72,7 @@ def edit_both(model, tok, variant, *, fact_token="subject_last", target="France"
         return result, expected
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("variant", ["original", "mean_key", "prompt_key", "both_keys"])
 @pytest.mark.filterwarnings("ignore::rome_fast.errors.EditWarning")
 def test_update_matches_oracle(loaded, variant):
@@ -81,6 +82,7 @@ def test_update_matches_oracle(loaded, variant):
     assert result.update_norm == pytest.approx(float(expected.dense.norm()), rel=1e-3)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize(
     "fact_token", ["subject_first", "subject_first_after_last", "last", "subject_last"]
 )

@@ -57,6 +57,7 @@ def test_parts_are_the_rows_and_their_reads_in_order():
     assert torch.equal(torch.cat([p.read_positions for p in parts]), batch.read_positions)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("n_rows", [1, 2])
 @pytest.mark.parametrize("family", STRUCTURES)
 def test_in_parts_it_is_the_same_edit(family, n_rows, monkeypatch):
@@ -236,6 +237,7 @@ print(n_tokens, in_parts, *losses)
 """
 
 
+@pytest.mark.exhaustive
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the memory of a process")
 def test_a_prompt_of_2000_tokens_in_a_process_with_little_memory(request):
     def edited(mib):

@@ -276,7 +276,7 @@ def test_bad_arguments_are_named(gpt2, requests, cheap, arguments, reason):
         rome_fast.evaluate(model, tok, **{"records": requests, **cheap, **arguments})
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_thousand_records_of_counterfact(_demo, cheap):
     """With one step, as it is not the search that is looked at; every 25th by the plain way too.
 

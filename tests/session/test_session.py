@@ -54,6 +54,7 @@ def test_without_safeguards_a_session_is_edit_many(tiny, options, settings, requ
     assert same_bits(model, bits)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 def test_undo_of_everything_gives_every_bit_back(tiny, options, requests, dtype):
     model, tok = tiny
@@ -66,6 +67,7 @@ def test_undo_of_everything_gives_every_bit_back(tiny, options, requests, dtype)
         assert len(session.log) == 0
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_revert_in_the_middle_is_a_replay_without_it(tiny, options, requests, dtype):
     model, tok = tiny

@@ -31,6 +31,7 @@ def batches():
     return made
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("layer", [1, 2])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_first_passes_are_those_of_the_whole_model(family, layer):
