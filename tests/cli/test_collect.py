@@ -102,6 +102,7 @@ def test_two_processes_equal_one(folder, texts, tmp_path, tokens):
     assert sorted(path.name for path in tmp_path.iterdir()) == [one.name, two.name]
 
 
+@pytest.mark.exhaustive
 def test_a_script_without_a_main_guard_starts_no_process(folder, texts, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(UNGUARDED)

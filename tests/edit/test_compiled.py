@@ -12,8 +12,6 @@ from helpers import REQUEST, UNWATCHED, same_bits, state
 
 import rome_fast
 
-pytestmark = pytest.mark.filterwarnings("ignore::rome_fast.errors.EditWarning")
-
 
 def whole(model, backend):
     return torch.compile(model, backend=backend)

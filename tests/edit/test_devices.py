@@ -23,8 +23,6 @@ WAYS = {
     "in parts": ({}, {"v_num_grad_steps": 1}),
 }
 
-pytestmark = pytest.mark.filterwarnings("ignore::rome_fast.errors.EditWarning")
-
 
 def spread(pretend, model):
     """The words on device 0, every block on one of its own, the head on the last."""

@@ -30,8 +30,6 @@ from rome_fast.model.spec import ModelSpec
 
 FACT_TOKENS = ["subject_last", "subject_first", "subject_first_after_last", "last"]
 
-pytestmark = pytest.mark.filterwarnings("ignore::rome_fast.errors.EditWarning")
-
 
 def check(model, tok, request, layer=1, **hparams):
     found = exactness(model, tok, request, layer, **hparams)

@@ -74,7 +74,6 @@ def edit_both(model, tok, variant, *, fact_token="subject_last", target="France"
 
 @pytest.mark.covering
 @pytest.mark.parametrize("variant", ["original", "mean_key", "prompt_key", "both_keys"])
-@pytest.mark.filterwarnings("ignore::rome_fast.errors.EditWarning")
 def test_update_matches_oracle(loaded, variant):
     result, expected = edit_both(*loaded, variant)
     assert result.losses == pytest.approx(expected.losses, rel=1e-4)
@@ -86,7 +85,6 @@ def test_update_matches_oracle(loaded, variant):
 @pytest.mark.parametrize(
     "fact_token", ["subject_first", "subject_first_after_last", "last", "subject_last"]
 )
-@pytest.mark.filterwarnings("ignore::rome_fast.errors.EditWarning")
 def test_every_fact_token_matches_oracle(loaded, fact_token):
     result, expected = edit_both(*loaded, "original", fact_token=fact_token, target="the north")
     assert result.losses == pytest.approx(expected.losses, rel=1e-4)

@@ -26,8 +26,6 @@ from rome_fast.value.search import Search
 
 OTHER = {"prompt": "It is {}", "subject": "Marie Curie", "target_new": "near"}
 
-pytestmark = pytest.mark.filterwarnings("ignore::rome_fast.errors.EditWarning")
-
 
 def tokens_of(tok, request=REQUEST):
     return encode(tok, rome_fast.EditRequest.parse(request), CONTEXTS)

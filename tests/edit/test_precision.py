@@ -38,8 +38,6 @@ TOLERANCES = {
     torch.bfloat16: (1e-2, 0.2),
 }
 
-pytestmark = pytest.mark.filterwarnings("ignore::rome_fast.errors.EditWarning")
-
 
 @pytest.fixture
 def in_bfloat16(settings):

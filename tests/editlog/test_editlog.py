@@ -11,8 +11,6 @@ from logged import NAME, REQUESTS, edited
 from rome_fast import EditLog, HealthCheck, Session, ops
 from rome_fast.errors import EditLogError, NonFiniteError, RevertError, SessionError
 
-pytestmark = pytest.mark.filterwarnings("ignore::rome_fast.errors.EditWarning")
-
 
 @pytest.mark.covering
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])

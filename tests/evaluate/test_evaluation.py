@@ -17,8 +17,6 @@ from rome_fast.errors import EditRejectedError, InvalidArgumentError, NonFiniteE
 from rome_fast.evaluate.judge import Judge
 from rome_fast.evaluate.records import Question
 
-pytestmark = pytest.mark.filterwarnings("ignore::rome_fast.errors.EditWarning")
-
 
 @pytest.fixture(scope="module")
 def _demo():

@@ -82,7 +82,6 @@ def updates(tiny, settings):
 
 
 @pytest.mark.covering
-@pytest.mark.filterwarnings("ignore::rome_fast.errors.EditWarning")
 @pytest.mark.parametrize("n_tokens", [30, 4096])
 def test_a_trial_is_the_model_with_the_update_written(tiny, updates, monkeypatch, n_tokens):
     model, tok = tiny

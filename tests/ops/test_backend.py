@@ -42,6 +42,7 @@ def output_of(code, **environment):
     return process.stdout.strip()
 
 
+@pytest.mark.exhaustive
 def test_auto_is_native_where_the_library_is_built(native_library):
     assert output_of(UPDATE) == "native"
 
@@ -50,6 +51,7 @@ def test_everything_works_without_the_library():
     assert output_of(HIDE_LIBRARY + UPDATE) == "torch"
 
 
+@pytest.mark.exhaustive
 def test_environment_chooses_the_default_backend(native_library):
     assert output_of(UPDATE, ROME_FAST_BACKEND="torch") == "torch"
     assert output_of(UPDATE, ROME_FAST_BACKEND="native") == "native"

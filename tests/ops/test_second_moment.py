@@ -49,7 +49,7 @@ def test_second_moment_of_more_rows_than_are_packed_at_a_time(backend):
     assert_close(moment_sum, expected)
 
 
-@pytest.mark.covering(n=[64])
+@pytest.mark.exhaustive
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak memory of Linux")
 @pytest.mark.parametrize(("n", "d", "largest_mib"), [(60_000, 512, 24), (64, 4096, 8)])
 def test_second_moment_copies_neither_the_keys_nor_the_sum(native_library, n, d, largest_mib):

@@ -25,7 +25,7 @@ def relative_error(actual, expected):
     return ((actual - expected).norm() / expected.norm()).item()
 
 
-@pytest.mark.covering(backend=["native"])
+@pytest.mark.exhaustive
 def test_error_does_not_grow_with_the_number_of_adds(backend):
     d, adds = 24, 4000
     generator = torch.Generator().manual_seed(0)

@@ -137,7 +137,6 @@ def test_an_update_is_the_same_as_solving_with_the_sum(draw, projection, base, b
     torch.testing.assert_close(update.dense(), expected.float(), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.filterwarnings("ignore::rome_fast.errors.EditWarning")
 def test_a_session_retains_what_holds_and_no_more(gpt2, options, requests):
     model, tok = gpt2
     with Session(model, tok, **options, retain=1.0) as session:
@@ -155,7 +154,6 @@ def test_a_session_retains_what_holds_and_no_more(gpt2, options, requests):
         assert retained.retained == {3, 5}
 
 
-@pytest.mark.filterwarnings("ignore::rome_fast.errors.EditWarning")
 def test_an_edit_of_nearly_the_same_key_releases_the_earlier_one(gpt2, options):
     """The subject's last token, and what it attends to, are the same: so is the key."""
     model, tok = gpt2
@@ -184,7 +182,6 @@ NEAR = [
 ]
 
 
-@pytest.mark.filterwarnings("ignore::rome_fast.errors.EditWarning")
 def test_a_revert_in_a_chain_of_near_keys_retains_the_last_alone(gpt2, options):
     model, tok = gpt2
     with Session(model, tok, **{**options, "context_templates": ["{}"]}, retain=1.0) as session:
@@ -197,7 +194,6 @@ def test_a_revert_in_a_chain_of_near_keys_retains_the_last_alone(gpt2, options):
         assert session._book.retained.retained == {1}
 
 
-@pytest.mark.filterwarnings("ignore::rome_fast.errors.EditWarning")
 def test_an_edit_of_a_window_releases_its_own_near_keys_only(gpt2, options, requests):
     model, tok = gpt2
     with Session(model, tok, **{**options, "context_templates": ["{}"]}, retain=1.0) as session:

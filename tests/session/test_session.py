@@ -25,8 +25,6 @@ from rome_fast.prompt.ids import text_ids
 from rome_fast.prompt.readback import read_targets
 from rome_fast.prompt.target import find_target_ids
 
-pytestmark = pytest.mark.filterwarnings("ignore::rome_fast.errors.EditWarning")
-
 
 def test_edits_hold_and_are_numbered(tiny, options, requests):
     model, tok = tiny

@@ -17,8 +17,6 @@ from rome_fast import EditLog, Guard, HealthCheck, Session
 from rome_fast.errors import EditLogError, JournalError, SessionWarning
 from rome_fast.session.retention import RetainedMoment
 
-pytestmark = pytest.mark.filterwarnings("ignore::rome_fast.errors.EditWarning")
-
 
 @pytest.fixture
 def written(gpt2, options, requests, tmp_path):

@@ -15,8 +15,6 @@ import rome_fast
 from rome_fast import Session
 from rome_fast.errors import SessionError
 
-pytestmark = pytest.mark.filterwarnings("ignore::rome_fast.errors.EditWarning")
-
 
 def run_all(*targets):
     """Run them at once; what one of them raises is raised here."""
