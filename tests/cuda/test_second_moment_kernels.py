@@ -105,7 +105,7 @@ def test_masks_that_drop_whole_stages(emulated, keys_of, kept):
     assert_sums(moment_sum, expected, keys)
 
 
-@pytest.mark.exhaustive
+@pytest.mark.covering(key_dtype=[(kernel, torch.bfloat16) for kernel in ("wgmma", "mma", "naive")])
 def test_more_rows_than_go_into_one_flush(_emulated, keys_of):
     """4096 rows are added to a float64 sum at a time. Squares alone: what is cut off adds up."""
     moment_sum, keys = start(8, torch.float64), keys_of(4096 + 100, 8).abs()
