@@ -20,7 +20,7 @@ from rome_fast.moment.collect.forward import KeyReader
 KILLED = """
 import os, signal
 from rome_fast.cli import main
-from rome_fast.collect import checkpoint
+from rome_fast.moment.collect import checkpoint
 
 write_whole, written = checkpoint.write_whole, []
 
