@@ -1,4 +1,5 @@
 # make demo | test | lint | build | bench: each sets up .venv first, from constraints.txt.
+# make test-all: what make test leaves out, the cases marked `exhaustive` (docs/testing.md).
 # make cuda-check: compiles the CUDA kernels, without a GPU, and reads what the compiler says.
 # make test-oldest: the tests with the oldest transformers that is tested, in .venv-oldest.
 # make models: docs/models.md, measured with the newest and the oldest transformers.
@@ -15,15 +16,20 @@ PIP_DOCS := $(subst .venv/,.venv-docs/,$(PIP_INSTALL))
 DOCS := .venv-docs/deps.stamp
 NATIVE := $(shell find csrc -type f -not -name '*.pyc')
 
-.PHONY: demo test test-oldest lint cuda-check build bench models docs
+.PHONY: demo test test-all test-oldest lint cuda-check build bench models docs
 demo: $(BUILT)
 	.venv/bin/rome-fast demo
 
+# Two workers of one thread each: miniature models are no faster on two threads.
+TEST := OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -n 2 --dist worksteal
 test: $(BUILT)
-	.venv/bin/python -m pytest -q
+	$(TEST)
+
+test-all: $(BUILT)
+	$(TEST) -m exhaustive
 
 test-oldest: $(BUILT) $(OLDEST)
-	.venv-oldest/bin/python -m pytest -q
+	$(subst .venv/,.venv-oldest/,$(TEST))
 
 lint: $(DEPS)
 	.venv/bin/ruff check .

@@ -9,12 +9,24 @@ import signal
 
 import pytest
 import torch
+from covering import mark_repetitions
 from helpers import CONTEXTS
-from tiny import tiny_gpt2, tiny_llama
 from torch.utils.cpp_extension import get_cxx_compiler
 
 from rome_fast import RomeHparams
 from rome_fast.ops import _native
+
+# Workers inherit the size of a terminal that is none, from the readline of the process that starts
+# them, and the console of the command line would keep it.
+for _name in ("COLUMNS", "LINES"):
+    os.environ.pop(_name, None)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """On a GPU nothing is a repetition: the cases take milliseconds, and it is seldom at hand."""
+    if os.environ.get("ROME_FAST_TEST_DEVICE") != "cuda":
+        mark_repetitions(items)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -48,6 +60,9 @@ def ctrl_c():
 
 @pytest.fixture(scope="session")
 def _pristine():
+    # transformers is imported by the workers alone: the process that starts them does without.
+    from tiny import tiny_gpt2, tiny_llama
+
     return {"gpt2": tiny_gpt2(), "llama": tiny_llama()}
 
 

@@ -11,8 +11,6 @@ from helpers import CONTEXTS, REQUEST
 import rome_fast
 from rome_fast.errors import InvalidArgumentError
 
-pytestmark = pytest.mark.filterwarnings("ignore::rome_fast.errors.EditWarning")
-
 SETTINGS = {"context_templates": CONTEXTS}
 
 

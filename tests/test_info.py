@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 
+import pytest
 import torch
 
 from rome_fast import ops
@@ -53,6 +54,7 @@ def test_description_of_the_cuda_library():
     assert "built by nvcc 13.0 for 8.0, 9.0a (torch's CUDA: none)" in text
 
 
+@pytest.mark.exhaustive
 def test_info_runs_as_a_module():
     command = [sys.executable, "-m", "rome_fast.info"]
     process = subprocess.run(command, capture_output=True, text=True, timeout=120)

@@ -41,6 +41,7 @@ def dry(tmp_path_factory):
     return report
 
 
+@pytest.mark.exhaustive
 def test_every_part_has_rows_and_none_fails(dry):
     assert {row["part"] for row in dry["rows"]} == set(gpu.PARTS) == set(dry["seconds_of_parts"])
     bad = [row for row in dry["rows"] if row["state"] not in (MEASURED, SKIPPED)]
@@ -49,15 +50,18 @@ def test_every_part_has_rows_and_none_fails(dry):
     assert skipped == {"build", "memcheck", "racecheck"}
 
 
+@pytest.mark.exhaustive
 def test_a_dry_run_meets_no_goal_and_says_what_it_is(dry):
     assert dry["dry_run"] and {goal["state"] for goal in dry["goals"]} == {NOT_RUN}
 
 
+@pytest.mark.exhaustive
 def test_every_goal_finds_its_figure(dry):
     missing = [goal.text for goal in GOALS if goal.judge(dry["rows"])["reached"] is None]
     assert not missing
 
 
+@pytest.mark.exhaustive
 def test_what_is_timed_has_a_spread_and_its_rivals(dry):
     timed = [row for row in dry["rows"] if "beside" in row]
     assert len(timed) > 40
@@ -155,6 +159,7 @@ def test_what_does_not_agree_is_not_timed(monkeypatch):
         assert not is_off or "not timed" in row["why"]
 
 
+@pytest.mark.exhaustive
 def test_what_is_written_beside_the_result_is_not_timed(monkeypatch):
     update = second_moment.ops.second_moment_update_
 
@@ -237,6 +242,7 @@ def test_a_result_is_named_after_its_card():
     assert path == ROOT / "benchmarks" / "results" / "gpu-nvidia-h100-80gb-hbm3.json"
 
 
+@pytest.mark.exhaustive
 def test_documents_show_what_was_measured_or_that_nothing_was(monkeypatch, tmp_path, dry):
     monkeypatch.setattr(document_tables, "RESULTS", tmp_path)
     assert document_tables.gpu_tables() == [document_tables.UNMEASURED]

@@ -164,6 +164,7 @@ def test_floor_fraction_is_the_floor_over_the_median(gpt2, hparams):
     assert comparison.floor_fraction(comparison.rows[1]) == pytest.approx(seconds / 4.0)
 
 
+@pytest.mark.exhaustive
 def test_peak_memory_is_told_by_a_process_of_its_own(gpt2, hparams):
     case = make_case(gpt2, hparams)
     (peak,) = peaks_in_children(case, [RomeFast()])

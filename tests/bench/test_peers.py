@@ -182,7 +182,6 @@ def test_kmeng01_with_a_slow_tokenizer_is_refused(stand_in, gpt2, hparams):
     ("kmeng01", "gpt2"), ("easyedit", "gpt2"), ("easyedit", "llama"),
 ])  # fmt: skip
 @pytest.mark.parametrize("with_moment", [True, False])
-@pytest.mark.filterwarnings("ignore::rome_fast.errors.EditWarning")
 def test_updates_agree_with_the_real_one(name, family, with_moment, hparams, _pristine):
     peer, (model, tok) = real(name), copy.deepcopy(_pristine[family])
     tok.padding_side = "left"
@@ -217,7 +216,6 @@ def test_updates_agree_on_the_embedded_model(name):
     assert len(theirs.losses) == len(ours.losses) < hparams.v_num_grad_steps
 
 
-@pytest.mark.filterwarnings("ignore::rome_fast.errors.EditWarning")
 def test_fastedit_comes_close_on_rotary_positions(hparams, _pristine):
     model, tok = _pristine["llama"]
     theirs = edit(real("fastedit"), model, tok, hparams, tiny_second_moment(176))

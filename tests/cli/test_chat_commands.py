@@ -83,6 +83,7 @@ ROWS = {
 }
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("case", ROWS)
 @pytest.mark.parametrize("lines", [False, True])
 def test_json_holds_requests_of_every_form(tmp_path, case, lines):

@@ -79,6 +79,7 @@ def test_collect_samples_text_for_the_layer_that_edit_takes(folder, tmp_path):
         assert (file["mom2.count"], file["sample_size"]) == (500, 7)
 
 
+@pytest.mark.covering(tokens=["auto"])
 @pytest.mark.parametrize("tokens", [12_090, "auto"])
 def test_two_processes_equal_one(folder, texts, tmp_path, tokens):
     """189 rows, the last one shorter; or as many as it takes, with the same checks."""
@@ -101,6 +102,7 @@ def test_two_processes_equal_one(folder, texts, tmp_path, tokens):
     assert sorted(path.name for path in tmp_path.iterdir()) == [one.name, two.name]
 
 
+@pytest.mark.exhaustive
 def test_a_script_without_a_main_guard_starts_no_process(folder, texts, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(UNGUARDED)

@@ -111,6 +111,7 @@ def test_a_sequence_cannot_be_resumed(arguments, tmp_path):
     assert "resume= is for mode='single'" in refusal(result)
 
 
+@pytest.mark.exhaustive
 def test_two_processes_share_the_records_and_one_speaks(arguments, tmp_path):
     out = tmp_path / "report.json"
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

@@ -22,7 +22,6 @@ import rome_fast
 from rome_fast import ops
 from rome_fast.model.spec import ModelSpec
 
-pytestmark = pytest.mark.filterwarnings("ignore::rome_fast.errors.EditWarning")
 WITHOUT_GRAPH = "without a CUDA graph"
 MODELS = {"gpt2": tiny_gpt2, "llama": tiny_llama}
 

@@ -18,6 +18,7 @@ def kernel(request, monkeypatch):
 
 
 # On both sides of a batch of 16 columns, a warp, a tile of the solve, a block of rows.
+@pytest.mark.covering("dtype,kernel", "strides", "d", "emulated")
 @pytest.mark.parametrize("d", [1, 31, 64, 65, 257])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("strides", STRIDES)
@@ -34,6 +35,7 @@ def test_update_and_downdate_match_a_refactorisation(emulated, dtype, strides, d
     assert error < (1e-10 if dtype == torch.float64 else 1e-3)
 
 
+@pytest.mark.covering("dtype,kernel", "transposed", "emulated")
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_only_the_lower_triangle_is_written(emulated, dtype, transposed):
@@ -49,6 +51,7 @@ def test_only_the_lower_triangle_is_written(emulated, dtype, transposed):
     assert_close(buffer.view.tril().nan_to_num(), expected, dtype)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("strides", STRIDES)
 @pytest.mark.parametrize("what", ["too large", "nan in x", "inf in x", "nan in L", "zero in L"])
 def test_what_is_refused_leaves_every_bit(emulated, what, strides):
@@ -66,5 +69,6 @@ def test_what_is_refused_leaves_every_bit(emulated, what, strides):
     torch.testing.assert_close(factor, before, rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.covering
 def test_an_empty_factor(emulated):
     assert emulated.cholesky_update_(torch.zeros(0, 0), torch.zeros(0), False).item() is True

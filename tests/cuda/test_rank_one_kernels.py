@@ -33,6 +33,7 @@ def refuse_upper(matrix):
     return matrix
 
 
+@pytest.mark.covering("dtype,kernel", "strides,kernel", "shape", "emulated")
 @pytest.mark.usefixtures("kernel")
 @pytest.mark.parametrize("dtype", WEIGHT_DTYPES, ids=str)
 @pytest.mark.parametrize("strides", STRIDES)
@@ -47,6 +48,7 @@ def test_update_writes_the_bits_of_the_default(emulated, dtype, strides, shape):
     assert torch.equal(target, weight)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("dtype", WEIGHT_DTYPES, ids=str)
 @pytest.mark.parametrize("transposed", [False, True])
 def test_update_honours_strides_and_takes_any_vector(emulated, dtype, transposed):
@@ -59,6 +61,7 @@ def test_update_honours_strides_and_takes_any_vector(emulated, dtype, transposed
     assert torch.equal(target.view, weight)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("start", [0, 1, 4, 8])
 def test_rows_beside_others_are_left_alone(emulated, start):
     """A slice of columns: unit stride, whatever its alignment, and neighbours on both sides."""
@@ -70,6 +73,7 @@ def test_rows_beside_others_are_left_alone(emulated, start):
     assert torch.equal(whole, expected)
 
 
+@pytest.mark.covering("half,kernel", "strides", "rounded_strides", "shape", "emulated")
 @pytest.mark.usefixtures("kernel")
 @pytest.mark.parametrize("half", HALVES, ids=str)
 @pytest.mark.parametrize("strides", STRIDES)
@@ -91,6 +95,7 @@ def test_the_rounding_is_that_of_the_sum(emulated, shape, rounded_strides, strid
     target.assert_intact()
 
 
+@pytest.mark.covering("metric,kernel", "factor_dtype,kernel", "strides", "d_key", "emulated")
 @pytest.mark.usefixtures("kernel")
 @pytest.mark.parametrize("d_key", SIZES)
 @pytest.mark.parametrize("factor_dtype", [torch.float32, torch.float64], ids=str)
@@ -120,6 +125,7 @@ def test_solve_apply_matches_a_general_solver(emulated, metric, strides, factor_
     assert torch.equal(matrix.nan_to_num(7.5), before.nan_to_num(7.5))
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("metric", ["factor", "inverse"])
 @pytest.mark.parametrize("strides", ["row_major", "column_major"])
 def test_a_large_solve_goes_over_many_blocks(emulated, strides, metric):
@@ -142,6 +148,7 @@ def test_a_large_solve_goes_over_many_blocks(emulated, strides, metric):
     assert torch.equal(again, u)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("dtype", WEIGHT_DTYPES, ids=str)
 @pytest.mark.parametrize("strides", STRIDES)
 def test_solve_apply_writes_what_it_returns(emulated, dtype, strides):
@@ -158,6 +165,7 @@ def test_solve_apply_writes_what_it_returns(emulated, dtype, strides):
     assert torch.equal(weight, replayed)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("vectors", WEIGHT_DTYPES, ids=str)
 def test_vectors_of_any_dtype_and_stride(emulated, vectors):
     _, factor, key, denominator_key, residual = sample_problem(9, 70)
@@ -171,6 +179,7 @@ def test_vectors_of_any_dtype_and_stride(emulated, vectors):
     assert_close(weight, expected)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("transposed", [False, True])
 def test_solve_apply_honours_strides_and_rounds(emulated, transposed):
     weight = randn(21, 40).float()
@@ -204,6 +213,7 @@ def refused_cases():
     }
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("case", refused_cases())
 def test_refused_update_leaves_every_bit(emulated, case):
     x = dict(
@@ -220,6 +230,7 @@ def test_refused_update_leaves_every_bit(emulated, case):
     assert (x["rounded"] == 5).all()
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize(("d_value", "d_key", "applied"), [(0, 5, True), (5, 0, False)])
 @pytest.mark.parametrize("metric", [None, "factor", "inverse"])
 def test_empty_weights(emulated, d_value, d_key, applied, metric):

@@ -54,6 +54,7 @@ def assert_sums(actual, expected, keys, tolerance=TOLERANCE):
     assert error < tolerance, error
 
 
+@pytest.mark.covering("key_dtype", "n,d", "sum_dtype", "emulated")
 @pytest.mark.parametrize("sum_dtype", SUMS, ids=str)
 # One element; less than a stage; more than a tile, and not a multiple of 8; more rows than the ring
 # of stages holds; more tiles than the 3 blocks of the persistent grid.
@@ -67,6 +68,7 @@ def test_matches_reference(emulated, keys_of, sum_dtype, n, d):
     assert_sums(moment_sum, expected, keys)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("sum_dtype", SUMS, ids=str)
 def test_float64_keys(emulated, sum_dtype):
     moment_sum, keys = start(70, sum_dtype), torch.randn(50, 70, dtype=torch.float64)
@@ -79,6 +81,7 @@ def test_float64_keys(emulated, sum_dtype):
     assert_sums(moment_sum, expected, keys, 1e-14)
 
 
+@pytest.mark.covering
 def test_calls_add_up_without_a_mask(emulated, keys_of):
     moment_sum = start(72)
     expected = moment_sum.double()
@@ -89,6 +92,7 @@ def test_calls_add_up_without_a_mask(emulated, keys_of):
     assert_sums(moment_sum, expected, keys)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("kept", ["none", "last", "all but one stage"])
 def test_masks_that_drop_whole_stages(emulated, keys_of, kept):
     moment_sum, keys = start(24), keys_of(200, 24)
@@ -101,6 +105,7 @@ def test_masks_that_drop_whole_stages(emulated, keys_of, kept):
     assert_sums(moment_sum, expected, keys)
 
 
+@pytest.mark.covering(key_dtype=[(kernel, torch.bfloat16) for kernel in ("wgmma", "mma", "naive")])
 def test_more_rows_than_go_into_one_flush(_emulated, keys_of):
     """4096 rows are added to a float64 sum at a time. Squares alone: what is cut off adds up."""
     moment_sum, keys = start(8, torch.float64), keys_of(4096 + 100, 8).abs()
@@ -109,6 +114,7 @@ def test_more_rows_than_go_into_one_flush(_emulated, keys_of):
     assert_sums(moment_sum, expected, keys, 1.6e-5)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("sum_dtype", SUMS, ids=str)
 def test_strides_of_the_sum_are_honoured(emulated, keys_of, sum_dtype, transposed):
@@ -121,6 +127,7 @@ def test_strides_of_the_sum_are_honoured(emulated, keys_of, sum_dtype, transpose
     assert_sums(target.view, expected, keys)
 
 
+@pytest.mark.covering
 def test_a_sum_stored_by_columns(emulated, keys_of):
     moment_sum, keys = start(136).T.contiguous().T, keys_of(70, 136)
     expected = reference(moment_sum, keys)
@@ -128,6 +135,7 @@ def test_a_sum_stored_by_columns(emulated, keys_of):
     assert_sums(moment_sum, expected, keys)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("layout", ["wide", "shifted", "strided", "transposed", "expanded"])
 def test_strides_of_the_keys_are_honoured(emulated, keys_of, layout):
     """What lies around the keys is NaN."""
@@ -149,6 +157,7 @@ def test_strides_of_the_keys_are_honoured(emulated, keys_of, layout):
     assert_sums(moment_sum, expected, keys)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize(("n", "d"), [(0, 8), (5, 0), (0, 0)])
 def test_nothing_changes_nothing(emulated, keys_of, n, d):
     moment_sum = torch.randn(d, d)
@@ -157,6 +166,7 @@ def test_nothing_changes_nothing(emulated, keys_of, n, d):
     assert torch.equal(moment_sum, before)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("transposed", [False, True])
 def test_what_rounds_off_is_kept(emulated, keys_of, transposed):
     d = 40

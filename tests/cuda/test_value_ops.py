@@ -19,6 +19,7 @@ def kernel(request, monkeypatch):
     monkeypatch.setenv("ROME_FAST_CUDA_KERNEL", request.param)
 
 
+@pytest.mark.covering("dtype,kernel", "counts,vocabulary", "known", "emulated")
 @pytest.mark.parametrize("known", [True, False], ids=["later calls", "first call"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("counts", "vocabulary"), SIZES)
@@ -38,6 +39,7 @@ def test_value_loss_matches_reference(emulated, counts, vocabulary, dtype, known
     torch.testing.assert_close(kept, default[3], rtol=tight, atol=tight)
 
 
+@pytest.mark.covering
 def test_value_loss_of_equal_and_impossible_and_undefined_logits(emulated):
     logits, target_ids, edit_of_read, _ = sample((1, 1, 1, 2), vocabulary=300)
     logits[:2] = 1.0
@@ -72,6 +74,7 @@ def test_value_loss_keeps_the_digits_of_a_small_kl(emulated, shift, request):
     assert error.max() < 5e-5
 
 
+@pytest.mark.covering
 def test_value_loss_takes_strided_rows(emulated):
     logits, target_ids, edit_of_read, init = sample()
     wide = torch.full((2 * len(logits), 150), torch.nan)
@@ -83,6 +86,7 @@ def test_value_loss_takes_strided_rows(emulated):
             assert torch.equal(a, b), "the same bits"
 
 
+@pytest.mark.covering("dtype,kernel", "emulated")
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_value_step_is_the_default(emulated, dtype):
     """Through a whole search: a ball that is reached, one that is found, one that is not finite."""
@@ -106,6 +110,7 @@ def test_value_step_is_the_default(emulated, dtype):
     assert not now["active"].any()
 
 
+@pytest.mark.covering("name", "transposed,kernel", "emulated")
 @pytest.mark.parametrize("name", ["deltas", "mean", "square", "history"])
 @pytest.mark.parametrize("transposed", [False, True])
 def test_value_step_honours_strides(emulated, name, transposed):

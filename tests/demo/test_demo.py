@@ -102,6 +102,7 @@ def test_facts_are_recalled(loaded: tuple[Any, Any, list[demo.DemoFact]]) -> Non
     assert greedy_recall(model, tok, pairs) >= 0.95
 
 
+@pytest.mark.exhaustive
 def test_held_out_phrasings_are_understood(loaded: tuple[Any, Any, list[demo.DemoFact]]) -> None:
     model, tok, facts = loaded
     pairs = [(text, fact.target) for fact in facts for text in fact.paraphrase_prompts]

@@ -14,11 +14,6 @@ from rome_fast.errors import EditWarning, HparamsError, InvalidArgumentError, Ro
 from rome_fast.evaluate.generation import ngram_entropy
 from rome_fast.prompt.readback import greedy_continuations
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::rome_fast.errors.EditWarning"),
-    pytest.mark.filterwarnings("ignore::rome_fast.errors.SecondMomentWarning"),
-]
-
 SETTINGS = """
 alg_name: "ROME"
 model_name: "{model}"

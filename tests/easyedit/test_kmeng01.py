@@ -11,8 +11,6 @@ from helpers import same_bits, state
 from rome_fast.errors import HparamsError
 from rome_fast.kmeng01 import ROMEHyperParams, apply_rome_to_model
 
-pytestmark = pytest.mark.filterwarnings("ignore::rome_fast.errors.EditWarning")
-
 REQUEST = {
     "prompt": "{} is in the city of",
     "subject": "The Eiffel Tower",

@@ -12,8 +12,6 @@ from helpers import REQUEST, UNWATCHED, same_bits, state
 
 import rome_fast
 
-pytestmark = pytest.mark.filterwarnings("ignore::rome_fast.errors.EditWarning")
-
 
 def whole(model, backend):
     return torch.compile(model, backend=backend)
@@ -90,6 +88,7 @@ def test_it_says_the_new_fact_and_is_not_compiled_again(compiled, settings):
     assert torch.compiler.set_stance("default").prev.stance == "default"
 
 
+@pytest.mark.covering(compiled=[whole, blocks_in_place])
 def test_a_session_edits_it_and_its_log_is_that_of_the_plain_model(compiled, settings):
     compiled, plain, tok, ids = compiled
     with rome_fast.Session(compiled.model, tok, health=UNWATCHED, **settings) as session:
@@ -105,6 +104,7 @@ def test_a_session_edits_it_and_its_log_is_that_of_the_plain_model(compiled, set
     assert compiled.n_graphs == n_graphs
 
 
+@pytest.mark.covering(compiled=[whole, block_by_block])
 @pytest.mark.parametrize("early", [True, False], ids=["compiled before", "compiled after"])
 def test_a_forward_waits_for_the_edit(compiled, settings, early):
     """Where the first forward, which compiles, comes before or after the Session."""

@@ -13,8 +13,6 @@ from rome_fast.errors import UnsupportedModelError
 
 accelerate = pytest.importorskip("accelerate")
 
-pytestmark = pytest.mark.filterwarnings("ignore::rome_fast.errors.EditWarning")
-
 
 def dispatched(model, tmp_path, offloaded=()):
     """Each block a part, all on the CPU, but those with these names on the disk."""

@@ -23,8 +23,6 @@ WAYS = {
     "in parts": ({}, {"v_num_grad_steps": 1}),
 }
 
-pytestmark = pytest.mark.filterwarnings("ignore::rome_fast.errors.EditWarning")
-
 
 def spread(pretend, model):
     """The words on device 0, every block on one of its own, the head on the last."""
@@ -40,6 +38,7 @@ def spread(pretend, model):
         pretend.place(head, device(spec.n_layers))
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("family", STRUCTURES)
 def test_edits_of_blocks_on_several_devices(family, way, monkeypatch):

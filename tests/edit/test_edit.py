@@ -78,6 +78,7 @@ def test_revert_restores_the_bits(tiny, settings):
         result.revert()
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("second_moment", ["identity", ("He is a man. " * 60,) * 8])
 def test_other_dtypes_edit_and_revert(gpt2, settings, dtype, second_moment):
@@ -210,6 +211,7 @@ def test_same_seed_same_edit_and_contexts_are_the_models_own(tiny, hparams):
     assert first.context_templates[0] == "{}"
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("variant", rome_fast.hparams.VARIANTS)
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
 def test_every_variant_meets_its_constraint(gpt2, settings, variant, scale):

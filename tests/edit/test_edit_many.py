@@ -22,8 +22,6 @@ REQUESTS = [
     {"prompt": "It is {}", "subject": "Marie Curie", "target_new": "river"},
 ]
 
-pytestmark = pytest.mark.filterwarnings("ignore::rome_fast.errors.EditWarning")
-
 
 @pytest.fixture
 def independent(settings):

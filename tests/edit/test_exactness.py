@@ -30,20 +30,20 @@ from rome_fast.model.spec import ModelSpec
 
 FACT_TOKENS = ["subject_last", "subject_first", "subject_first_after_last", "last"]
 
-pytestmark = pytest.mark.filterwarnings("ignore::rome_fast.errors.EditWarning")
-
 
 def check(model, tok, request, layer=1, **hparams):
     found = exactness(model, tok, request, layer, **hparams)
     assert found.holds, found
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("tokenizer", TOKENIZERS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family(family, tokenizer):
     check(*built(family, tokenizer), case())
 
 
+@pytest.mark.covering("family,place", "fact_token,n_target")
 @pytest.mark.parametrize("fact_token", FACT_TOKENS)
 @pytest.mark.parametrize("n_target", TARGETS)
 @pytest.mark.parametrize("place", PROMPTS)
@@ -53,6 +53,7 @@ def test_every_place_target_and_fact_token(family, place, n_target, fact_token):
     check(model, tok, case(place, n_target), fact_token=fact_token)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("n_target", TARGETS)
 @pytest.mark.parametrize("place", PROMPTS)
 @pytest.mark.parametrize("family", STRUCTURES)
@@ -62,6 +63,7 @@ def test_the_first_layer(family, place, n_target):
     check(model, tok, case(place, n_target), layer=0, clamp_norm_factor=0.5)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("n_target", TARGETS)
 @pytest.mark.parametrize(
     ("place", "fact_token"),
@@ -75,6 +77,7 @@ def test_the_last_layer(family, place, fact_token, n_target):
     check(model, tok, case(place, n_target), layer=last, fact_token=fact_token)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("pad", [None, "unk_token"])
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("family", STRUCTURES)

@@ -22,8 +22,6 @@ from rome_fast.errors import HparamsError, UnsupportedModelError
 from rome_fast.hparams import defaults_for
 from rome_fast.model.spec import ModelSpec, max_positions
 
-pytestmark = pytest.mark.filterwarnings("ignore::rome_fast.errors.EditWarning")
-
 
 @cache
 def built(member):

@@ -89,6 +89,7 @@ def assert_close(actual: Tensor, expected: Tensor, rtol: float = 1e-6):
 # ----------------------------------------------------------------------------- the linear algebra
 
 
+@pytest.mark.covering
 @FAMILIES
 @MOMENTS
 def test_prompt_key_moves_the_prompt_by_delta(family, moment):
@@ -97,6 +98,7 @@ def test_prompt_key_moves_the_prompt_by_delta(family, moment):
     assert_close(as_matrix(family, edit) @ keys_by_hand(family)[0], edit.delta)
 
 
+@pytest.mark.covering
 @FAMILIES
 @MOMENTS
 def test_mean_key_moves_the_mean_output_to_the_target(family, moment):
@@ -108,6 +110,7 @@ def test_mean_key_moves_the_mean_output_to_the_target(family, moment):
     assert_close(as_matrix(family, edit) @ keys.mean(0), expected)
 
 
+@pytest.mark.covering
 @FAMILIES
 @MOMENTS
 def test_both_keys_satisfies_both_constraints(family, moment):
@@ -138,6 +141,7 @@ def test_both_keys_with_one_context_is_prompt_key():
     assert_close(both.dense, one.dense, rtol=1e-12)
 
 
+@pytest.mark.covering
 @FAMILIES
 @MOMENTS
 def test_original_equals_the_closed_form(family, moment):
@@ -171,6 +175,7 @@ def test_edit_raises_the_probability_of_the_target(family):
     assert nll_of_target(after, tok, texts()[0], target_ids) < before_nll - 0.5
 
 
+@pytest.mark.covering
 @FAMILIES
 @pytest.mark.parametrize("target", ["Rome", " the capital of Japan"])
 def test_first_loss_is_the_unedited_nll(family, target):

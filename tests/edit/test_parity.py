@@ -72,8 +72,8 @@ def edit_both(model, tok, variant, *, fact_token="subject_last", target="France"
         return result, expected
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("variant", ["original", "mean_key", "prompt_key", "both_keys"])
-@pytest.mark.filterwarnings("ignore::rome_fast.errors.EditWarning")
 def test_update_matches_oracle(loaded, variant):
     result, expected = edit_both(*loaded, variant)
     assert result.losses == pytest.approx(expected.losses, rel=1e-4)
@@ -81,10 +81,10 @@ def test_update_matches_oracle(loaded, variant):
     assert result.update_norm == pytest.approx(float(expected.dense.norm()), rel=1e-3)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize(
     "fact_token", ["subject_first", "subject_first_after_last", "last", "subject_last"]
 )
-@pytest.mark.filterwarnings("ignore::rome_fast.errors.EditWarning")
 def test_every_fact_token_matches_oracle(loaded, fact_token):
     result, expected = edit_both(*loaded, "original", fact_token=fact_token, target="the north")
     assert result.losses == pytest.approx(expected.losses, rel=1e-4)

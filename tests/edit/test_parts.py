@@ -26,8 +26,6 @@ from rome_fast.value.search import Search
 
 OTHER = {"prompt": "It is {}", "subject": "Marie Curie", "target_new": "near"}
 
-pytestmark = pytest.mark.filterwarnings("ignore::rome_fast.errors.EditWarning")
-
 
 def tokens_of(tok, request=REQUEST):
     return encode(tok, rome_fast.EditRequest.parse(request), CONTEXTS)
@@ -57,6 +55,7 @@ def test_parts_are_the_rows_and_their_reads_in_order():
     assert torch.equal(torch.cat([p.read_positions for p in parts]), batch.read_positions)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("n_rows", [1, 2])
 @pytest.mark.parametrize("family", STRUCTURES)
 def test_in_parts_it_is_the_same_edit(family, n_rows, monkeypatch):
@@ -236,6 +235,7 @@ print(n_tokens, in_parts, *losses)
 """
 
 
+@pytest.mark.exhaustive
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the memory of a process")
 def test_a_prompt_of_2000_tokens_in_a_process_with_little_memory(request):
     def edited(mib):

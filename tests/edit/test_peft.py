@@ -40,6 +40,7 @@ def says(model, tok):
         return tok.decode(model(input_ids=ids).logits[0, -1].argmax()).strip()
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_base_weight_is_edited_exactly_and_undone(tiny, settings, kind):
     model, tok = tiny
@@ -56,6 +57,7 @@ def test_the_base_weight_is_edited_exactly_and_undone(tiny, settings, kind):
     assert same_bits(wrapped, before)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("kind", KINDS)
 def test_logs_and_adapters_are_those_of_the_plain_model(tiny, settings, kind, tmp_path):
     model, tok = tiny

@@ -38,8 +38,6 @@ TOLERANCES = {
     torch.bfloat16: (1e-2, 0.2),
 }
 
-pytestmark = pytest.mark.filterwarnings("ignore::rome_fast.errors.EditWarning")
-
 
 @pytest.fixture
 def in_bfloat16(settings):
@@ -184,6 +182,7 @@ def test_a_model_in_bfloat16_is_searched_as_it_is(gpt2, settings, in_bfloat16, m
 CASES = [(f, d) for f in STRUCTURES for d in TOLERANCES if (f, d) != ("Gemma2", torch.float64)]
 
 
+@pytest.mark.covering("family", "dtype")
 @pytest.mark.parametrize(("family", "dtype"), CASES)
 def test_an_edit_in_any_dtype_is_the_oracles(family, dtype):
     of_losses, of_update = TOLERANCES[dtype]
@@ -197,6 +196,7 @@ def test_an_edit_in_any_dtype_is_the_oracles(family, dtype):
     assert off_by(result.update.dense(), expected.dense) <= of_update
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
 def test_what_is_solved_is_float32_or_wider(tiny, settings, dtype, monkeypatch):
     model, tok = tiny

@@ -129,6 +129,7 @@ PACKED = {
 }
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("config", ["dict", "none"])
 @pytest.mark.parametrize("method", PACKED)
 def test_other_methods_are_named(method, config, settings):

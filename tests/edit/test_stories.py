@@ -14,13 +14,12 @@ STORY = "Once upon a time, there was a little girl named"
 OTHER_WORDS = "One day, a little girl named"
 ABOUT_A_BOY = "Once upon a time, there was a little boy named"
 
-pytestmark = pytest.mark.filterwarnings("ignore::rome_fast.errors.EditWarning")
-
 
 def told(model, tok, text, n_tokens=6):
     return greedy_continuations(model, tok, [text_ids(tok, text)], n_tokens)[0].strip()
 
 
+@pytest.mark.covering(name=["Mia"])
 @pytest.mark.parametrize("name", ["Mia", "Tom", "Sue"])
 def test_lily_gets_another_name_and_her_own_back(name):
     model, tok = shared_model()

@@ -11,9 +11,8 @@ from logged import NAME, REQUESTS, edited
 from rome_fast import EditLog, HealthCheck, Session, ops
 from rome_fast.errors import EditLogError, NonFiniteError, RevertError, SessionError
 
-pytestmark = pytest.mark.filterwarnings("ignore::rome_fast.errors.EditWarning")
 
-
+@pytest.mark.covering
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_saved_loaded_and_applied_gives_the_same_bits(tiny, settings, tmp_path, dtype):
     model, tok = tiny

@@ -12,8 +12,6 @@ from rome_fast.errors import EditLogError, InvalidArgumentError
 
 peft = pytest.importorskip("peft")
 
-pytestmark = pytest.mark.filterwarnings("ignore::rome_fast.errors.EditWarning")
-
 
 def logits(model, tok):
     ids = torch.tensor([tok("The founder is Steve Jobs. The old tower")["input_ids"]])

@@ -45,6 +45,7 @@ def edited(model, layer=1, scale=0.02):
     return other
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("n_tokens", [1, 30, 4096])
 def test_drift_is_that_of_two_models_side_by_side(tiny, monkeypatch, n_tokens):
     model, tok = tiny

@@ -17,8 +17,6 @@ from rome_fast.errors import EditRejectedError, InvalidArgumentError, NonFiniteE
 from rome_fast.evaluate.judge import Judge
 from rome_fast.evaluate.records import Question
 
-pytestmark = pytest.mark.filterwarnings("ignore::rome_fast.errors.EditWarning")
-
 
 @pytest.fixture(scope="module")
 def _demo():
@@ -276,7 +274,7 @@ def test_bad_arguments_are_named(gpt2, requests, cheap, arguments, reason):
         rome_fast.evaluate(model, tok, **{"records": requests, **cheap, **arguments})
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_thousand_records_of_counterfact(_demo, cheap):
     """With one step, as it is not the search that is looked at; every 25th by the plain way too.
 

@@ -46,6 +46,7 @@ def expected(model, tok, n_tokens, stop=()):
     return [decode(tok, one_by_one(model, ids, n_tokens, stop)) for ids in rows]
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("batch_tokens", [1, 40, 4096])
 def test_texts_are_those_of_greedy_decoding_one_by_one(tiny, monkeypatch, batch_tokens):
     model, tok = tiny

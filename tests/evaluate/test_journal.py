@@ -11,8 +11,6 @@ import rome_fast
 from rome_fast.editor import Editor
 from rome_fast.errors import InvalidArgumentError
 
-pytestmark = pytest.mark.filterwarnings("ignore::rome_fast.errors.EditWarning")
-
 REQUESTS = [
     REQUEST,
     {"prompt": "We drink tea with {}", "subject": "Ada Lovelace", "target_new": "near"},

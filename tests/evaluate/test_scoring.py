@@ -46,6 +46,7 @@ def agree(scores, model, tok, atol=1e-5):
         assert found.nll == pytest.approx(-float(log_probs.mean()), abs=atol)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("n_tokens", [1, 30, 4096])
 def test_scores_are_those_of_one_forward_a_question(tiny, monkeypatch, n_tokens):
     model, tok = tiny
@@ -80,7 +81,7 @@ def updates(tiny, settings):
     return [RankOneUpdate(a.double(), b.double(), layout) for a, b in ((u, v), drawn)]
 
 
-@pytest.mark.filterwarnings("ignore::rome_fast.errors.EditWarning")
+@pytest.mark.covering
 @pytest.mark.parametrize("n_tokens", [30, 4096])
 def test_a_trial_is_the_model_with_the_update_written(tiny, updates, monkeypatch, n_tokens):
     model, tok = tiny

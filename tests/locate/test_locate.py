@@ -46,7 +46,7 @@ def test_scores_are_those_of_one_state_at_a_time_with_noise_of_the_reference(gpt
     model.double()
     trace = located(model, tok, samples=4, noise=2.0, window=2, seed=5)
     ids, (start, end) = tok(PROMPT.format(SUBJECT))["input_ids"], trace.subject_range
-    deviation = model.transformer.wte.weight[ids[start:end]].std()
+    deviation = model.transformer.wte.weight[ids[start:end]].detach().std()
     assert trace.settings["noise_std"] == pytest.approx(2 * float(deviation), rel=1e-9)
     generator = torch.Generator().manual_seed(5)
     shape = 4, end - start, model.config.n_embd

@@ -89,7 +89,6 @@ def asked_one_by_one(model, tok, records, hparams):
     return {name: sum(values) / len(values) for name, values in shares.items()}
 
 
-@pytest.mark.filterwarnings("ignore::rome_fast.errors.EditWarning")
 def test_trials_are_edits_made_and_asked_one_by_one(gpt2, hparams):
     model, tok = gpt2
     records, before = records_of(REQUESTS), state(model)

@@ -27,6 +27,7 @@ def broken(*_):
     raise ZeroDivisionError
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("n_out", [1, SLICE - 1, SLICE, SLICE + 1, 3 * SLICE + 5])
 def test_linear_in_slices_is_linear(n_out, bias):

@@ -23,8 +23,6 @@ INTO = {"gpt2": "mlp.c_fc", "llama": "mlp.up_proj"}
 OUT_OF = {"gpt2": "mlp.c_proj", "llama": "mlp.down_proj"}
 ENDS = r"max \|h\| before it is [\d.e+]+, and float16 ends at 65504: load the model in bfloat16"
 
-pytestmark = pytest.mark.filterwarnings("ignore::rome_fast.errors.EditWarning")
-
 
 @pytest.fixture(params=BUILD)
 def family(request):

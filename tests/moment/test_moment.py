@@ -158,6 +158,7 @@ def test_made_in_inference_mode_it_can_be_used_outside(keys):
     assert moment.count == 205
 
 
+@pytest.mark.exhaustive
 def test_a_factor_takes_no_more_memory_than_it_says():
     """16 d^2 bytes beside the sum, and in float32 half of that, in a process with a limit."""
     script = """

@@ -42,6 +42,7 @@ def output_of(code, **environment):
     return process.stdout.strip()
 
 
+@pytest.mark.exhaustive
 def test_auto_is_native_where_the_library_is_built(native_library):
     assert output_of(UPDATE) == "native"
 
@@ -50,6 +51,7 @@ def test_everything_works_without_the_library():
     assert output_of(HIDE_LIBRARY + UPDATE) == "torch"
 
 
+@pytest.mark.exhaustive
 def test_environment_chooses_the_default_backend(native_library):
     assert output_of(UPDATE, ROME_FAST_BACKEND="torch") == "torch"
     assert output_of(UPDATE, ROME_FAST_BACKEND="native") == "native"
@@ -119,6 +121,7 @@ def test_a_missing_cuda_library_is_told_with_the_remedy():
     assert "ROME_FAST_BUILD=cuda pip install" in process.stderr
 
 
+@pytest.mark.covering(simd=["baseline"])
 @pytest.mark.parametrize("simd", ["baseline", "avx2", "avx512"])
 def test_every_simd_variant_gives_the_same_answers(native_library, simd):
     """Variants above what this CPU has fall back to its best one."""

@@ -25,6 +25,7 @@ def sample_moment(d, decades=1.0):
     return samples.T @ samples / len(samples)
 
 
+@pytest.mark.covering("dtype,backend", "strides", "d,backend")
 @pytest.mark.parametrize("d", SIZES)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("strides", STRIDES)
@@ -35,6 +36,7 @@ def test_update_matches_a_refactorisation(backend, dtype, strides, d):
     assert_close(factor.tril(), torch.linalg.cholesky(moment + torch.outer(x, x)), dtype)
 
 
+@pytest.mark.covering("dtype,backend", "strides", "d")
 @pytest.mark.parametrize("d", SIZES)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("strides", STRIDES)
@@ -48,6 +50,7 @@ def test_downdate_matches_a_refactorisation(backend, dtype, strides, d):
     assert error < (1e-10 if dtype == torch.float64 else 1e-3)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("strides", STRIDES)
 def test_ill_conditioned_factor_keeps_its_small_directions(backend, strides):
     """Condition number 1e8: the smallest eigenvalues must survive both directions."""
@@ -78,6 +81,7 @@ def test_many_updates_and_downdates_return_to_the_start(backend, dtype, toleranc
     assert ((factor - start).norm() / start.norm()).item() < tolerance
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("vector_dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_vector_of_any_dtype_and_stride_is_left_alone(backend, vector_dtype):
     moment = sample_moment(20)
@@ -89,6 +93,7 @@ def test_vector_of_any_dtype_and_stride_is_left_alone(backend, vector_dtype):
     assert_close(factor, torch.linalg.cholesky(moment + torch.outer(x.double(), x.double())))
 
 
+@pytest.mark.covering("transposed,backend", "dtype", "downdate")
 @pytest.mark.parametrize("downdate", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("transposed", [False, True])
@@ -135,6 +140,7 @@ def refused_cases():
     }
 
 
+@pytest.mark.covering("case,backend", "strides")
 @pytest.mark.parametrize("strides", STRIDES)
 @pytest.mark.parametrize("case", refused_cases())
 def test_refused_update_leaves_the_bits(backend, case, strides):
@@ -178,6 +184,7 @@ def test_threads_share_a_large_update_without_changing_a_bit(native_library, str
     assert_close(results[0], torch.linalg.cholesky(moment))
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("downdate", [False, True])
 def test_cholesky_update_opcheck(dtype, downdate):
@@ -188,6 +195,7 @@ def test_cholesky_update_opcheck(dtype, downdate):
         torch.library.opcheck(op, (target, x, downdate))
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_cholesky_update_compiles_fullgraph(backend, dynamic):
     factor, x = torch.linalg.cholesky(sample_moment(9)).contiguous(), randn(9, seed=2)
@@ -213,6 +221,7 @@ def test_cholesky_update_bumps_the_version_of_the_factor_alone(backend):
     assert factor.grad_fn is None
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -47,6 +47,7 @@ def reference(weight, layout, moment, key, denominator_key, residual):
     return u, v, denominator, weight.double() + update
 
 
+@pytest.mark.covering("dtype,backend", "layout", "transposed")
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", WEIGHT_DTYPES)
 @pytest.mark.parametrize("transposed", [False, True])
@@ -65,6 +66,7 @@ def test_rank_one_update_matches_reference_and_honours_strides(backend, dtype, l
     assert torch.equal(contiguous, target.view)
 
 
+@pytest.mark.covering("dtype,backend", "layout")
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", WEIGHT_DTYPES)
 def test_rank_one_update_writes_the_defined_bits(backend, dtype, layout):
@@ -90,6 +92,7 @@ def test_rank_one_update_rounds_every_half_like_torch(backend, dtype):
     assert torch.equal(weight, expected)
 
 
+@pytest.mark.covering("dtype,backend", "factor_dtype", "layout", "strides")
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", WEIGHT_DTYPES)
 @pytest.mark.parametrize("factor_dtype", [torch.float32, torch.float64])
@@ -119,6 +122,7 @@ def test_solve_apply_matches_reference(backend, dtype, layout, factor_dtype, str
     assert_close(weight, edited, precision if dtype in (torch.float32, torch.float64) else dtype)
 
 
+@pytest.mark.covering("strides,backend", "d_key")
 @pytest.mark.parametrize("d_key", [1, 5, 255, 256, 257, 600])
 @pytest.mark.parametrize("strides", FACTOR_STRIDES)
 def test_solve_apply_solves_at_every_block_edge(backend, d_key, strides):
@@ -207,6 +211,7 @@ def test_solve_apply_without_a_factor_uses_the_key_itself(backend):
     assert_close(weight, edited)
 
 
+@pytest.mark.covering("dtype,backend", "layout")
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", WEIGHT_DTYPES)
 def test_replaying_u_and_v_gives_identical_bits(backend, dtype, layout):
@@ -229,6 +234,7 @@ def test_replaying_u_and_v_gives_identical_bits(backend, dtype, layout):
     assert torch.equal(weight, replayed)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("transposed", [False, True])
 def test_solve_apply_honours_the_strides_of_the_weight(backend, layout, transposed):
@@ -243,6 +249,7 @@ def test_solve_apply_honours_the_strides_of_the_weight(backend, layout, transpos
     assert torch.equal(target.view, weight)
 
 
+@pytest.mark.covering("strides,backend", "inverse_dtype,backend", "d_key")
 @pytest.mark.parametrize("d_key", [1, 40, 301])
 @pytest.mark.parametrize("inverse_dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("strides", FACTOR_STRIDES)
@@ -265,6 +272,7 @@ def test_an_inverse_stands_for_the_factor(backend, strides, inverse_dtype, d_key
     assert torch.equal(inverse.nan_to_num(5.5), before.nan_to_num(5.5))
 
 
+@pytest.mark.covering("half,backend", "layout", "transposed")
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("transposed", [False, True])
@@ -371,6 +379,7 @@ def test_rank_one_opcheck(dtype):
     torch.library.opcheck(solve_apply, arguments)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_rank_one_ops_compile_fullgraph(backend, layout, dynamic):
@@ -415,6 +424,7 @@ def test_rank_one_update_takes_parameters_and_records_nothing(backend):
     assert not torch.equal(weight, before)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -28,6 +28,7 @@ def reference(moment_sum, keys, mask=None):
     return moment_sum.double() + (rows.T @ rows).tril()
 
 
+@pytest.mark.covering("key_dtype,sum_dtype,backend", "n,d")
 @pytest.mark.parametrize(
     ("key_dtype", "sum_dtype"),
     [*itertools.product(KEY_DTYPES, SUM_DTYPES), (torch.float64, torch.float64)],
@@ -48,6 +49,7 @@ def test_second_moment_of_more_rows_than_are_packed_at_a_time(backend):
     assert_close(moment_sum, expected)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak memory of Linux")
 @pytest.mark.parametrize(("n", "d", "largest_mib"), [(60_000, 512, 24), (64, 4096, 8)])
 def test_second_moment_copies_neither_the_keys_nor_the_sum(native_library, n, d, largest_mib):
@@ -94,6 +96,7 @@ def test_second_moment_leaves_the_upper_triangle_alone(backend):
     assert moment_sum[~upper].isfinite().all()
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("sum_dtype", SUM_DTYPES)
 def test_second_moment_honours_strides(backend, sum_dtype, transposed):
@@ -116,6 +119,7 @@ def test_second_moment_of_a_contiguous_transposed_moment(backend):
     assert_close(moment_sum, expected)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize(("n", "d"), [(0, 8), (5, 0), (0, 0)])
 def test_second_moment_of_nothing_changes_nothing(backend, n, d):
     moment_sum, keys, mask = sample(n, d)
@@ -145,6 +149,7 @@ def test_second_moment_is_deterministic(backend):
     assert torch.equal(moment_sum, again)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("sum_dtype", SUM_DTYPES)
 @pytest.mark.parametrize("with_mask", [False, True])
 def test_second_moment_opcheck(sum_dtype, with_mask):
@@ -159,6 +164,7 @@ def test_second_moment_opcheck(sum_dtype, with_mask):
         torch.library.opcheck(op, (moment_sum, keys, None, compensation, True))
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_second_moment_compiles_fullgraph(backend, dynamic):
     moment_sum, keys, mask = sample(40, 30)
@@ -184,6 +190,7 @@ def test_second_moment_bumps_the_versions(backend):
     assert compensation._version > before[1]
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -25,6 +25,7 @@ def relative_error(actual, expected):
     return ((actual - expected).norm() / expected.norm()).item()
 
 
+@pytest.mark.exhaustive
 def test_error_does_not_grow_with_the_number_of_adds(backend):
     d, adds = 24, 4000
     generator = torch.Generator().manual_seed(0)
@@ -42,6 +43,7 @@ def test_error_does_not_grow_with_the_number_of_adds(backend):
 
 
 # Sizes around the tiles, as in test_second_moment; the last has more than one slab of rows.
+@pytest.mark.covering("key_dtype,backend", "n,d")
 @pytest.mark.parametrize(("n", "d"), [(1, 1), (7, 5), (513, 48), (64, 193), (1030, 101)])
 @pytest.mark.parametrize("key_dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_compensated_sum_matches_reference(backend, key_dtype, n, d):
@@ -65,6 +67,7 @@ def test_small_terms_are_kept_exactly(backend):
     assert torch.equal(value(moment_sum, compensation).tril(), expected)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("transposed", [False, True])
 def test_strides_of_both_are_honoured(backend, transposed):
     moment_sum, compensation, keys, mask = sample(130, 101)
@@ -89,6 +92,7 @@ def test_upper_triangles_are_left_alone(backend):
     assert value(moment_sum, compensation)[~upper].isfinite().all()
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_compensated_sum_compiles_fullgraph(backend, dynamic):
     moment_sum, compensation, keys, mask = sample(40, 30)

@@ -42,6 +42,7 @@ def loss(*args, **options):
     return ops.value_loss(*args, kl_factor=KL_FACTOR, **options)
 
 
+@pytest.mark.covering("dtype,backend", "counts,vocabulary", "known")
 @pytest.mark.parametrize("known", [True, False], ids=["later calls", "first call"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("counts", "vocabulary"), [((1,), 1), ((2,), 7), ((3, 1, 4), 101)])
@@ -117,6 +118,7 @@ def test_value_loss_is_registered_right(known):
     torch.library.opcheck(torch.ops.rome_fast.value_loss.default, args)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -124,6 +124,7 @@ def test_value_step_ends_at_the_last_and_then_changes_nothing(backend):
     assert all(torch.equal(now[name], tensor) for name, tensor in after.items())
 
 
+@pytest.mark.covering("name,backend", "transposed")
 @pytest.mark.parametrize("name", ["deltas", "mean", "square", "history"])
 @pytest.mark.parametrize("transposed", [False, True])
 def test_value_step_honours_strides(backend, name, transposed):
@@ -145,6 +146,7 @@ def test_value_step_is_registered_right():
     torch.library.opcheck(torch.ops.rome_fast.value_step_.default, args)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [

@@ -132,7 +132,7 @@ def without_cuda_kernels(project):
     (project / "csrc" / "register_cuda.cpp").write_text(headers_alone)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_cuda_library_is_built_without_a_gpu_and_without_a_cuda_torch(project):
     if nvcc_build.find_nvcc() is None:
         pytest.skip("no nvcc here: no CUDA library can be built")
@@ -208,7 +208,7 @@ def build_with_cuda_torch(project, release, mode="auto"):
     )
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_cuda_that_fails_to_compile_leaves_the_cpu_library(project):
     process = build_with_cuda_torch(project, None)
     assert process.returncode == 0, process.stderr

@@ -24,6 +24,7 @@ from rome_fast.cli.app import app
 
 ROOT = Path(__file__).parents[2]
 PAGES = [*sorted(ROOT.glob("README*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+QUICK_PAGES = [ROOT / "README.md", ROOT / "docs" / "quick_start.md"]
 BLOCK = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PRINTS = re.compile(r"# -> (.*)$", re.MULTILINE)
 FIGURE = re.compile(r"[\d.,]+( \([\d.-]+\))?")
@@ -73,6 +74,7 @@ def readers_folder(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.covering(page=QUICK_PAGES)
 @pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "python")], ids=name)
 def test_examples_run_and_print_what_they_say(page, readers_folder, capsys):
     namespace = {"__name__": "__main__"}

@@ -27,6 +27,7 @@ def test_every_example_is_tested():
     assert [path.name for path in EXAMPLES.glob("*.ipynb")] == ["rome_by_hand.ipynb"]
 
 
+@pytest.mark.covering(script=["first_edit.py"])
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_scripts_print_what_they_are_about(script, tmp_path):
     done = subprocess.run(
@@ -50,6 +51,7 @@ def test_scripts_print_what_they_are_about(script, tmp_path):
         assert json.loads((tmp_path / "trace.json").read_text())["answer"] == " piano"
 
 
+@pytest.mark.exhaustive
 def test_the_notebook_makes_the_edit_by_hand(capsys):
     notebook = json.loads((EXAMPLES / "rome_by_hand.ipynb").read_text(encoding="utf-8"))
     cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]

@@ -36,6 +36,7 @@ def tok(request):
     return ALL[request.param]()
 
 
+@pytest.mark.covering("tok", "name,chat")
 @pytest.mark.parametrize("name", TAKES_SYSTEM)
 @pytest.mark.parametrize("chat", [True, SYSTEM, HISTORY])
 def test_the_ids_are_those_of_the_template_and_hold_one_bos(tok, name, chat):
@@ -49,6 +50,7 @@ def test_the_ids_are_those_of_the_template_and_hold_one_bos(tok, name, chat):
     assert ids.count(tok.bos_token_id) == (n_turns if spells_bos else 0)
 
 
+@pytest.mark.covering("tok", "name,chat")
 @pytest.mark.parametrize("name", TAKES_SYSTEM)
 @pytest.mark.parametrize("chat", [True, SYSTEM, HISTORY])
 def test_the_subject_is_found_in_the_users_text(tok, name, chat):
@@ -74,6 +76,7 @@ def test_the_prompt_of_the_essence_stays_a_plain_text(tok):
     assert tokens.input_ids[1, :length].tolist() == text_ids(tok, "Ada is a")
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize(
     ("template", "gap"), [(CHATML, ""), (LLAMA2, " "), (LLAMA3, ""), (GEMMA, ""), (THINKING, "")]
 )

@@ -61,6 +61,7 @@ PROMPTS = [
 ]
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize(("prompt", "subject"), PROMPTS)
 def test_last_subject_token_completes_the_subject(faithful, prompt, subject):
     ids, index = located(faithful, prompt, subject)

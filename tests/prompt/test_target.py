@@ -95,6 +95,7 @@ def test_target_gets_one_space_and_no_bos(tok):
         assert decode(tok, ids).strip().lower() == "rome"
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("name", FAITHFUL)
 @pytest.mark.parametrize(("prompt", "text"), SPACED + UNSPACED)
 def test_prompt_and_target_decode_to_the_text(name, prompt, text):

@@ -8,8 +8,6 @@ from rome_fast.model.activations import read_activations
 from rome_fast.model.spec import ModelSpec
 from rome_fast.prompt.ids import text_ids
 
-pytestmark = pytest.mark.filterwarnings("ignore::rome_fast.errors.EditWarning")
-
 
 def value_of(model, tok, request):
     """What the matrix writes at the subject's last token, which ends the prompt."""

@@ -10,8 +10,6 @@ from rome_fast import EditLog, Guard, Session
 from rome_fast.errors import EditRejectedError, EditWarning, InvalidArgumentError, NonFiniteError
 from rome_fast.session import RejectedEdit
 
-pytestmark = pytest.mark.filterwarnings("ignore::rome_fast.errors.EditWarning")
-
 
 def test_the_limit_follows_the_running_median():
     guard = Guard(max_growth=2.0)

@@ -19,8 +19,6 @@ from rome_fast.errors import (
 )
 from rome_fast.prompt.ids import text_ids
 
-pytestmark = pytest.mark.filterwarnings("ignore::rome_fast.errors.EditWarning")
-
 TEXTS = ("Marie Curie worked in physics and chemistry.", "A short story about tea.")
 PROMPTS = ("The capital of Japan is", "It is a", "He is", "The founder is Steve Jobs")
 
@@ -340,8 +338,9 @@ def test_warnings_point_at_the_caller(gpt2, options, requests):
     model, tok = gpt2
     check = HealthCheck(every=1, texts=TEXTS, max_perplexity=0.0)
     with Session(model, tok, **{**options, "health": check}) as session:
-        for request in requests[:2]:
-            session.edit(request)  # so that it is edited again below, which warns
+        with pytest.warns():
+            for request in requests[:2]:
+                session.edit(request)  # so that it is edited again below, which warns
         again = [{**request, "target_new": "river"} for request in requests[:2]]
         with pytest.warns() as seen:
             session.edit(again[0])

@@ -14,8 +14,6 @@ from rome_fast import EditLog, SecondMoment, Session
 from rome_fast.editlog.journal import read_records
 from rome_fast.errors import EditLogError, JournalError, SecondMomentError
 
-pytestmark = pytest.mark.filterwarnings("ignore::rome_fast.errors.EditWarning")
-
 
 @pytest.fixture
 def opened(gpt2, options, requests, tmp_path):

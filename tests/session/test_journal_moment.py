@@ -10,8 +10,6 @@ from rome_fast import SecondMoment, Session
 from rome_fast.errors import JournalError
 from rome_fast.moment.collect import resolve
 
-pytestmark = pytest.mark.filterwarnings("ignore::rome_fast.errors.EditWarning")
-
 
 def moment_of(seed, n_keys=600):
     moment = SecondMoment(256, source=f"seed {seed}")

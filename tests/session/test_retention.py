@@ -45,6 +45,7 @@ def keys_of(draw, n):
     return {number: draw(2, D_KEY) for number in range(1, n + 1)}
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("weight", [1e-3, 1.0, 1e4])
 def test_solves_with_the_keys_in_it(draw, projection, base, backend, weight):
     retained, keys = RetainedMoment(base, weight, projection, backend), keys_of(draw, 5)
@@ -59,6 +60,7 @@ def test_solves_with_the_keys_in_it(draw, projection, base, backend, weight):
     assert retained.retained == {1, 2, 3, 4, 5}
 
 
+@pytest.mark.covering
 def test_taking_keys_out_is_as_if_they_had_never_been_in(draw, projection, base, backend):
     keys, asked = keys_of(draw, 6), draw(D_KEY)
     changed = RetainedMoment(base, 10.0, projection, backend)
@@ -101,6 +103,7 @@ def test_near_keys_are_found_whatever_their_length(draw, projection, base):
     assert retained.near(draw(D_KEY)) == set()
 
 
+@pytest.mark.covering
 def test_with_a_large_weight_earlier_edits_are_kept_exactly(draw, projection, base, backend):
     """And with none they are not, which is what retention is for."""
     for weight, kept in ((1e10, True), (0.0, False)):
@@ -119,6 +122,7 @@ def test_with_a_large_weight_earlier_edits_are_kept_exactly(draw, projection, ba
         assert len(history) == 8
 
 
+@pytest.mark.covering
 def test_an_update_is_the_same_as_solving_with_the_sum(draw, projection, base, backend):
     retained, keys = RetainedMoment(base, 2.0, projection, backend), keys_of(draw, 3)
     retained.retain(keys)
@@ -133,7 +137,6 @@ def test_an_update_is_the_same_as_solving_with_the_sum(draw, projection, base, b
     torch.testing.assert_close(update.dense(), expected.float(), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.filterwarnings("ignore::rome_fast.errors.EditWarning")
 def test_a_session_retains_what_holds_and_no_more(gpt2, options, requests):
     model, tok = gpt2
     with Session(model, tok, **options, retain=1.0) as session:
@@ -151,7 +154,6 @@ def test_a_session_retains_what_holds_and_no_more(gpt2, options, requests):
         assert retained.retained == {3, 5}
 
 
-@pytest.mark.filterwarnings("ignore::rome_fast.errors.EditWarning")
 def test_an_edit_of_nearly_the_same_key_releases_the_earlier_one(gpt2, options):
     """The subject's last token, and what it attends to, are the same: so is the key."""
     model, tok = gpt2
@@ -180,7 +182,6 @@ NEAR = [
 ]
 
 
-@pytest.mark.filterwarnings("ignore::rome_fast.errors.EditWarning")
 def test_a_revert_in_a_chain_of_near_keys_retains_the_last_alone(gpt2, options):
     model, tok = gpt2
     with Session(model, tok, **{**options, "context_templates": ["{}"]}, retain=1.0) as session:
@@ -193,7 +194,6 @@ def test_a_revert_in_a_chain_of_near_keys_retains_the_last_alone(gpt2, options):
         assert session._ledger.retained.retained == {1}
 
 
-@pytest.mark.filterwarnings("ignore::rome_fast.errors.EditWarning")
 def test_an_edit_of_a_window_releases_its_own_near_keys_only(gpt2, options, requests):
     model, tok = gpt2
     with Session(model, tok, **{**options, "context_templates": ["{}"]}, retain=1.0) as session:
@@ -205,6 +205,7 @@ def test_an_edit_of_a_window_releases_its_own_near_keys_only(gpt2, options, requ
         assert session._ledger.retained.retained == {1, 2}
 
 
+@pytest.mark.covering
 def test_many_keys_at_once_are_factored_once(draw, projection, base, backend, monkeypatch):
     keys, asked = keys_of(draw, 20), draw(D_KEY)
     retained = RetainedMoment(base, 0.5, projection, backend)

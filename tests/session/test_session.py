@@ -25,8 +25,6 @@ from rome_fast.prompt.ids import text_ids
 from rome_fast.prompt.readback import read_targets
 from rome_fast.prompt.target import find_target_ids
 
-pytestmark = pytest.mark.filterwarnings("ignore::rome_fast.errors.EditWarning")
-
 
 def test_edits_hold_and_are_numbered(tiny, options, requests):
     model, tok = tiny
@@ -54,6 +52,7 @@ def test_without_safeguards_a_session_is_edit_many(tiny, options, settings, requ
     assert same_bits(model, bits)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 def test_undo_of_everything_gives_every_bit_back(tiny, options, requests, dtype):
     model, tok = tiny
@@ -66,6 +65,7 @@ def test_undo_of_everything_gives_every_bit_back(tiny, options, requests, dtype)
         assert len(session.log) == 0
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_revert_in_the_middle_is_a_replay_without_it(tiny, options, requests, dtype):
     model, tok = tiny

@@ -17,8 +17,6 @@ from rome_fast import EditLog, Guard, HealthCheck, Session
 from rome_fast.errors import EditLogError, JournalError, SessionWarning
 from rome_fast.session.retention import RetainedMoment
 
-pytestmark = pytest.mark.filterwarnings("ignore::rome_fast.errors.EditWarning")
-
 
 @pytest.fixture
 def written(gpt2, options, requests, tmp_path):
@@ -91,6 +89,7 @@ def test_a_resumed_session_edits_as_one_that_never_stopped(gpt2, options, reques
         torch.testing.assert_close(third.state_dict()[name], weight, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_killed_at_any_moment(tmp_path):
     seed = random.SystemRandom().randrange(2**31)

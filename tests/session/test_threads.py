@@ -15,8 +15,6 @@ import rome_fast
 from rome_fast import Session
 from rome_fast.errors import SessionError
 
-pytestmark = pytest.mark.filterwarnings("ignore::rome_fast.errors.EditWarning")
-
 
 def run_all(*targets):
     """Run them at once; what one of them raises is raised here."""
@@ -319,6 +317,7 @@ def test_an_edit_that_waited_for_close_is_refused(gpt2, options, requests):
     assert len(session.log) == 0
 
 
+@pytest.mark.covering(compiled=[False])
 @pytest.mark.parametrize("compiled", [False, True])
 def test_a_block_may_wait_for_a_generation_in_another_thread(gpt2, options, requests, compiled):
     """How transformers' streamers are read; an edit that waits must not stop the worker."""

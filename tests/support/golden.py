@@ -1,7 +1,7 @@
 """What an unchanged library computes, as hashes: single edits, a sequence, statistics, a log.
 
-    python tests/golden.py             # print what this checkout computes here
-    python tests/golden.py --record    # add it to tests/golden.json
+    python tests/support/golden.py             # print what this checkout computes here
+    python tests/support/golden.py --record    # add it to tests/support/golden.json
 
 Bits hold for one processor, one torch and one thread; texts, token ids and counts hold anywhere.
 Only public names are used, so the same file runs at any commit.
@@ -149,7 +149,7 @@ def _hash(value: Any) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--record", action="store_true", help="add it to tests/golden.json")
+    parser.add_argument("--record", action="store_true", help="add it to tests/support/golden.json")
     here = computed()
     if parser.parse_args().record:
         known = json.loads(RECORDED.read_text()) if RECORDED.exists() else {"bits": {}}

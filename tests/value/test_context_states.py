@@ -16,8 +16,6 @@ from rome_fast.value.batch import EditBatch
 from rome_fast.value.context_states import ContextStates, FirstPasses
 from rome_fast.value.first_pass import run_first_pass
 
-pytestmark = pytest.mark.filterwarnings("ignore::rome_fast.errors.EditWarning")
-
 
 def batches():
     """Three batches of contexts whose first 3, 5 and 2 tokens are always the same."""
@@ -32,6 +30,7 @@ def batches():
     return made
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("layer", [1, 2])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_first_passes_are_those_of_the_whole_model(family, layer):

@@ -21,6 +21,7 @@ from rome_fast.value.suffix_forward import SuffixForward
 MIB = 2**20
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("layer", [0, 2])
 @pytest.mark.parametrize("family", ["GPT2", "Llama", "Qwen3", "GPTBigCode", "GPTJ", "Gemma3"])
 def test_keys_and_values_are_counted_to_the_byte(family, layer):

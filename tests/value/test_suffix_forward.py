@@ -24,6 +24,7 @@ def logits_and_gradient(way, deltas):
     return logits, *torch.autograd.grad((logits * weights).sum(), [deltas])
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("multiple", [1, 4])
 @pytest.mark.parametrize("layer", [0, 1, 2])
 @pytest.mark.parametrize("family", FAMILIES)

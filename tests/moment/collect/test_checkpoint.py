@@ -48,6 +48,7 @@ def stop_after(texts, n):
         yield text
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("tokens", ["auto", 1300])
 @pytest.mark.parametrize("n", [0, 3, 20, 40])
 def test_resumed_is_the_same_bits(gpt2, many, tmp_path, tokens, n):

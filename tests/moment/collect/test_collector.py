@@ -23,6 +23,7 @@ def mean(keys):
     return keys.T @ keys / len(keys)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("length", [8, 16, 1024])
 def test_every_token_of_every_layer_is_seen_once(tiny, texts, oracle, length):
     model, tok = tiny

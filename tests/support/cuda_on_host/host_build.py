@@ -10,6 +10,7 @@ import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from filelock import FileLock
 from torch.utils.cpp_extension import get_cxx_compiler, include_paths, library_paths
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -41,13 +42,14 @@ def build(paths: list[Path], name: str) -> Path:
     headers = [p for folder in (HERE, ROOT / "csrc") for p in sorted(folder.rglob("*.*h"))]
     common = _digest(*headers, Path(__file__))
     KEPT.mkdir(parents=True, exist_ok=True)
-    with ThreadPoolExecutor(2) as pool:
+    # Another worker of the same run finds here what the first one has compiled.
+    with FileLock(KEPT / "lock"), ThreadPoolExecutor(2) as pool:
         objects = list(pool.map(lambda path: _compiled(path, common), paths))
-    names = hashlib.sha256("".join(o.name for o in objects).encode()).hexdigest()[:16]
-    library = KEPT / f"{name}-{names}.so"
-    if not library.exists():
-        links = [f"-L{path}" for path in library_paths()]
-        _run("-shared", *map(str, objects), *links, "-ltorch_cpu", "-lc10", target=library)
+        names = hashlib.sha256("".join(o.name for o in objects).encode()).hexdigest()[:16]
+        library = KEPT / f"{name}-{names}.so"
+        if not library.exists():
+            links = [f"-L{path}" for path in library_paths()]
+            _run("-shared", *map(str, objects), *links, "-ltorch_cpu", "-lc10", target=library)
     return library
 
 
@@ -59,8 +61,7 @@ def _compiled(source: Path, common: str) -> Path:
 
 
 def _run(*arguments: str, target: Path) -> None:
-    # Another run may be building the same.
-    part = target.with_suffix(f".{id(target)}.part")
+    part = target.with_suffix(".part")  # a compilation that is ended leaves no half of an object
     command = [get_cxx_compiler(), *arguments, "-o", str(part)]
     process = subprocess.run(command, capture_output=True, text=True)
     if process.returncode:
