@@ -55,7 +55,7 @@ class FirstPass:
     parts: tuple[tuple[EditBatch, FirstPass], ...] = ()
 
 
-# What a model says that has no such cache, or no such argument.
+# The errors of a model that has no such cache, or no such argument.
 CANNOT = (TypeError, ValueError, AttributeError, IndexError, NotImplementedError, RuntimeError)
 
 
