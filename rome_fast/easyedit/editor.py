@@ -194,7 +194,7 @@ class BaseEditor:
     def _second_moment(
         self, spec: ModelSpec, projection: DownProjection
     ) -> SecondMoment | str | None:
-        """Found once for each setting: texts that were given can be read but once."""
+        """Found once per setting and kept: given texts may be readable only once."""
         hparams = self.hparams
         key = (
             projection.layer,

@@ -43,13 +43,13 @@ class Run:
         ]
 
     def edit_and_measure(self) -> None:
-        """One after the other, each measured on top of those before it."""
+        """Edit one after the other; measure each on the model with those before it."""
         for i in self._progress("edits"):
             self.results.append(self._edit(i))
             self._measure_after(i)
 
     def measure_alone(self) -> None:
-        """Each on the model as it was, and undone."""
+        """Measure each edit alone on the model as it was; every edit is undone."""
         notes = list(self.engine.notes)
         for i in self._progress("each edit alone"):
             self._edit(i)
