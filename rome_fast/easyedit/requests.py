@@ -21,7 +21,7 @@ def build_requests(
     locality: Mapping[str, Mapping[str, Any]] | None = None,
     portability: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> list[dict[str, Any]]:
-    """One dictionary an edit, with EasyEdit's keys; a string stands for a list of one.
+    """One dictionary per edit, with EasyEdit's keys; a string stands for a list of one.
 
     Raises:
         InvalidRequestError: a list is not as long as ``prompts``; the message names both.

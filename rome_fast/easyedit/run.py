@@ -61,7 +61,7 @@ class Run:
         self.results = [self._edit(i) for i in self._progress("edits")]
 
     def tell(self, sequential: bool) -> None:
-        """Warn of what the results say, and print a line an edit."""
+        """Issue the warnings of the results, and print a line per edit."""
         for text in (text for result in self.results for text in result.warnings):
             warnings.warn(text, EditWarning, stacklevel=4)
         if not sequential and len(self.requests) > 1:

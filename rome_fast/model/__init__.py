@@ -1,5 +1,5 @@
-"""What editing knows about a decoder, and how it hooks into its forward.
+"""What editing knows of a decoder, and how it hooks into one.
 
-spec (blocks and the matrix to edit) builds on structure, weights and wrappers; intercept hooks into
+spec (blocks and the matrix to edit) builds on structure, weights and wrappers; intercept changes
 a forward; lock and owner say who may edit; nonfinite says where the first NaN appears.
 """

@@ -1,7 +1,7 @@
 """A Session's journal while it is written: on the disk before an edit is acknowledged.
 
-One open file for the whole Session. ``end`` is where its acknowledged records end; what an error
-left behind that is not a record, and is cut off.
+One open file for the whole Session. ``end`` is where its acknowledged records end; anything after
+it, left by an error, is not a record and is cut off.
 """
 
 from __future__ import annotations

@@ -174,7 +174,7 @@ class Session:
             order, window, progress: as in ``rome_fast.edit_many``.
 
         Returns:
-            An iterator over EditResults, one a request, in order; a RejectedEdit stands for one
+            An iterator over EditResults, one per request, in order; a RejectedEdit stands for one
             that was refused. Nothing is edited before its first result is asked for. Edits whose
             results were given are kept, whatever happens to later ones.
 

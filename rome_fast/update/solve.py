@@ -68,7 +68,7 @@ def build_constraint(variant: str, keys: Keys, value_delta: Tensor) -> Constrain
     if variant == "original":
         return Constraint(mean, prompt, value_delta)
     if variant == "mean_key":
-        # v* is one point: the mean output is moved to it from where the mean output is now.
+        # v* is one point: the residual moves the mean output there from where it is now.
         return Constraint(mean, mean, keys.value_init + value_delta - keys.mean_value)
     if variant == "prompt_key":
         return Constraint(prompt, prompt, value_delta)
@@ -152,7 +152,7 @@ class Solution:
     is_sound: bool
 
     def refusal(self, name: str) -> EditRejectedError:
-        """The error for an update that was not applied for another reason than its norm."""
+        """The error for an update that was refused for a reason other than its norm."""
         return EditRejectedError(
             f"the update of {name} was refused: denominator {self.denominator:.3g}, norm "
             f"{self.norm:.3g}. The mean key and the prompt key disagree, or the residual is not "

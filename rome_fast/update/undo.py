@@ -116,7 +116,7 @@ class WeightHistory:
 
     @contextmanager
     def untouched(self) -> Iterator[None]:
-        """Afterwards, undo whatever was written to the weight inside, recorded or not."""
+        """On exit, undo whatever was written to the weight inside, recorded or not."""
         n_edits = len(self)
         try:
             yield

@@ -88,7 +88,7 @@ class ContextStates:
         batch: EditBatch,
         first: FirstPass,
     ) -> ContextStates | None:
-        """Those of a batch's first request; None if no block below has a cache, or a version."""
+        """Those of a batch's first request; None if no block below has a cache, or no versions."""
         versions = _versions_below(spec, projection)
         if not first.attention_below or versions is None:
             return None

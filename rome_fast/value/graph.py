@@ -45,7 +45,7 @@ _HALF_TOLERANCE = 1e-1
 
 
 class Graphs:
-    """The graphs of one model, by ``Problem.key()``; a str says why there is none.
+    """The graphs of one model, by ``Problem.key()``; a str says why a problem has none.
 
     They share one memory pool, as large as the largest one needs: two graphs of a model never run
     at once. All are captured on one stream, since the memory of a pool belongs to a stream.

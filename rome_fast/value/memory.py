@@ -64,7 +64,7 @@ def estimate(
     identity: bool = False,
     bfloat16_copies: bool = False,
 ) -> MemoryEstimate:
-    """Count the bytes that a group of requests takes that are searched together.
+    """Count the bytes taken by requests that are searched together.
 
     Args:
         rows_at_once: of one request, if its rows run in parts; None for all.
@@ -84,7 +84,7 @@ def estimate(
     n_kept = n_above * before + (layer * length if at_once == n_rows else 0)
     one_block = length * (4 * d_model + 3 * d_key) + length**2 * attention.scores
     mask = length**2 * (1 + size)
-    # Activations that gated and composed functions keep for gradients, and intermediate ones.
+    # Activations kept for gradients (several by gated and composed functions), and temporary ones.
     one_step = columns * (6 * d_model + 4 * d_key) + (before + columns) * attention.in_step
     first_pass = (spec.n_layers * length * attention.stored + one_block) * size + mask
     return MemoryEstimate(

@@ -87,7 +87,7 @@ class KeyValueSearch:
     def find(
         self, spec: ModelSpec, edits: Sequence[TokenizedEdit], timings: Timings
     ) -> list[KeyValue]:
-        """One KeyValue a request, in order.
+        """One KeyValue per request, in order.
 
         Args:
             spec: of the same model, as it is now.
@@ -114,7 +114,7 @@ class KeyValueSearch:
         return [found for _, found in sorted(zip(order, done, strict=True), key=lambda x: x[0])]
 
     def _find_at_once(self, batch: EditBatch, n_rows: int, timings: Timings) -> list[KeyValue]:
-        """Find those of a batch; rows of a single request run at most ``n_rows`` at a time."""
+        """Find a batch's keys and values; one request's rows run at most ``n_rows`` at a time."""
         model, projection = self._spec.model, self._projection
         if n_rows < batch.n_rows:
             first = run_in_parts(self._spec, projection, batch, n_rows)
@@ -161,7 +161,7 @@ class KeyValueSearch:
     def _as_many_as_fit(
         self, edits: Sequence[TokenizedEdit]
     ) -> tuple[Sequence[TokenizedEdit], int]:
-        """The first requests, and how many of their rows run at once: all, except of a single one.
+        """The next batch, and how many of its rows run at once: all, unless it is a single request.
 
         Raises:
             InsufficientMemoryError: not a single row fits.
@@ -187,7 +187,7 @@ class KeyValueSearch:
     def _expect_half(self, batch: Sequence[TokenizedEdit], n_rows: int) -> None:
         """Memory ran out: from now on assume that only half of what was tried fits.
 
-        Free memory is not measured again: it may not count yet what the attempt has freed.
+        Free memory is not measured again: it may not include yet what the attempt has freed.
         """
         if n_rows == 1:
             raise self._insufficient(batch[0], "an allocation failed")

@@ -74,7 +74,7 @@ def tokenizer_for_peer(
 
 
 def torch_view(device: torch.device, **replaced: object) -> ModuleType:
-    """Module ``torch`` with its ``tensor`` and ``zeros`` on ``device``, whatever they are told.
+    """Module ``torch`` whose ``tensor`` and ``zeros`` are on ``device``, whatever device is named.
 
     It replaces the global ``torch`` of one peer module; no other module's changes, and a look-up in
     it costs what it always costs. ``replaced`` are further attributes to replace.

@@ -188,7 +188,7 @@ class Collection:
         self.tokens_read += len(row)
 
     def _take(self, projection: DownProjection, keys: Tensor, rows: list[Row]) -> None:
-        """Add the keys of one layer, [n * t, d_key], but for those that are held out or skipped."""
+        """Add the keys of one layer, [n * t, d_key], except those that are held out or skipped."""
         moment, convergence = self.moments[projection.layer], self.convergences[projection.layer]
         length = len(rows[0])
         mask = torch.ones(len(rows), length, dtype=torch.bool)
