@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Atomic writes of files: a file is there whole or not at all."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def write_whole(
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a text file in that way."""
+    """Write a text file atomically."""
 
     def write(partial: Path) -> None:
         partial.write_text(text, encoding="utf-8")

@@ -82,7 +82,7 @@ def edit_many(
     backend: str = "auto",
     strict: bool = False,
 ) -> list[EditResult]:
-    """Change many facts of ``model``, in place, one result a request.
+    """Change many facts of ``model``, in place, one result per request.
 
     Args:
         requests: as ``edit`` takes them; all are read before the first is edited.
@@ -158,7 +158,7 @@ def _edit_in_windows(
 
 
 def check_many(requests: object) -> None:
-    """Raise InvalidRequestError if these are not many requests but one, or none at all."""
+    """Raise InvalidRequestError if it is a single request, or no iterable of them."""
     if isinstance(requests, EditRequest | Mapping | str) or not isinstance(requests, Iterable):
         raise InvalidRequestError(
             f"requests must be a list of requests, got {type(requests).__name__}: edit() takes "

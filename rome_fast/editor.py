@@ -1,4 +1,4 @@
-"""The corridor: request -> tokens -> key -> value -> update -> what the model says now.
+"""The pipeline of an edit: request -> tokens -> key -> value -> update -> reading the model.
 
 Orchestration only; this is the one file that knows the order of the steps.
 """
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Proposal:
-    """An edit that was solved on the weights as they are, and is not in them.
+    """An edit that was solved on the present weights, but not written into them.
 
     Attributes:
         weight_norm, losses, seconds, warnings: as in an EditResult.
@@ -84,7 +84,7 @@ class Editor:
         return self.spec.model
 
     def prepare(self, context_templates: Sequence[str] | None, second_moment: object) -> None:
-        """The contexts and the second moment, sampled from the model where none are given."""
+        """Set contexts and second moment, which are sampled from the model where not given."""
         hparams = self.hparams
         if context_templates is None:
             self.context_templates = sample_context_templates(
@@ -114,11 +114,11 @@ class Editor:
         self.timings.lap("second moment")
 
     def edit(self, requests: Sequence[EditRequest], strict: bool) -> list[EditResult]:
-        """A window of requests, all searched on the weights as they are now and solved together.
+        """Edit a window of requests, all searched on the present weights and solved together.
 
         Returns:
-            One result a request, in order; fewer than requests where the keys of one depend on
-            those before it. The rest then wants the weights as they have become.
+            One result per request, in order; fewer than requests where the keys of one depend on
+            those before it. The rest must then be searched on the new weights.
         """
         found = self.find(requests)
         constraints = [self.constraint(f) for f in found]
@@ -141,7 +141,7 @@ class Editor:
         return [replace(f, raw_before=raw) for f, raw in zip(found, readings, strict=True)]
 
     def _read_raw(self, edits: Sequence[TokenizedEdit]) -> list[Reading | None]:
-        """Of requests in a chat, what the model says after the plain prompt."""
+        """For requests in a chat, what the model says after the plain prompt; None for others."""
         asked = [edit.raw for edit in edits if edit.raw is not None]
         if not asked:
             return [None] * len(edits)
@@ -165,7 +165,7 @@ class Editor:
         undos: Sequence[Undo],
         weight_norm: float,
     ) -> list[EditResult]:
-        """What the model says now that the updates are in it, one result an update."""
+        """Read what the model says with the updates in it; one result per update."""
         edited = [f.tokens for f in found[: len(updates)]]
         after = read_targets(
             self.model,
@@ -184,7 +184,7 @@ class Editor:
         return results
 
     def propose(self, requests: Sequence[EditRequest]) -> list[Proposal]:
-        """A window of requests, searched together, but each solved as if it were the only one.
+        """Search a window of requests together, but solve each as if it were the only one.
 
         The weight's bits are the same before and after.
         """

@@ -56,7 +56,7 @@ class InsufficientMemoryError(RomeFastError, MemoryError):
 
 
 class EditRejectedError(RomeFastError):
-    """The update was refused before it was written: its denominator is too small, or it too large.
+    """The update was refused before it was written: too small a denominator, or too large a norm.
 
     Attributes:
         numbers: what decided, by name: "norm", "limit", "denominator", "cost"; those that apply.
@@ -75,7 +75,7 @@ class RevertError(RomeFastError):
     """An edit cannot be undone because the weight was changed again after it."""
 
 
-# What one request can fail by; anything else would fail all others too.
+# The errors of one request; any other error would fail all requests.
 REFUSALS = (
     InvalidRequestError,
     TokenizerMismatchError,

@@ -9,7 +9,7 @@ from rome_fast.errors import InvalidArgumentError
 from rome_fast.types import Diagnostics, EditResult
 from rome_fast.value.optimize import NOT_CONVERGED
 
-# Keys a dimension: C^-1 k mostly settles at so many, and is poor at half of them
+# Keys per dimension at which C^-1 k has mostly settled; with half as many it is poor
 # (docs/numerics.md, section 3).
 ENOUGH_KEYS = 16
 # Edits of 200 facts in a good layer change at most 0.45 of the weight's norm
@@ -18,7 +18,7 @@ LARGE_UPDATE = 0.5
 # Facts are recalled in the lower and middle layers (ROME, section 2.1); the highest layer of a
 # preset is GPT-2 small's, the tenth of twelve.
 USEFUL_DEPTH = 5 / 6
-# A bare prompt's key that has less in common with the mean key is an outlier.
+# A bare prompt's key with a smaller cosine to the mean key is an outlier.
 ALIKE = 0.5
 
 

@@ -45,9 +45,9 @@ class RomeHparams:
         v_lr: Adam's learning rate.
         v_weight_decay: factor of ||delta|| / ||v0||^2 in the loss.
         clamp_norm_factor: bound of ||delta|| in units of ||v0||.
-        kl_factor: weight of the KL term that holds the subject's essence still.
+        kl_factor: weight of the KL term that preserves the subject's essence.
         v_stop_loss: the search ends below this loss, once the target is the likeliest answer in
-            every context; a higher one makes smaller updates of a less sure target.
+            every context; a higher one gives smaller updates and a less certain target.
         mom2_adjustment: use the second moment; False stands for the identity.
         mom2_dtype: dtype of the running sum when a second moment is collected.
         context_template_length_params: ``[[length, count], ...]`` of the sampled contexts.
@@ -55,7 +55,7 @@ class RomeHparams:
         seed: of the sampled contexts.
         compute_dtype: ``"model"`` searches v* in the model's own dtype, ``"bfloat16"`` with
             bfloat16 copies of the weights above the edited one.
-        shared_expert: in a mixture of experts, edit the expert that every token passes through.
+        shared_expert: in a mixture of experts, edit the expert that all tokens share.
     """
 
     layers: tuple[int, ...]
@@ -144,7 +144,7 @@ class RomeHparams:
 
 
 def read_file(path: str | Path) -> dict[str, Any]:
-    """What a JSON or YAML file of settings says, unchecked; HparamsError where it says nothing."""
+    """The mapping in a JSON or YAML file of settings, unchecked; HparamsError if it has none."""
     import yaml
 
     try:
@@ -163,7 +163,7 @@ def read_file(path: str | Path) -> dict[str, Any]:
 
 
 def defaults_for(spec: ModelSpec, layer: int | None = None) -> tuple[RomeHparams, str | None]:
-    """The preset, or derived defaults and a note that names them; of ``layer`` if it is given."""
+    """The preset, or derived defaults and a note that names them; for ``layer`` if it is given."""
     preset = _preset(spec)
     if preset is None:
         return _derived(spec, layer)
@@ -175,7 +175,7 @@ def _is_int(x: object) -> bool:
 
 
 def is_number(x: object) -> bool:
-    """Whether it is a plain number, and no truth value."""
+    """Whether it is an int or a float, and not a bool."""
     return isinstance(x, int | float) and not isinstance(x, bool)
 
 
@@ -221,7 +221,7 @@ def _tuples(name: str, value: Any) -> Any:
 
 
 def _coerce(value: Any, kind: type) -> Any:
-    """YAML 1.1 reads ``5e-1`` as a string, and JSON has no floats that are whole."""
+    """YAML 1.1 reads ``5e-1`` as a string, and JSON may write a whole float as an integer."""
     if kind is float and not isinstance(value, bool):
         try:
             return float(value)

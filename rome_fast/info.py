@@ -1,4 +1,4 @@
-"""What is installed, which kernels run, and why the native ones do not if they do not.
+"""What is installed, which kernels run, and why native ones do not.
 
 python -m rome_fast.info
 """

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Timings:
-    """Each ``lap`` books the time since the last one."""
+    """Seconds by phase: each ``lap`` adds the time since the last one to its phase."""
 
     seconds: dict[str, float] = field(default_factory=dict)
     _last: float = field(default_factory=time.perf_counter)

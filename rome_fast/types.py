@@ -1,4 +1,4 @@
-"""The nouns that travel through an edit: request, update, result. All frozen, all plain."""
+"""The data types of an edit: request, update, result. All frozen, all plain."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class RankOneUpdate:
 
 @dataclass(frozen=True)
 class Diagnostics:
-    """What ``explain`` looks at beside the result that it belongs to.
+    """What ``explain`` uses besides the other fields of the result.
 
     Attributes:
         n_layers: of the model.
@@ -66,7 +66,7 @@ class Diagnostics:
 
 
 class Undo(Protocol):
-    """What takes an edit back."""
+    """Reverts an edit."""
 
     def revert(self) -> None: ...
 
@@ -88,10 +88,10 @@ class EditResult:
         seconds: wall-clock seconds by phase; of a window, each request's share.
         window: how many requests were searched and solved together with this one, itself
             included; 1 unless ``edit_many(order="independent")``.
-        hparams: what it was edited with; ``diagnostics``: what ``rome_fast.explain`` looks at.
+        hparams: what it was edited with; ``diagnostics``: what ``rome_fast.explain`` uses.
         edit_id: its number in a Session's log; None outside of one.
         replaced: numbers of earlier edits of the same fact that the Session took out for it.
-        raw: of an edit in a chat, what the model says of the target after the same prompt as a
+        raw: for an edit in a chat, what the model says of the target after the same prompt as a
             plain text, read from the same weights; None for a plain prompt.
     """
 

@@ -1,4 +1,4 @@
-"""One edit to be measured: what every implementation is given alike."""
+"""One edit to be measured, given alike to every implementation."""
 
 from __future__ import annotations
 

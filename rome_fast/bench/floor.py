@@ -1,7 +1,7 @@
 """The arithmetic that one edit cannot do without, counted from shapes.
 
 At the rate of the machine's own matrix product it is a time that no implementation of the same
-method can beat by better code; how near an edit comes to it is what is left to gain.
+method can beat by better code; the distance of an edit from it is what is left to gain.
 """
 
 from __future__ import annotations

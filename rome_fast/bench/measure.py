@@ -1,7 +1,7 @@
 """One edit by several implementations on one machine: agreement first, then time in turns.
 
 A machine changes speed from one minute to the next. Every run of a peer therefore has a run of
-rome_fast just before it, and what is quoted is the ratio of such neighbours.
+rome_fast just before it, and the ratio of the two is reported.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ MATCHED_COSINE = 0.999
 
 @dataclass(frozen=True)
 class Row:
-    """What one implementation took, and whether it did the same.
+    """The time and memory of one implementation, and whether it made the same update.
 
     Attributes:
         seconds: of each edit.
-        times_ours: for each, over the seconds of the rome_fast edit just before it.
-        phases: median seconds by phase, as the implementation books them.
+        times_ours: seconds of each, divided by those of the rome_fast edit just before it.
+        phases: median seconds by phase, as the implementation reports them.
         cosine, norm_ratio: of its dW to rome_fast's, (<a, b> / |a||b|, |a| / |b|).
         matched: cosine at least 0.999 and as many steps.
         peak_mib: memory beyond the model in a fresh process, None if it cannot be told.
@@ -96,8 +96,8 @@ def measure(case: Case, peers: Sequence[Peer | str] = (), *, rounds: int = 5) ->
     """Compare one edit of rome_fast with the peers', by result, time and memory.
 
     A case with a second moment is measured with it, and again with the identity for the peers
-    that take none, or by default use none. The first edit of each warms it up and is what results
-    are compared by.
+    that take none, or by default use none. The first edit of each is a warm-up; its result is the
+    one that is compared.
 
     Args:
         peers: implementations, or specs for ``load_peer``.

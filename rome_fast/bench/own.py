@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class RomeFast:
-    """A trial, so that the weights keep their bits.
+    """Makes the edit as a trial, so that the weights keep their bits.
 
     Args:
         compute_dtype: in place of the hparams' own.

@@ -56,7 +56,7 @@ def peaks_in_children(case: Case, peers: Sequence[Peer | str]) -> list[int | Non
     """Peak of one edit by each implementation, in a fresh process each; MiB beyond the model.
 
     What is kept for later edits (a factor or an inverse of C) counts too. None where it cannot be
-    told: no /proc, or the system killed the child for want of memory.
+    measured: no /proc, or the system killed the child because memory ran out.
 
     Args:
         peers: each can be pickled, or is the spec that ``load_peer`` takes.

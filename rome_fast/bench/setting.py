@@ -1,4 +1,4 @@
-"""On what a benchmark ran; every result says it."""
+"""The commit, machine and versions of a benchmark, which are part of every result."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def setting() -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """Of the checkout that this file is tracked in, with a plus where files differ from it."""
+    """Commit of the checkout that tracks this file, with a plus where files differ from it."""
     # An installed copy may lie inside somebody else's repository: there it is not tracked.
     if _git("ls-files", "--error-unmatch", Path(__file__).name) is None:
         return None

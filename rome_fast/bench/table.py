@@ -22,7 +22,7 @@ _RIGHT = ("seconds", "x rome_fast", "MiB", "cosine", "same")
 
 
 def table_of(comparison: Comparison) -> Table:
-    """One line an implementation; the seconds of one that does not match say nothing."""
+    """One line per implementation; the seconds of one that does not match mean nothing."""
     title = f"{comparison.c_mode}; medians (quartiles); peak MiB beyond the model; cosine of dW"
     # The box sets one space between columns; with that alone the table fits into 80.
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0)
@@ -108,7 +108,7 @@ def row_facts(comparison: Comparison, row: Row) -> dict[str, Any]:
 
 
 def quartiles(values: Sequence[float]) -> list[float]:
-    """The lower and the upper one; a single value is both, and no value has none."""
+    """The lower and the upper quartile; a single value is both, and no values have none."""
     if len(values) < 2:
         return [*values, *values]
     low, _, high = statistics.quantiles(values, n=4, method="inclusive")

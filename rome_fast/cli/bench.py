@@ -106,7 +106,7 @@ def bench(
 def _request(
     model: str | None, prompt: str | None, subject: str | None, target: str | None
 ) -> EditRequest:
-    """What was asked for, or a default; a part of a request is none."""
+    """The request of the options, or a default without any; a part of a request is an error."""
     if prompt is None and subject is None and target is None:
         return EMBEDDED_REQUEST if model is None else NEUTRAL_REQUEST
     if prompt is None or subject is None or target is None:
@@ -117,7 +117,7 @@ def _request(
 def _hparams(
     model: PreTrainedModel, file: Path | None, steps: int | None, variant: str
 ) -> RomeHparams:
-    """The file as it is; else the defaults, so slow that all steps together go as far as one."""
+    """The file's; else defaults with a v_lr so small that all steps together go as far as one."""
     chosen = defaults_for(ModelSpec.of(model))[0] if file is None else RomeHparams.from_file(file)
     n_steps = chosen.v_num_grad_steps if steps is None else steps
     chosen = chosen.replace(v_num_grad_steps=n_steps, variant=variant)
@@ -131,7 +131,7 @@ def _case(
     hparams: RomeHparams,
     second_moment: str,
 ) -> Case:
-    """Contexts and C as all implementations get them: neither is timed."""
+    """The contexts and C that all implementations get; making them is not timed."""
     from rome_fast.bench.case import Case
 
     with frozen(ModelSpec.of(model)):
@@ -149,7 +149,7 @@ def _damped(
     hparams: RomeHparams,
     second_moment: str,
 ) -> Tensor | None:
-    """C with its ridge, [d_key, d_key]: peers know of none."""
+    """C with its ridge added, [d_key, d_key], since peers add none."""
     projection = ModelSpec.of(model).down_projection(hparams.layer)
     dtype = getattr(torch, hparams.mom2_dtype)
     moment = resolve_second_moment(second_moment, ModelSpec.of(model), tok, projection, dtype)

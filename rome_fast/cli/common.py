@@ -62,7 +62,7 @@ def complain(message: object) -> None:
 
 
 def is_first_process() -> bool:
-    """False in all processes of a torchrun but one, which speaks for them."""
+    """False in all processes of a torchrun but one, which prints for all."""
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -102,7 +102,7 @@ def load_model_or_demo(
 
 
 def no_loading_bars() -> None:
-    """transformers draws a bar of its own for every model that it loads."""
+    """Turn off the progress bar that transformers draws for every model that it loads."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()

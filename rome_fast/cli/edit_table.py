@@ -1,4 +1,4 @@
-"""What many edits did, each in a row, and what is left of them in the finished model."""
+"""A table of many edits, one per row: what each did, and whether it holds in the finished model."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Row:
 
 
 def rows_of(results: Sequence[EditResult]) -> list[Row]:
-    """Of what ``edit_many`` gave."""
+    """The rows of the results of ``edit_many``."""
     return [
         Row(
             result.request,
@@ -59,7 +59,7 @@ def rows_of(results: Sequence[EditResult]) -> list[Row]:
 
 
 def print_all(model: PreTrainedModel, tok: PreTrainedTokenizerBase, rows: Sequence[Row]) -> bool:
-    """A table of what each edit did and what is left of it; whether any does not hold."""
+    """Print a table of what each edit did and whether it holds; True if any does not."""
     from rome_fast.evaluate.records import Question
     from rome_fast.evaluate.scoring import score
 

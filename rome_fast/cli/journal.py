@@ -110,6 +110,6 @@ def _differences(own: RomeHparams, given: RomeHparams | None, variant: str | Non
 
 
 def _last_of_each_fact(requests: Sequence[EditRequest]) -> list[EditRequest]:
-    """Without those that a later one of the file replaces: they would be edited at every run."""
+    """Drop requests that a later one of the file replaces: they would be edited at every run."""
     last = {request.fact: place for place, request in enumerate(requests)}
     return [request for place, request in enumerate(requests) if last[request.fact] == place]

@@ -141,7 +141,7 @@ def plan(
 
 
 def _spread(records: list[EditRecord], size: int) -> list[EditRecord]:
-    """So many of the records, evenly over the list: files are often sorted by relation."""
+    """``size`` of the records, evenly over the list: files are often sorted by relation."""
     if size < 1:
         raise InvalidArgumentError(f"--sample must be at least 1, got {size}")
     n = min(size, len(records))

@@ -22,7 +22,7 @@ SUFFIXES = (".safetensors", ".npz")
 
 
 class Output:
-    """One file a layer, and the checkpoint beside them.
+    """One file per layer, and the checkpoint beside them.
 
     Args:
         out: a file for a single layer, where the suffix says so, else a folder.

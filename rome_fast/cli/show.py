@@ -25,10 +25,10 @@ _DECILES = {"largest": 1.0, **{f"{p} %": p / 100 for p in range(90, 0, -10)}, "s
 
 
 def print_moment(moment: SecondMoment, path: Path) -> None:
-    """Everything that the file says, and what its eigenvalues say.
+    """Print what the file says, and what its eigenvalues say.
 
     Raises:
-        SecondMomentError: it holds no keys, or numbers that no keys have.
+        SecondMomentError: it holds no keys, or numbers that cannot come from keys.
     """
     values = _eigenvalues(moment)
     console.print(Text(f"{path.name}: {moment.source}"))
@@ -44,7 +44,7 @@ def print_moment(moment: SecondMoment, path: Path) -> None:
 
 
 def _eigenvalues(moment: SecondMoment) -> Tensor:
-    """Those of C without damping, ascending, float64 [d_key] on the CPU."""
+    """Eigenvalues of C without damping, ascending, float64 [d_key] on the CPU."""
     c = moment.moment().double()
     if not c.diagonal().sum() > 0 or not c.tril().isfinite().all():
         raise SecondMomentError(f"second moment ({moment.source}) is zero or not finite")
@@ -121,7 +121,7 @@ def _facts(facts: dict[str, str]) -> Table:
 
 
 def _convergence(checks: list[dict[str, Any]]) -> Table:
-    """The checks, one a line; the first has nothing to compare with."""
+    """The checks, one per line; the first has nothing to compare with."""
     table = Table(box=box.SIMPLE_HEAD)
     for column in ("keys", "ridge", "change", "cosine"):
         table.add_column(column, justify="right")

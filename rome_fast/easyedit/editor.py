@@ -94,9 +94,9 @@ class BaseEditor:
             ground_truth: what they go on with now; only kept in the metrics.
             target_neg, train_ds, loc_prompts: other methods'; without effect on ROME.
             rephrase_prompts: other texts that should go on with the new target, or None.
-            locality_inputs: ``{name: {"prompt": [...], "ground_truth": [...]}}`` with an entry an
+            locality_inputs: ``{name: {"prompt": [...], "ground_truth": [...]}}`` with one entry per
                 edit: a text, a list of texts, or None. Their answers should not change.
-            portability_inputs: the same, of texts whose answers follow from the edit.
+            portability_inputs: the same, for texts whose answers follow from the edit.
             subject: for each prompt the part of it that is looked up.
 
         The others are those of ``edit_requests``, and so is what is returned and raised.
@@ -143,7 +143,7 @@ class BaseEditor:
         Args:
             requests: dicts with prompt, subject, target_new, and if wanted ground_truth,
                 rephrase_prompt, locality, portability ``{name: {"prompt", "ground_truth"}}``.
-            verbose: print a line an edit.
+            verbose: print a line per edit.
             test_generation: also measure the n-gram entropy of a text generated from the prompt.
             keep_original_weight: leave ``self.model`` as it is, and return a second model that
                 shares every tensor with it but the edited weight.
@@ -151,7 +151,7 @@ class BaseEditor:
             pre_file: where to write them to, as JSON.
 
         Returns:
-            ``(metrics, edited_model, weights_copy)``: a dict a request with "pre", "post",
+            ``(metrics, edited_model, weights_copy)``: a dict per request with "pre", "post",
             "case_id" and "requested_rewrite"; the model; and the edited weight's name with a copy
             of it from before this call.
 
@@ -194,7 +194,7 @@ class BaseEditor:
     def _second_moment(
         self, spec: ModelSpec, projection: DownProjection
     ) -> SecondMoment | str | None:
-        """Found once for each setting: texts that were given can be read but once."""
+        """Found once per setting and kept: given texts may be readable only once."""
         hparams = self.hparams
         key = (
             projection.layer,

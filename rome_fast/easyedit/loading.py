@@ -41,7 +41,7 @@ def load(hparams: ROMEHyperParams) -> tuple[Any, Any]:
         raise HparamsError(
             f"hparams.model_name: {named!r} cannot be loaded: {str(error).splitlines()[0]}"
         ) from error
-    # GPT-2's and Llama's tokenizers have none, and cannot pad a batch of prompts without.
+    # GPT-2's and Llama's tokenizers have no pad token, and cannot pad a batch without one.
     if tok.pad_token is None:
         tok.pad_token = tok.eos_token
     # transformers' annotation of .to() loses its argument.

@@ -36,7 +36,7 @@ def measure(
     requests: Sequence[dict[str, Any]],
     test_generation: bool = False,
 ) -> list[dict[str, Any]]:
-    """What EasyEdit has under "pre" and "post", of each request, on the model as it is.
+    """EasyEdit's metrics, its "pre" or "post", of each request on the model as it is.
 
     All questions of all requests are scored together. ``test_generation`` adds the entropy of the
     prompt with its greedy continuation. Under "locality" are the likeliest tokens
@@ -70,7 +70,7 @@ def compare_locality(pre: dict[str, Any], post: dict[str, Any]) -> None:
     """Add to ``post`` the share of each locality answer's tokens that are as they were in ``pre``.
 
     Raises:
-        InvalidArgumentError: ``pre`` was measured of other questions.
+        InvalidArgumentError: ``pre`` was measured on other questions.
     """
     for key, after in list(post["locality"].items()):
         name = key.removesuffix("_output")

@@ -21,7 +21,7 @@ def build_requests(
     locality: Mapping[str, Mapping[str, Any]] | None = None,
     portability: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> list[dict[str, Any]]:
-    """One dictionary an edit, with EasyEdit's keys; a string stands for a list of one.
+    """One dictionary per edit, with EasyEdit's keys; a string stands for a list of one.
 
     Raises:
         InvalidRequestError: a list is not as long as ``prompts``; the message names both.
@@ -95,7 +95,7 @@ def questions(section: str, name: str, group: Mapping[str, Any]) -> list[tuple[s
 def _groups(
     section: str, given: Mapping[str, Mapping[str, Any]] | None, n: int
 ) -> list[dict[str, dict[str, Any]]]:
-    """The groups of each edit; where its prompt is None, it has none of that name."""
+    """The groups of each edit; a group whose prompt is None is left out."""
     own: list[dict[str, dict[str, Any]]] = [{} for _ in range(n)]
     for name, group in (given or {}).items():
         if not isinstance(group, Mapping) or not {"prompt", "ground_truth"} <= set(group):

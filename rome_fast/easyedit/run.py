@@ -43,13 +43,13 @@ class Run:
         ]
 
     def edit_and_measure(self) -> None:
-        """One after the other, each measured on top of those before it."""
+        """Edit one after the other; measure each on the model with those before it."""
         for i in self._progress("edits"):
             self.results.append(self._edit(i))
             self._measure_after(i)
 
     def measure_alone(self) -> None:
-        """Each on the model as it was, and undone."""
+        """Measure each edit alone on the model as it was; every edit is undone."""
         notes = list(self.engine.notes)
         for i in self._progress("each edit alone"):
             self._edit(i)
@@ -61,7 +61,7 @@ class Run:
         self.results = [self._edit(i) for i in self._progress("edits")]
 
     def tell(self, sequential: bool) -> None:
-        """Warn of what the results say, and print a line an edit."""
+        """Issue the warnings of the results, and print a line per edit."""
         for text in (text for result in self.results for text in result.warnings):
             warnings.warn(text, EditWarning, stacklevel=4)
         if not sequential and len(self.requests) > 1:

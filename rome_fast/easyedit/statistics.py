@@ -29,7 +29,7 @@ def find_second_moment(
     projection: DownProjection,
     given: object = None,
 ) -> SecondMoment | str | None:
-    """What ``second_moment=`` of ``rome_fast.edit`` becomes; None where the settings want none.
+    """The ``second_moment=`` for ``rome_fast.edit``; None where the settings want none.
 
     Args:
         hparams: checked settings; see there for what each of them means.

@@ -17,8 +17,8 @@ M = TypeVar("M", bound=nn.Module)
 def sharing_all_but(model: M, weight: Tensor) -> M:
     """A model of the same class whose parameters and buffers are those of ``model`` themselves.
 
-    Only ``weight`` is a copy, so the two cost one matrix more than one. Modules, configuration
-    and hooks are its own. Whatever else is written into a shared weight, both models have.
+    Only ``weight`` is a copy, so the second model costs one matrix more. Modules, configuration
+    and hooks are its own. A write into a shared weight changes both models.
     """
     memo: dict[int, object] = {id(t): t for t in chain(model.parameters(), model.buffers())}
     own = weight.detach().clone()

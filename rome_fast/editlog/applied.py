@@ -1,4 +1,4 @@
-"""A log written into a model, and taken out of it again."""
+"""A log applied to a model, and reverted."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class AppliedLog:
-    """The edited weights of one model; each keeps a copy of what it was."""
+    """The edited weights of one model; each keeps a copy of its unedited bits."""
 
     histories: tuple[WeightHistory, ...]
 

@@ -32,7 +32,7 @@ class EditedWeight:
 
     @classmethod
     def of(cls, projection: DownProjection, weight: Tensor) -> EditedWeight:
-        """Of the tensor that stands for the projection's weight before the first edit."""
+        """From ``weight``, the projection's weight as it was before the first edit."""
         dtype = str(weight.dtype).removeprefix("torch.")
         layer, layout = projection.layer, projection.weight_layout
         return cls(layer, layout, tuple(weight.shape), dtype, fingerprint(weight))
@@ -45,7 +45,7 @@ class Base:
     Attributes:
         name: what it was loaded from.
         edited: the weights that are edited, by name.
-        others: short hashes of all other parameters, by name; evenly spaced elements stand for all.
+        others: short hashes of all other parameters, by name, each from evenly spaced elements.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Base:
 
     @classmethod
     def of(cls, model: PreTrainedModel, projection: DownProjection, weight: Tensor) -> Base:
-        """Of a model of which only ``projection`` is edited; ``weight`` is it before that."""
+        """From a model in which only ``projection`` is edited; ``weight`` is what it was before."""
         name = f"{projection.name}.weight"
         return cls(
             name=str(getattr(model.config, "_name_or_path", "") or model.config.model_type),
@@ -81,7 +81,7 @@ class Base:
                 )
 
     def merged(self, other: Base) -> Base:
-        """Of one model, with the edited weights of both.
+        """The base of both logs, which are of one model, with the edited weights of both.
 
         Raises:
             EditLogError: they are different models; names a weight.
@@ -106,7 +106,7 @@ class Base:
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Base:
-        """What ``to_json`` gave, perhaps by way of a file."""
+        """The Base that gave ``to_json``, perhaps read back from a file."""
         edited = {
             name: EditedWeight(**{**weight, "shape": tuple(weight["shape"])})
             for name, weight in fields["edited"].items()

@@ -1,7 +1,7 @@
 """Files of edit logs: safetensors with a header and a checksum.
 
-Of each edited weight the file holds "<weight>.u" [n, d_key] and "<weight>.v" [n, d_value], a row
-an edit, and as metadata one JSON object: format, base, edits (with the number of their row),
+For each edited weight the file holds "<weight>.u" [n, d_key] and "<weight>.v" [n, d_value], one row
+per edit, and as metadata one JSON object: format, base, edits (with the number of their row),
 taken_out, rejections, sha256.
 """
 
@@ -91,7 +91,7 @@ def read(path: Path) -> LogRecords:
 def _log(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> LogRecords:
     log = LogRecords(Base.from_json(header["base"]))
     for fields in header["edits"]:
-        # Copies: a row of its own keeps nothing else of the file in memory.
+        # Copies: a view of a row would keep the whole tensor in memory.
         u, v = (tensors[f"{fields['weight']}.{x}"][fields["row"]].clone() for x in "uv")
         log.edits.append(LoggedEdit.from_json(fields, u, v))
     log.taken_out = set(header["taken_out"])
@@ -100,7 +100,7 @@ def _log(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> LogRecords
 
 
 def _checksum(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
-    """Of the numbers and of all else that the header says."""
+    """SHA-256 of the tensors and of the rest of the header."""
     said = json.dumps({k: v for k, v in header.items() if k != "sha256"}, sort_keys=True)
     numbers = fingerprint(*(tensors[name] for name in sorted(tensors)))
     return hashlib.sha256(f"{said}{numbers}".encode()).hexdigest()

@@ -1,9 +1,9 @@
-"""What a Session's journal looks like, and the log that it tells of.
+"""The file format of a Session's journal, and the log that is read from it.
 
 The file is a line that names the format, then frames: a mark of 4 bytes, the payload's length (8
 bytes, little endian), its SHA-256, and the payload, which is a safetensors file of its own:
 tensors, and one JSON object as metadata. A last frame that was torn by the end of the process is
-dropped; one with whole frames behind it is damage, and an error.
+dropped; a broken frame with whole ones behind it is damage, and an error.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _HEAD = struct.Struct("<4sQ32s")
 
 @dataclass(frozen=True, eq=False)
 class Record:
-    """What happened: ``fields["kind"]`` says what it is.
+    """One entry of the journal; ``fields["kind"]`` says which.
 
     "session", the first one: settings, base and second moment, with the tensor "diagonal"; "edit":
     with "u", "v" and, where they are retained, "keys"; "taken_out": the numbers of the edits that
@@ -50,7 +50,7 @@ class Record:
 
     @classmethod
     def of(cls, payload: bytes) -> Record:
-        """What a frame holds."""
+        """The record in a frame's payload."""
         from safetensors.torch import load
 
         size = int.from_bytes(payload[:8], "little")
@@ -78,7 +78,7 @@ def read_log(path: Path) -> LogRecords:
 
 
 def replay(path: Path, records: list[Record]) -> LogRecords:
-    """The log that the records of a journal tell of.
+    """Rebuild the log from the records of a journal.
 
     Raises:
         JournalError: they contradict each other.
@@ -132,12 +132,12 @@ def read_records(path: Path) -> tuple[list[Record], int, int]:
 
 
 def _next_payload(file: BinaryIO) -> bytes | None:
-    """None at the end, and at a frame that is not whole."""
+    """The next frame's payload; None at the end, and at a frame that is not whole."""
     head = file.read(_HEAD.size)
     if len(head) < _HEAD.size:
         return None
     mark, size, digest = _HEAD.unpack(head)
-    # A damaged head may name any size: no more is asked for than there is.
+    # A damaged head may name any size: never read more than there is.
     left = os.fstat(file.fileno()).st_size - file.tell()
     if mark != _MARK or size > left:
         return None

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 class EditLog(LogRecords):
     """Every edit of a model since it was loaded, and which of them hold.
 
-    An edit holds unless it was taken out, or replaced by a later one that holds. About
-    (d_key + d_value) * 4 bytes an edit.
+    An edit holds unless it was taken out, or replaced by a later one that holds. Each takes about
+    (d_key + d_value) * 4 bytes.
 
     Attributes:
         base: the unedited model.
@@ -30,7 +30,7 @@ class EditLog(LogRecords):
     """
 
     def copy(self) -> EditLog:
-        """One that is not changed with this one."""
+        """An independent copy."""
         return EditLog(self.base, list(self.edits), set(self.taken_out), list(self.rejections))
 
     def revert(self, edit_id: int) -> None:
@@ -107,7 +107,7 @@ class EditLog(LogRecords):
         return cls(**vars(files.read(Path(path))))
 
     def show(self, last: int | None = None) -> str:
-        """A line an edit, oldest first; ``last``: only so many."""
+        """One line per edit, oldest first; ``last``: only the last so many."""
         holding = {edit.edit_id for edit in self.holding()}
         weights = ", ".join(self.base.edited)
         head = f"{len(holding)} edits of {self.base.name} ({weights}); {len(self.edits)} made"

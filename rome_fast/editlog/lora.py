@@ -80,14 +80,14 @@ def write_lora(log: LogRecords, path: Path, max_rank: int | None) -> LoraExport:
 
 
 def _factors(edits: list[LoggedEdit], max_rank: int | None) -> tuple[Tensor, Tensor, float]:
-    """A [r, d_key] and B [d_value, r] with B A = sum of v u^T, float32, and what B A lacks."""
+    """A [r, d_key] and B [d_value, r] with B A = sum of v u^T, float32, and its relative error."""
     a = torch.stack([edit.update.u.cpu() for edit in edits])
     b = torch.stack([edit.update.v.cpu() for edit in edits], dim=1)
     full = min(len(edits), a.shape[1], b.shape[0])
     rank = full if max_rank is None else min(full, max_rank)
     if rank == len(edits):
         return a.float().contiguous(), b.float().contiguous(), 0.0
-    # B A through the small square between their orthonormal parts, in float64.
+    # SVD of B A by that of the small product of their R factors (QR), in float64.
     q_b, r_b = torch.linalg.qr(b.double())
     q_a, r_a = torch.linalg.qr(a.double().T)
     left, sizes, right = torch.linalg.svd(r_b @ r_a.T)
@@ -101,7 +101,7 @@ def _factors(edits: list[LoggedEdit], max_rank: int | None) -> tuple[Tensor, Ten
 def _config(log: LogRecords, ranks: dict[str, int]) -> dict[str, Any]:
     layouts = {log.base.edited[f"{name}.weight"].weight_layout for name in ranks}
     rank = max(ranks.values())
-    # alpha / r scales B A: equal, so by 1.
+    # PEFT scales B A by alpha / r: they are equal, so by 1.
     others = {name: r for name, r in ranks.items() if r != rank}
     return {
         "peft_type": "LORA",

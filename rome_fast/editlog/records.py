@@ -70,7 +70,7 @@ class Rejection:
     """A request that was refused; the model was left as it was.
 
     Attributes:
-        numbers: what decided, where numbers did; those of an EditRejectedError that are finite.
+        numbers: the finite numbers of an EditRejectedError; empty for other errors.
     """
 
     request: EditRequest
@@ -80,14 +80,14 @@ class Rejection:
 
     @classmethod
     def of(cls, request: EditRequest, error: RomeFastError) -> Rejection:
-        """Of the error that refused the request."""
+        """From the error that refused the request."""
         decided = error.numbers if isinstance(error, EditRejectedError) else {}
         finite = {name: number for name, number in decided.items() if math.isfinite(number)}
         return cls(request, f"{type(error).__name__}: {error}", finite)
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Rejection:
-        """The rejection that ``dataclasses.asdict`` was given."""
+        """The rejection that ``dataclasses.asdict`` has made these fields of."""
         return cls(**{**fields, "request": EditRequest(**fields["request"])})
 
 
@@ -95,8 +95,8 @@ class Rejection:
 class LogRecords:
     """The edits of a model, in order, and which of them hold.
 
-    An edit holds unless it was taken out, or replaced by a later one that holds. About
-    (d_key + d_value) * 4 bytes an edit.
+    An edit holds unless it was taken out, or replaced by a later one that holds. Each takes about
+    (d_key + d_value) * 4 bytes.
 
     Attributes:
         base: the unedited model.
@@ -130,7 +130,7 @@ class LogRecords:
         return [edit for edit in kept if edit.edit_id not in replaced]
 
     def updates(self, weight_name: str) -> list[RankOneUpdate]:
-        """What is added to one weight, in order."""
+        """The updates that are in one weight, in order."""
         return [edit.update for edit in self.holding() if edit.weight_name == weight_name]
 
     def same_fact(self, request: EditRequest) -> tuple[int, ...]:
@@ -139,7 +139,7 @@ class LogRecords:
 
 
 def by_weight(edits: Sequence[LoggedEdit]) -> dict[str, list[LoggedEdit]]:
-    """Edits of one weight together."""
+    """Group edits by weight."""
     groups: dict[str, list[LoggedEdit]] = {}
     for edit in edits:
         groups.setdefault(edit.weight_name, []).append(edit)

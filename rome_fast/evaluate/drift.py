@@ -1,7 +1,7 @@
 """Global consistency: what edits do to texts that have nothing to do with them.
 
-The unedited model is not there any more after an edit, and its probabilities of all tokens at all
-places do not fit in memory. What its head was given does, and the head is not edited: so one
+After an edit the unedited model is gone, and its probabilities of all tokens at all places do not
+fit in memory. The hidden states that its head was given do fit, and the head is not edited: so one
 forward of the edited model gives both models' logits, exactly.
 """
 
@@ -33,7 +33,7 @@ WINDOW = 256
 
 @dataclass(frozen=True, eq=False)
 class Drift:
-    """Held texts, and what the unedited model made of them.
+    """Held texts, and the unedited model's hidden states on them.
 
     Attributes:
         windows: token ids of the parts of the texts, those of one forward together.
@@ -79,7 +79,7 @@ class Drift:
 
     @torch.no_grad()
     def measure(self, model: PreTrainedModel) -> dict[str, float]:
-        """What the same model, with other weights below its head, makes of the texts now.
+        """Perplexity and KL on the texts, of the same model with other weights below its head.
 
         Returns:
             "perplexity": exp of the mean negative log-probability of the predicted tokens;
@@ -108,7 +108,7 @@ def _windows(ids: list[int], size: int) -> Iterator[list[int]]:
 
 
 def _run(model: PreTrainedModel, rows: Sequence[list[int]]) -> Tensor:
-    """Logits [m, vocabulary] of all that the head is given."""
+    """Logits [m, vocabulary] at all places that the head is given."""
     input_ids, attention_mask = pad_right(rows)
     device = input_device(model)
     logits: Tensor = model(
@@ -148,7 +148,7 @@ def _head_beside(
 def _kl(logits: Tensor, reference: Tensor) -> float:
     """Sum over rows of KL(softmax of ``logits`` || softmax of ``reference``), in float64."""
     total = 0.0
-    # A slice at a time: in float64 all of them would take twice the room of the logits.
+    # In slices: all at once in float64 they would take twice the memory of the logits.
     for p, q in zip(logits.split(SLICE), reference.split(SLICE), strict=True):
         log_p, log_q = p.double().log_softmax(1), q.double().log_softmax(1)
         total += float((log_p.exp() * (log_p - log_q)).sum())

@@ -25,7 +25,7 @@ class Evaluation(EvaluationData):
         cases: in the order of the records.
         drift: stage ("before", "after") -> {"perplexity", "kl"} on the held texts; in single mode
             "after" is the mean over the cases. Empty without texts.
-        retention: sequential mode, at some numbers of edits, the last of them all.
+        retention: in sequential mode, at some numbers of edits, the last one after all of them.
         seconds: wall-clock time by phase.
     """
 

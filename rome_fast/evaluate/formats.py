@@ -1,7 +1,7 @@
 """The layouts that records are published in, and how one record of each is read.
 
-Four names, told apart by their keys; of several spellings of one field the first that is there
-counts, and of several answers (aliases) to one prompt the first, as EasyEdit takes it.
+Four layouts, told apart by their keys. If several spellings of a field are there, the first one
+counts; if a prompt has several answers (aliases), the first one, as in EasyEdit.
 
 ``"counterfact"``: CounterFact and multi-CounterFact (kmeng01/rome, memit). The request lies under
     ``requested_rewrite``; ``neighborhood_prompts`` are answered with ``target_true``.
@@ -26,15 +26,15 @@ counts, and of several answers (aliases) to one prompt the first, as EasyEdit ta
     ``reference_texts``     ``reference_texts``
     ======================  ====================================================================
 
-``"zsre"``: zsRE in MEND's layout (``src``, ``alt``, ``answers``, ``rephrase``, ``loc``). What is
-    edited in is ``alt``, as the data set's own ``cond`` says and EasyEdit does; ``answers[0]`` is
-    what is true.
-``"zsre_rome"``: the same file as kmeng01/rome and memit read it: ``answers[0]`` is edited in, and
-    a question mark ends ``loc``. Their published zsRE figures are of this one.
+``"zsre"``: zsRE in MEND's layout (``src``, ``alt``, ``answers``, ``rephrase``, ``loc``). The new
+    target is ``alt``, as the data set's own ``cond`` says and EasyEdit does; ``answers[0]`` is the
+    true answer.
+``"zsre_rome"``: the same file as kmeng01/rome and memit read it: ``answers[0]`` is the new target,
+    and a question mark is added to ``loc``. Their published zsRE figures use this layout.
 
 Keys that are not named here are ignored: ``attribute_prompts`` of CounterFact, its identifiers,
 and the ``derived_neighborhood_prompts`` that some copies of it add, which no published figure
-knows. A question of a locality or portability group without an answer is left out, as by EasyEdit.
+uses. A question of a locality or portability group without an answer is left out, as by EasyEdit.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ _ONE = {
 _NEIGHBORHOOD = ("neighborhood", "neighborhood_prompts")
 _GROUPS = ("locality", "portability")
 
-# A cell of these columns of a CSV may hold JSON, as text can hold no list.
+# CSV cells of these columns may hold JSON, since plain text cannot hold a list.
 JSON_COLUMNS = frozenset({*(key for keys in _TEXTS.values() for key in keys), *_NEIGHBORHOOD})
 JSON_COLUMNS |= frozenset({*_GROUPS, "chat", "span"})
 
@@ -77,7 +77,7 @@ class Format:
     """One layout.
 
     Attributes:
-        keys: what it is known by: one key of each group is there.
+        keys: groups of keys; a record of this layout has one key of each group.
         flatten: a record of it -> the same as a "flat" one.
     """
 
@@ -121,7 +121,7 @@ def _zsre_rome(raw: Mapping[str, Any]) -> Mapping[str, Any]:
     }
 
 
-# In the order in which they are tried: where the first record leaves a choice, the first one is it.
+# In the order in which they are tried: the first one that matches is taken.
 FORMATS = {
     "counterfact": Format((("requested_rewrite",),), _counterfact),
     "zsre": Format((("subject",), ("src",), ("alt",)), _zsre),
@@ -136,12 +136,12 @@ def parse_record(raw: Mapping[str, Any], layout: Format, case_id: int) -> EditRe
     """Read one record; ``case_id`` is for one that has none of its own.
 
     Raises:
-        InvalidRequestError: something is missing or has no sense; the message is the reason.
+        InvalidRequestError: something is missing or malformed; the message is the reason.
     """
     flat = layout.flatten(raw)
     one = {name: _text(_first(flat, keys)) for name, keys in _ONE.items()}
     true = one.pop("target_true") or None
-    # A cell of a CSV that is empty says nothing.
+    # An empty cell of a CSV counts as absent.
     chat, span = (None if flat.get(key) == "" else flat.get(key) for key in ("chat", "span"))
     if span is not None and one["subject"] is None:
         one["subject"] = ""

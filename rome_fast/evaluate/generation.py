@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rome_fast.prompt.chat import Messages
 
 # Chinese and Japanese are written without spaces: each of their characters is a word. Elsewhere a
-# word is a run of letters and digits, with apostrophes inside, and a mark is a word of its own.
+# word is a run of letters and digits, with apostrophes inside; a punctuation mark is a word too.
 _IDEOGRAPHS = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af"
 _WORDS = re.compile(
     rf"[{_IDEOGRAPHS}]|[^\W_{_IDEOGRAPHS}]+(?:['\u2019][^\W_{_IDEOGRAPHS}]+)*|[^\w\s]|_"
@@ -37,8 +37,8 @@ def generate(
 ) -> list[str]:
     """The greedy continuation of each prompt, without the prompt: ``n_tokens`` tokens, as text.
 
-    Shorter where the text ends, or the model's positions do. Prompts of like length share a
-    forward; what each is given is what it would be given alone, but for rounding.
+    Shorter where the text ends, or the model's positions do. Prompts of similar length share a
+    forward; each text is what the prompt alone would give, up to rounding.
 
     Args:
         trial: updates to be tried, ``trial.edit_of[i]`` for prompt i.

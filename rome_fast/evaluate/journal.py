@@ -23,7 +23,7 @@ FORMAT = "rome_fast.evaluation-journal.1"
 
 
 class Journal:
-    """One rank's file; of several ranks each adds its number to the name.
+    """One rank's file; with several ranks each adds its number to the name.
 
     Args:
         path: of the file, or None to keep no journal.

@@ -1,4 +1,4 @@
-"""Asks the questions of the records at every stage, and makes values of the answers."""
+"""Asks the questions of the records at every stage, and turns the answers into values."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Judge:
     Attributes:
         unaskable: by the record's number, why its questions cannot be asked.
         before: by the record's number, the unedited model's Stage (after ``begin``).
-        timings: books the seconds as "score", "generate" and "drift".
+        timings: seconds of the phases "score", "generate" and "drift".
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Judge:
     def stages(
         self, numbers: Sequence[int], updates: Sequence[RankOneUpdate] | None = None
     ) -> list[Stage]:
-        """One Stage a record, of the model as it is now, or with the update of each tried."""
+        """One Stage per record, of the model as it is now, or with each record's update tried."""
         scores = self._ask(numbers, updates)
         said = self._continue(numbers, updates)
         return [
@@ -194,7 +194,7 @@ class Judge:
 
 
 def _regrouped(flat: Iterable[Any], like: Iterable[Mapping[str, Sequence[Any]]]) -> Any:
-    """The items of ``flat`` under the names, and as many to each, as in the mappings ``like``."""
+    """``flat`` grouped like the mappings ``like``: the same names, as many items under each."""
     items = iter(flat)
     for groups in like:
         yield {name: list(islice(items, len(group))) for name, group in groups.items()}

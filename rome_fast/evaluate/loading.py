@@ -43,8 +43,8 @@ def load_records(
             EditRequests, a `datasets` Dataset, or the hub name ``owner/name`` of one. EditRecords
             are returned as they are.
         format: ``"counterfact"``, ``"flat"``, ``"zsre"`` or ``"zsre_rome"``
-            (`rome_fast.evaluate.formats`); ``"auto"`` tells it by the keys of the first record
-            that has those of one.
+            (`rome_fast.evaluate.formats`); ``"auto"`` recognises it by the keys of the first
+            record that fits one.
         on_error: ``"raise"`` stops at the first bad record; ``"skip"`` leaves bad ones out and
             gives their reasons in one RecordWarning.
         limit: how many records to return at most; what comes after them is not read.
@@ -94,7 +94,7 @@ def load_records(
 
 
 class _Reader:
-    """Reads records of one layout, which the first one decides that has one."""
+    """Reads records of one layout, decided by the first record that fits a known one."""
 
     def __init__(self, layout: Format | None) -> None:
         self._layout = layout
@@ -172,7 +172,7 @@ def _from_file(path: Path) -> Iterator[_Item]:
         )
     opened: Callable[..., IO[str]] = gzip.open if path.suffix == ".gz" else open
     try:
-        # A CSV from a spreadsheet may begin with a byte order mark, and its cells hold line ends.
+        # A CSV from a spreadsheet may begin with a byte order mark; cells may hold line ends.
         with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
             yield from _READERS[suffix](file)
     except (OSError, EOFError, zlib.error, UnicodeError, csv.Error) as error:

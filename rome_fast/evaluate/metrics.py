@@ -24,7 +24,7 @@ Scores = Mapping[str, Sequence[Score]]
 
 
 def questions_of(record: EditRecord) -> dict[str, list[Question]]:
-    """The questions of a record by what they are asked for, in the order in which they are asked.
+    """The questions of a record by purpose, in the order in which they are asked.
 
     ``X_new`` and ``X_true`` are the same prompts with either target; without ``target_true`` there
     are no ``rewrite_true`` and ``rephrase_true``. All are asked in the chat of the request, if any.
@@ -79,7 +79,7 @@ def case_values(scores: Scores, before: Scores | None = None) -> dict[str, float
 
 
 def told_apart(wanted: Sequence[Score], other: Sequence[Score]) -> list[tuple[Score, Score]]:
-    """(wanted, other) answers to the same prompts, but for prompts where both are the same."""
+    """(wanted, other) answers to the same prompts, without prompts where both are equal."""
     pairs = list(zip(wanted, other, strict=True)) if other else []
     return [(a, b) for a, b in pairs if a.target_ids != b.target_ids]
 
@@ -111,7 +111,7 @@ def unchanged(after: Sequence[Score], before: Sequence[Score]) -> float:
 
 
 def summarise(cases: Iterable[CaseResult]) -> dict[str, dict[str, Metric]]:
-    """Stage -> name -> mean over the cases that have a value; and S, where there is all of it."""
+    """Stage -> name -> mean over the cases that have a value; and S, where all its parts exist."""
     rows: dict[str, list[Mapping[str, float]]] = {}
     for case in cases:
         for name, stage in case.stages.items():
@@ -156,7 +156,7 @@ def score_metric(triples: Sequence[Sequence[float]]) -> Metric:
 
 
 def _harmonic_mean(x: np.ndarray) -> np.ndarray:
-    """Along the last axis; 0 where one of the numbers is."""
+    """Along the last axis; 0 where one of the numbers is 0."""
     zero = (x == 0).any(axis=-1)
     inverses = 1 / np.where(x == 0, 1, x)
     return np.where(zero, 0.0, x.shape[-1] / inverses.sum(axis=-1))

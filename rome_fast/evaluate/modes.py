@@ -13,15 +13,15 @@ if TYPE_CHECKING:
     from rome_fast.editor import Editor
     from rome_fast.evaluate.judge import Judge
 
-# How often a sequence is looked at as a whole on its way.
+# At how many points of a sequence retention and drift are measured.
 N_CHECKPOINTS = 10
 
 
 def judge_alone(editor: Editor, judge: Judge, numbers: Sequence[int]) -> list[CaseResult]:
-    """Each record edited alone; the weight's bits are as before.
+    """Judge each record edited alone; the weight's bits are as before.
 
     A window's values are searched together. Where that fails they are searched one by one, so
-    that a bad request costs the others nothing.
+    that a bad request does not affect the others.
     """
     askable = [number for number in numbers if number not in judge.unaskable]
     cases = [
@@ -41,7 +41,7 @@ def _judge_window(editor: Editor, judge: Judge, numbers: Sequence[int]) -> list[
     proposals = editor.propose([judge.records[number].request for number in numbers])
     judge.timings.lap("edit")
     updates = [proposal.update for proposal in proposals]
-    # Half-precision weights round what is written, which a trial does not know of.
+    # A trial leaves out the rounding of half-precision weights: there each update is written.
     if editor.projection.weight.itemsize > 2:
         after = judge.stages(numbers, updates)
     else:
@@ -83,7 +83,7 @@ def _reason(error: RomeFastError) -> str:
 def judge_in_sequence(
     editor: Editor, judge: Judge, numbers: Sequence[int], advance: Callable[[], object]
 ) -> tuple[list[CaseResult], list[Checkpoint]]:
-    """Each record edited on the weights that those before it left; the edits are left in.
+    """Judge each record edited on the weights that those before it left; all edits stay in.
 
     Args:
         advance: called after each record.

@@ -13,7 +13,7 @@ from rome_fast.types import EditRequest
 class Question:
     """A prompt without its answer, and the answer: what should follow, or be as likely as before.
 
-    Where the answer's space belongs is decided by the tokenizer and the script, as for a target.
+    Whether a space precedes the answer is decided by tokenizer and script, as for a target.
     ``chat`` is None for a plain prompt, else the messages before it, as in a request.
     """
 
@@ -34,9 +34,9 @@ class EditRecord:
     Attributes:
         case_id: as in its file, else its position there.
         request: what to edit.
-        target_true: what the request's prompt was answered with in the world, if known.
+        target_true: the true answer to the request's prompt, if known.
         paraphrases: full prompts that should go on with the new target too.
-        neighborhood: prompts about other subjects, with what they should still be answered with.
+        neighborhood: prompts about other subjects, with the answers that they should keep.
         locality, portability: by the name of the group (EasyEdit), prompts whose answer must not
             change, and prompts whose answer follows from the edit.
         generation_prompts: where free generations start.

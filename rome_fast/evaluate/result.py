@@ -1,4 +1,4 @@
-"""What an evaluation found: the nouns that metrics, reports and files share. All frozen and plain.
+"""What an evaluation found: the types that metrics, reports and files share. All frozen and plain.
 
 docs/metrics.md defines every name in ``values`` and ``metrics``.
 """
@@ -61,8 +61,8 @@ class CaseResult:
             where no edit was made.
         losses: of v* at each step, in order.
         seconds: wall-clock time of the edit.
-        warnings: what a user should know about the edit.
-        error: why there was no edit; the model is then judged as it is without it.
+        warnings: remarks for the user about the edit.
+        error: why there was no edit; the model is then judged without it.
     """
 
     index: int
@@ -86,7 +86,7 @@ class CaseResult:
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> CaseResult:
-        """The case that ``dataclasses.asdict`` has made these of."""
+        """The case that ``dataclasses.asdict`` has made ``fields`` of."""
         stages = {
             name: Stage(stage["values"], tuple(stage["generations"]))
             for name, stage in fields["stages"].items()
@@ -98,7 +98,7 @@ class CaseResult:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A sequence of edits on its way.
+    """The state of a sequence of edits after some of them.
 
     Attributes:
         n_edits: edits in the model.
@@ -124,7 +124,7 @@ class EvaluationData:
         cases: in the order of the records.
         drift: stage ("before", "after") -> {"perplexity", "kl"} on the held texts; in single mode
             "after" is the mean over the cases. Empty without texts.
-        retention: sequential mode, at some numbers of edits, the last of them all.
+        retention: in sequential mode, at some numbers of edits, the last one after all of them.
         seconds: wall-clock time by phase.
     """
 

@@ -175,7 +175,7 @@ class _Run:
 def _setting(
     editor: Editor, records: Sequence[EditRecord], held_texts: Sequence[str]
 ) -> dict[str, Any]:
-    """What the numbers depend on, but for the arguments of ``evaluate`` alone; JSON-able."""
+    """What the numbers depend on, besides the arguments that only ``evaluate`` has; JSON-able."""
     model, projection, moment = editor.model, editor.projection, editor.second_moment
     return {
         "model": {

@@ -1,7 +1,7 @@
 """Teacher-forced scores of many questions in few forwards.
 
-Questions of all cases run in batches of like length; a text that another one begins with is not run
-again, and the head runs only where an answer is read. An edit can be tried without writing it:
+Questions of all cases run in batches of similar length; a text that another one begins with is not
+run again, and the head runs only where an answer is read. An edit can be tried without writing it:
 W x + v (u . x) is what the edited matrix gives, so one forward holds the questions of many edits.
 """
 
@@ -38,7 +38,7 @@ BATCH_LOGITS = 2**25
 
 
 class EncodedQuestion(NamedTuple):
-    """A question as token ids; those of the answer are as the prompt is followed by it."""
+    """A question as token ids; those of the answer are as it follows the prompt."""
 
     prompt_ids: tuple[int, ...]
     target_ids: tuple[int, ...]
@@ -166,14 +166,14 @@ def score_encoded(
 
 
 def tokens_of_a_forward(model: PreTrainedModel) -> int:
-    """How many, padding included, on the device of the model."""
+    """How many tokens, padding included, one forward takes on the model's device."""
     return BATCH_TOKENS.get(input_device(model).type, 4096)
 
 
 def longest_rows(rows: Iterable[Row]) -> dict[Row, Row]:
-    """Each row -> one that begins with it, itself if there is none, as few different as can be.
+    """Each row -> a row that begins with it, or itself; as few different rows as possible.
 
-    A decoder does not look ahead: what follows a text changes nothing of what it says within it.
+    A decoder does not look ahead: what follows a text does not change its logits within the text.
     """
     run_as: dict[Row, Row] = {}
     longest = None
@@ -186,7 +186,7 @@ def longest_rows(rows: Iterable[Row]) -> dict[Row, Row]:
 
 
 def batches(lengths: Sequence[int], n_tokens: int, n_rows: int) -> Iterator[list[int]]:
-    """Numbers of rows, like lengths together, as many as ``n_tokens`` hold with their padding."""
+    """Numbers of rows, similar lengths together; ``n_tokens``, with padding, bound each batch."""
     batch: list[int] = []
     for i in sorted(range(len(lengths)), key=lengths.__getitem__):
         if batch and ((len(batch) + 1) * lengths[i] > n_tokens or len(batch) == n_rows):
@@ -225,7 +225,7 @@ def _split(x: Tensor, counts: Sequence[int]) -> list[tuple[Any, ...]]:
 
 @contextmanager
 def tried(trial: Trial | None, edit_of_row: Sequence[int]) -> Iterator[None]:
-    """While open, each row of a batch runs on the edited matrix of its own (-1: as it is)."""
+    """While open, each row of a batch runs with its own update of the matrix (-1: none)."""
     if trial is None:
         yield
         return

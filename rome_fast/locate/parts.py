@@ -30,7 +30,7 @@ def find_part(spec: ModelSpec, layer: int, kind: str) -> nn.Module:
     block = spec.blocks[layer]
     if kind == "hidden":
         return block
-    # Norms, dropouts and rotary tables may carry the name of what they stand beside.
+    # Norms, dropouts and rotary tables may carry the name of the module that they belong to.
     parts = {name: child for name, child in block.named_children() if _has_matrix(child)}
     attention = [child for name, child in parts.items() if _ATTENTION.search(name)]
     others = [child for name, child in parts.items() if not _ATTENTION.search(name)]
@@ -47,13 +47,13 @@ def find_part(spec: ModelSpec, layer: int, kind: str) -> nn.Module:
 
 
 def _only_one(modules: Sequence[nn.Module]) -> nn.Module | None:
-    """Experts together, or the last of OPT's two matrices, which has no MLP around them."""
+    """The only module (experts together), or the last of OPT's two matrices without an MLP."""
     bare = all(isinstance(module, nn.Linear) for module in modules)
     return modules[-1] if modules and (bare or len(modules) == 1) else None
 
 
 def residual_of(module: nn.Module, args: tuple[Tensor, ...]) -> Tensor | None:
-    """What the module adds to its output by itself (BLOOM, MPT); None where its block does that."""
+    """The residual that the module itself adds (BLOOM, MPT); None where its block adds it."""
     signature = inspect.signature(module.forward)
     return signature.bind_partial(*args).arguments.get("residual")
 

@@ -32,8 +32,8 @@ class LayerTrial:
             requests; None where there is none to ask.
         relative_norm: mean norm of the updates over the norm of the weight; None if none was made.
         loss: mean loss at the end of the searches for v*; None likewise.
-        unconverged: in how many of them it was still above what counts as found.
-        failures: why no update was made, a line a request.
+        unconverged: in how many of them it was still not below ``v_stop_loss``.
+        failures: why no update was made, one line per request.
     """
 
     layer: int
@@ -55,8 +55,8 @@ class LayerTrial:
 def best_of(trials: Sequence[LayerTrial]) -> LayerTrial:
     """The highest score; of those within ``TIE`` of it the smallest update, then the lowest layer.
 
-    An update that changes less of the weight does less to what was never asked. Where all scores
-    are zero, the highest success stands in for them.
+    An update that changes less of the weight does less harm to what was never asked. Where all
+    scores are zero, success is compared instead.
     """
     measure = attrgetter("score" if any(trial.score for trial in trials) else "success")
     top = max(map(measure, trials))
@@ -69,7 +69,7 @@ class Plan:
     """Which layer to edit, and why: the answer of ``suggest_layer``.
 
     Attributes:
-        trials: one a layer that was tried, from low to high.
+        trials: one per layer that was tried, from low to high.
         effects: for each layer of the model, how much of its answer's probability returns when
             the MLPs around that layer are restored at the subject's last token; mean over the
             requests.

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from rome_fast.evaluate.records import EditRecord
     from rome_fast.moment.second_moment import SecondMoment
 
-# What edit() takes, by layer.
+# Second moments as edit() takes them, by layer.
 Moments = Mapping[int, "SecondMoment | str | Path"]
 
 # How many layers tracing proposes.

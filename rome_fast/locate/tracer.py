@@ -1,7 +1,7 @@
 """The forwards of causal tracing: many restored states of one prompt in each.
 
-Nothing below a restored state differs from the run in which nothing is restored. So the blocks
-below the lowest one of a batch hand over what they gave in that run.
+Nothing below a restored state differs from the corrupted run in which nothing is restored. So the
+blocks below the lowest restored one of a batch return their output of that run.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ BATCH_TOKENS = {"cpu": 4096, "cuda": 32768}
 
 @dataclass(frozen=True)
 class Cell:
-    """One restored state: what a kind of module gives at one token, in some layers."""
+    """One restored state: the output of a kind of module at one token, in some layers."""
 
     kind: str
     token: int
@@ -91,11 +91,11 @@ class Tracer:
         """Mean probability of the answer over the corrupted rows with each cell restored.
 
         Args:
-            done: told how many cells each forward has finished.
+            done: called with the number of cells that each forward has finished.
         """
         device = input_device(self._spec.model).type
         size = max(1, BATCH_TOKENS.get(device, 4096) // (self.n_samples * len(self._ids)))
-        # From low to high, so that as many blocks as can be need not run.
+        # From low layers to high ones, so that as few blocks as possible have to run.
         order = sorted(range(len(cells)), key=lambda i: cells[i].layers.start)
         found = [0.0] * len(cells)
         for start in range(0, len(order), size):
@@ -174,7 +174,7 @@ class Tracer:
             yield
 
     def _logits(self, n_rows: int) -> Tensor:
-        """[n_rows, vocabulary] after the last token of so many copies of the prompt."""
+        """Logits [n_rows, vocabulary] after the last token of ``n_rows`` copies of the prompt."""
         model = self._spec.model
         device = input_device(model)
         last = torch.full((n_rows,), len(self._ids) - 1)
@@ -187,7 +187,7 @@ class Tracer:
         return logits
 
     def _probability(self, logits: Tensor) -> Tensor:
-        """Of the answer in each row, float64 [n_rows]."""
+        """Probability of the answer in each row, float64 [n_rows]."""
         targets = torch.full((len(logits),), self.answer_id, device=logits.device)
         places = torch.arange(len(logits), device=logits.device)
         with located(self._spec.model, lambda: self._logits(1)):

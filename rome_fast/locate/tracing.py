@@ -65,7 +65,7 @@ class TraceSettings:
 
     Attributes:
         noise: standard deviation of the noise, in units of that of the subjects' embeddings.
-        samples: corrupted rows that a score is the mean of.
+        samples: how many corrupted rows a score is averaged over.
         window: layers that are restored together for "mlp" and "attn".
         seed: of the noise.
     """
@@ -79,7 +79,7 @@ class TraceSettings:
     def of(
         cls, n_layers: int, noise: float, samples: int, window: int | None, seed: int
     ) -> TraceSettings:
-        """Checked; without a window the reference's, or a quarter of a shallow model's layers."""
+        """Check them; the default window is the reference's, or a quarter of a shallow model's."""
         if window is None:
             window = WINDOW if n_layers >= DEEP else max(1, n_layers // 4)
         if not isinstance(noise, int | float) or not 0 < noise < math.inf:
@@ -94,7 +94,7 @@ class TraceSettings:
         return cls(float(noise), samples, window, seed)
 
     def layers_around(self, layer: int, n_layers: int) -> range:
-        """The window: as many layers below as above, of an even number one more below."""
+        """The window around a layer: as many layers below as above; if even, one more below."""
         first = layer - self.window // 2
         return range(max(0, first), min(n_layers, first + self.window))
 
@@ -132,14 +132,14 @@ def locate(
             ``"attn"``, what the MLPs or attentions of a window of layers write.
         noise: in standard deviations of the subject's embeddings (the reference's ``s3``, whose
             deviation is that of the subjects of all prompts traced).
-        samples: corrupted rows that each score is the mean of.
+        samples: how many corrupted rows each score is averaged over.
         window: how many layers, around each, ``"mlp"`` and ``"attn"`` restore together; None
             takes the reference's 10, or a quarter of the layers in a model of fewer than 24.
         seed: of the noise, which has a generator of its own.
         progress: show a bar.
 
     Returns:
-        A Trace: scores [n_tokens, n_layers] a kind.
+        A Trace: scores [n_tokens, n_layers] per kind.
 
     Raises:
         InvalidRequestError: the prompt is too long; SubjectNotFoundError where it has no subject.
@@ -147,7 +147,7 @@ def locate(
         UnsupportedModelError: the model is no decoder, or a block has no module of a kind.
         NonFiniteError: the model's logits are NaN or infinite.
     """
-    # Prompts are checked as those of edits are; a target plays no part.
+    # The prompt is checked like that of an edit; the target is not used.
     request = EditRequest(prompt, subject, target=".")
     chosen = _checked_kinds(kinds)
     spec = ModelSpec.of(model)
@@ -218,7 +218,7 @@ def _all_scores(
 
 
 def restored_layers(settings: TraceSettings, kind: str, layer: int, n_layers: int) -> range:
-    """The layers that are restored for the score of one."""
+    """The layers that are restored together for the score of ``layer``."""
     if kind == "hidden":
         return range(layer, layer + 1)
     return settings.layers_around(layer, n_layers)

@@ -1,4 +1,4 @@
-"""Trial edits in one layer: each request alone, asked what it is judged by, and undone."""
+"""Trial edits in one layer: each request is edited alone, judged by its questions, and undone."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def _neighbors(record: EditRecord) -> list[Question]:
 def _others(index: int, records: Sequence[EditRecord]) -> Iterator[Question]:
     """Prompts of the next few requests about other subjects, each with its own new target.
 
-    The target only says how many tokens to look at: what counts is that they stay.
+    The target only says how many tokens to compare: what counts is that they do not change.
     """
     subject = records[index].request.subject
     following = islice(cycle(records), index + 1, index + len(records))

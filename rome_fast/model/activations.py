@@ -1,4 +1,4 @@
-"""What goes into and comes out of the edited matrix, from a forward that stops there."""
+"""The input and output of the edited matrix, read in a forward that stops there."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def read_activations(
 
 
 def never_runs(projection: DownProjection) -> UnsupportedModelError:
-    """What to raise where a text passes the matrix by."""
+    """The error to raise where a forward on text does not run the matrix."""
     return UnsupportedModelError(
         f"{projection.name}.weight is not used on text alone (a block that looks at images, or a "
         "module that an adapter stands for): name another layer in hparams.layers"

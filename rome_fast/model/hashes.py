@@ -1,4 +1,4 @@
-"""Hashes of tensors, models and tokenizers: what tells whether two are the same."""
+"""Hashes of tensors, models and tokenizers, to tell whether two are the same."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rome_fast.model.spec import DownProjection, ModelSpec
 
 _ELEMENTS = 65_536
-# Fields of a configuration that say nothing about the numbers that the layers compute.
+# Fields of a configuration that do not change what the layers compute.
 _INERT = {
     "_name_or_path",
     "architectures",
@@ -46,7 +46,7 @@ def fingerprint(*tensors: Tensor) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Of the libraries that made a file."""
+    """Versions of the libraries that make a file."""
     import transformers
 
     libraries = {m.__name__: m.__version__ for m in (torch, transformers)}
@@ -54,17 +54,17 @@ def versions() -> dict[str, str]:
 
 
 def config_hash(model: PreTrainedModel) -> str:
-    """Of all that the configuration says about the computation."""
+    """Hash of the configuration's fields that affect the computation."""
     config = {k: v for k, v in model.config.to_diff_dict().items() if k not in _INERT}
     return _sha256(json.dumps(config, sort_keys=True, default=str))
 
 
 def weights_hash(spec: ModelSpec, projection: DownProjection) -> str:
-    """Of the parameters that a key of this layer can depend on.
+    """Hash of the parameters that a key of this layer can depend on.
 
     Left out are the blocks above, what is registered after the blocks (final norm, head), and the
-    edited weight itself, so edits at the layer keep it; adapters are not left out. Evenly spaced
-    elements of each parameter stand for all of it: training, merging or editing a matrix changes
+    edited weight itself, so that edits at the layer keep the hash. Adapters are included. Of each
+    parameter only evenly spaced elements are hashed: training, merging or editing a matrix changes
     nearly every element.
 
     Raises:
@@ -87,19 +87,19 @@ def weights_hash(spec: ModelSpec, projection: DownProjection) -> str:
 
 
 def model_hash(model: PreTrainedModel) -> str:
-    """Of all parameters, in the way of ``weights_hash``, but for those that are offloaded."""
+    """Hash of all parameters that are not offloaded, sampled as in ``weights_hash``."""
     return sampled_hash(p for p in model.parameters() if not p.is_meta)
 
 
 def sampled_hash(parameters: Iterable[Tensor]) -> str:
-    # A quantised tensor (torchao's) stands for numbers that it computes.
+    # A quantised tensor (torchao) is hashed by the numbers that it dequantises to.
     plain = (p if type(p) in (nn.Parameter, torch.Tensor) else p.dequantize() for p in parameters)
     flat = (parameter.detach().reshape(-1) for parameter in plain)
     return fingerprint(*(x[:: -(-len(x) // _ELEMENTS) or 1] for x in flat))
 
 
 def tokenizer_hash(tok: PreTrainedTokenizerBase) -> str:
-    """Of vocabulary and rules; padding and truncation, which change in use, are left out."""
+    """Hash of vocabulary and rules, without padding and truncation, which change in use."""
     backend = getattr(tok, "backend_tokenizer", None)
     if backend is None:
         return _sha256(json.dumps(sorted(tok.get_vocab().items())))

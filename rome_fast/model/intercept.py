@@ -1,4 +1,4 @@
-"""Ways to step into a model's own forward, each undone when its block ends."""
+"""Context managers that read or change a model's forward; each is undone when its block ends."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch import nn
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Rows of a head's weight at a time.
+# Rows of the head's weight in one product.
 SLICE = 1024
 
 
 class StopForwardError(Exception):
-    """Ends a forward pass once what was wanted of it has been seen."""
+    """Ends a forward pass early, once the wanted tensors have been seen."""
 
 
 @contextmanager
@@ -55,7 +55,7 @@ def _forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
 
 @contextmanager
 def reading_only(head: nn.Module, rows: Tensor, positions: Tensor) -> Iterator[None]:
-    """While open, the head sees [1, m, d_model], the hidden states at (rows [m], positions [m])."""
+    """While open, the head runs on [1, m, d_model], the states at (rows [m], positions [m])."""
 
     def run(hidden: Tensor) -> Tensor:
         chosen = hidden[rows.to(hidden.device), positions.to(hidden.device)][None]
@@ -64,7 +64,7 @@ def reading_only(head: nn.Module, rows: Tensor, positions: Tensor) -> Iterator[N
         output: Tensor = own(chosen)
         return output
 
-    # Accelerate and the like put a forward of their own in place, torchao a weight of its own.
+    # Accelerate and others replace the forward, torchao the weight: neither can be sliced.
     own = head.forward
     plain = "forward" not in vars(head) and type(getattr(head, "weight", None)) is nn.Parameter
     with _forward(head, run):
@@ -78,7 +78,7 @@ def _slices_pay(hidden: Tensor) -> bool:
 def linear_in_slices(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """F.linear for few rows and a very long weight, whose slices stay in a core's cache.
 
-    On a CPU, in float32, that is faster than one call for all of it (benchmarks/bench_ops.py).
+    On a CPU, in float32, that is faster than one call on the whole (benchmarks/bench_ops.py).
     """
     weights = weight.split(SLICE)
     biases = [None] * len(weights) if bias is None else bias.split(SLICE)
@@ -88,7 +88,7 @@ def linear_in_slices(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 @contextmanager
 def only_at(module: nn.Module, rows: Tensor, positions: Tensor) -> Iterator[None]:
-    """While open, a module that treats positions alike runs on (rows [m], positions [m]) only.
+    """While open, a position-wise module runs at (rows [m], positions [m]) only.
 
     It returns zeros everywhere else.
     """
@@ -117,5 +117,5 @@ def hidden_of(output: Any) -> Tensor:
 
 
 def with_hidden(output: Any, hidden: Tensor) -> Any:
-    """``output`` of a block, in the form of its family, with other hidden states."""
+    """A block's ``output`` with its hidden states replaced, in the same form (tensor or tuple)."""
     return (hidden, *output[1:]) if isinstance(output, tuple) else hidden

@@ -1,8 +1,8 @@
 """A readers-writer lock of a model: one edit at a time, none while another thread runs the model.
 
-While an edit is made the model holds hooks and a half-written weight, whichever layer it is of. So
-each forward of another thread waits until the edit is done, and an edit waits until the forwards of
-others have ended. They take turns: forwards that waited for an edit go before the next one.
+During an edit the model holds hooks and a half-written weight, whatever the layer. So forwards of
+other threads wait until the edit is done, and an edit waits until their running forwards have
+ended. They take turns: forwards that waited for one edit go before the next edit.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
 
 class _Hook:
-    """What a watched module calls. A copy of it, as in a copied or saved model, does nothing."""
+    """The hook that a watched module calls. Its copy in a copied or saved model is a no-op."""
 
     def __init__(self, step: Callable[[], None] | None = None) -> None:
         self._step = step
 
     def __call__(self, *_: object) -> None:
-        # Within code that is being compiled it has no part: the way into that is watched.
+        # Not traced into compiled code: the entry to that code is watched instead.
         if not is_compiling() and self._step is not None:
             self._step()
 
@@ -41,11 +41,11 @@ class _Hook:
 class ModelLock:
     """A readers-writer lock: threads that run the model read, the one that edits it writes.
 
-    Either may enter again while it is inside; an editor's own forwards pass. All that edit a model
-    share one lock (``owner.shared_lock``).
+    It is re-entrant for both; an editor's own forwards pass. All editors of a model share one lock
+    (``owner.shared_lock``).
 
     Attributes:
-        n_users: how many do.
+        n_users: how many share it now.
     """
 
     def __init__(self) -> None:
@@ -54,18 +54,18 @@ class ModelLock:
         self._readers: Counter[int] = Counter()
         self._editor: int | None = None
         self._depth = self._n_waiting = self._n_blocks = 0
-        # Threads that wait to read, and those of them that go before the next editor.
+        # Threads waiting to read, and those of them that go before the next editor.
         self._queue: set[int] = set()
         self._due: set[int] = set()
         self._watched: set[int] = set()
         self._resources = ExitStack()
 
     def watch(self, model: PreTrainedModel) -> None:
-        """Let the model's forwards pass the lock.
+        """Make the model's forwards take the lock, as readers.
 
         Args:
-            model: perhaps in a wrapper; the way in is watched there and at the model itself. What
-                is compiled later than this is not watched.
+            model: may be wrapped; every wrapper and the model itself are hooked. Code that is
+                compiled after this call is not watched.
         """
         for shell in shells(model):
             if id(shell) not in self._watched:
@@ -78,7 +78,7 @@ class ModelLock:
 
     def _watch(self, model: nn.Module) -> None:
         enter = model.register_forward_pre_hook(_Hook(self._enter))
-        # Also after an error of the forward, or the next edit would wait for ever.
+        # Also when the forward raises, or the next edit would wait for ever.
         leave = model.register_forward_hook(_Hook(self._leave), always_call=True)
         self._resources.callback(enter.remove)
         self._resources.callback(leave.remove)
@@ -150,16 +150,16 @@ class ModelLock:
                 finally:
                     self._queue.remove(me)
                     self._due.discard(me)
-                    self._changed.notify_all()  # after Ctrl-C an editor waits for this thread
+                    self._changed.notify_all()  # even after Ctrl-C: an editor may wait for it
             if self._editor != me:
                 self._readers[me] += 1
             self._n_blocks += block
 
     def _may_pass(self, me: int, block: bool) -> bool:
-        """New readers let waiting editors go first, but those that waited for one do not.
+        """New readers let waiting editors go first, unless they have waited for an edit already.
 
-        Nor does any forward while a block is open: no editor can go before that ends, and it may
-        be waiting for this very forward, in a thread of its own.
+        While a ``reading`` block is open, forwards pass as well: no editor can start before the
+        block ends, and the block may be waiting for this forward, run in another thread.
         """
         if self._editor is not None:
             return False
@@ -171,5 +171,5 @@ class ModelLock:
             self._n_blocks -= block
             if self._editor != me and self._readers[me]:
                 self._readers[me] -= 1
-                self._readers += Counter()  # drop the threads that are outside
+                self._readers += Counter()  # drop threads whose count is zero
             self._changed.notify_all()

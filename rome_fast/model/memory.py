@@ -1,4 +1,4 @@
-"""How much memory there is, and how its lack is told from other errors."""
+"""How much memory is free, and whether an error means that it ran out."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PROC, _GROUP = Path("/proc"), Path("/sys/fs/cgroup")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed: torch raises a type of its own on a GPU, none on a CPU."""
+    """Whether an allocation failed: torch has an error type for that on a GPU, none on a CPU."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     text = str(error).lower()
@@ -22,13 +22,13 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def free_bytes(device: torch.device, wanted: int = 0) -> int | None:
-    """What can still be allocated on a device; None where nothing tells (no CUDA, no Linux).
+    """Bytes that can still be allocated on a device; None where unknown (no CUDA, no Linux).
 
-    Where it is less than ``wanted``, malloc is first made to return what it keeps for later.
+    Where that is less than ``wanted``, malloc first returns its unused memory to the system.
     """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-        # What torch holds and does not use is free as well.
+        # Memory that torch has reserved but does not use is free as well.
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     if device.type != "cpu" or not (_PROC / "meminfo").exists():
         return None
@@ -56,7 +56,7 @@ def _free_of_process() -> int:
 
 
 def _free_of_group() -> int:
-    """What the limit of a container leaves (cgroup v2); cached files give way."""
+    """What a container's limit leaves (cgroup v2); cached files can be evicted, so they count."""
     if not (_GROUP / "memory.max").exists():
         return sys.maxsize
     limit = (_GROUP / "memory.max").read_text().strip()
@@ -71,7 +71,7 @@ def _numbers(file: Path) -> dict[str, str]:
 
 
 def format_bytes(n_bytes: int) -> str:
-    """In the unit that people read: ``"3.1 GiB"``."""
+    """A size in a readable unit: ``"3.1 GiB"``."""
     if n_bytes >= 2**30:
         return f"{n_bytes / 2**30:.1f} GiB"
     return f"{n_bytes / 2**20:.0f} MiB" if n_bytes >= 2**20 else f"{n_bytes / 2**10:.0f} KiB"

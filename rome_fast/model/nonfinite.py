@@ -1,4 +1,4 @@
-"""Where in a model the first NaN or infinity appears: found by running again, after a failure."""
+"""Find where in a model the first NaN or infinity appears, by running it again after a failure."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def located(model: PreTrainedModel, run: Callable[[], object]) -> Iterator[None]:
-    """A NonFiniteError that is raised inside says where as well; ``run`` as below."""
+    """Add the place to a NonFiniteError raised inside; ``run`` as in ``where_not_finite``."""
     try:
         yield
     except NonFiniteError as error:
@@ -28,10 +28,10 @@ def located(model: PreTrainedModel, run: Callable[[], object]) -> Iterator[None]
 
 @torch.no_grad()
 def where_not_finite(model: PreTrainedModel, run: Callable[[], object]) -> str:
-    """The innermost module that makes NaN or infinity of finite input, and the remedy.
+    """The innermost module that turns finite input into NaN or infinity, and the remedy.
 
     Args:
-        run: runs the model again; it is ended at that module.
+        run: runs the model again; it is stopped at that module.
     """
     suspects: list[str] = []
 
@@ -40,7 +40,7 @@ def where_not_finite(model: PreTrainedModel, run: Callable[[], object]) -> str:
         if after is None or _is_finite(after):
             return
         suspects.append(_sentence(model, name, module, before, after))
-        # Token ids alone are what an embedding is given, and the model around it.
+        # No float input: an embedding, or the model around it, which take token ids only.
         is_leaf = next(module.children(), None) is None
         if is_leaf if before is None else _is_finite(before):
             raise _FoundError
@@ -50,20 +50,20 @@ def where_not_finite(model: PreTrainedModel, run: Callable[[], object]) -> str:
             hook = partial(look, name)
             stack.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
         run()
-        # A block that adds in place to what it was given looks as if it had been given infinity.
+        # A block that adds to its input in place looks as if the input had been infinite.
         return suspects[0] if suspects else "no module alone does it: check the model's weights"
     return suspects[-1]
 
 
 class _FoundError(Exception):
-    """Ends the run."""
+    """Ends the run: the module is found."""
 
 
 def _first_tensor(values: Any) -> Tensor | None:
-    """The hidden states among what a module takes or returns: the first of real numbers."""
+    """The hidden states among a module's inputs or outputs: the first floating-point tensor."""
     if isinstance(values, torch.Tensor):
         values = [values]
-    elif isinstance(values, dict):  # transformers' outputs are
+    elif isinstance(values, dict):  # as transformers' outputs are
         values = values.values()
     if not isinstance(values, Iterable):
         return None

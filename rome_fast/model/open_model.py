@@ -1,7 +1,7 @@
-"""The one door to a model: who works on it goes through here once, and asks nothing again.
+"""The single entry to a model: an edit checks everything here once, and no later step does again.
 
-Behind it the model is unwrapped, locked against other threads, frozen, and looked through once; the
-edited weight is known to be plain, finite and free.
+Inside, the model is unwrapped, locked against other threads, frozen, and inspected once; the edited
+weight is plain and finite, and no open Session holds it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def open_model(model: PreTrainedModel) -> Iterator[ModelSpec]:
     """While open, no other thread edits or runs the model, and it is frozen.
 
     Args:
-        model: perhaps in a wrapper of torch.compile or PEFT.
+        model: may be wrapped by torch.compile or PEFT.
 
     Raises:
         UnsupportedModelError: as ``ModelSpec.of``.
@@ -40,7 +40,7 @@ def open_model(model: PreTrainedModel) -> Iterator[ModelSpec]:
 
 @contextmanager
 def frozen(spec: ModelSpec) -> Iterator[None]:
-    """Evaluation mode, no gradients to parameters, no compiled code; afterwards as it was."""
+    """While open: evaluation mode, no gradients to parameters, no compiled code. Undone after."""
     modules = list(spec.modules.values())
     training = [module for module in modules if module.training]
     trainable = [p for p in spec.parameters.values() if p.requires_grad]
@@ -63,8 +63,8 @@ class EditSite:
     """Where an edit is written.
 
     Attributes:
-        backend: "native" or "torch", what its device has.
-        notes: what a user should know about it.
+        backend: "native" or "torch", as its device allows.
+        notes: remarks for the user about the weight.
     """
 
     projection: DownProjection
@@ -73,12 +73,12 @@ class EditSite:
 
     @classmethod
     def of(cls, spec: ModelSpec, layer: int, shared_expert: bool, backend: str) -> EditSite:
-        """The down-projection of a layer, checked once for all that comes after.
+        """Find a layer's down-projection and check it; no later step checks it again.
 
         Raises:
             HparamsError, UnsupportedModelError, NonFiniteError: as ``ModelSpec.down_projection``.
             SessionError: an open Session edits the weight.
-            BackendUnavailableError: the backend that is asked for is not there.
+            BackendUnavailableError: the requested backend is not available.
         """
         projection = spec.down_projection(layer, shared_expert)
         weight = projection.weight

@@ -1,4 +1,4 @@
-"""Who edits a model: the lock that all who do share, and the weights that an open Session holds."""
+"""Who may edit a model: the lock that its editors share, and the weights that Sessions hold."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _taken: WeakIdKeyDictionary = WeakIdKeyDictionary()
 _locks: WeakIdKeyDictionary = WeakIdKeyDictionary()
-# Of one thread many times: a forgotten Session may be collected while it is held.
+# Re-entrant: a forgotten Session may be garbage-collected by a thread that holds it.
 _lock = threading.RLock()
 
 
@@ -33,7 +33,7 @@ def check_free(weight: Tensor, name: str) -> None:
 
 @contextmanager
 def owned(weight: Tensor, name: str) -> Iterator[None]:
-    """While open, the weight is taken. Raises SessionError if it is already."""
+    """While open, the weight counts as taken. Raises SessionError if it already does."""
     with _lock:
         check_free(weight, name)
         _taken[weight] = True
@@ -45,7 +45,7 @@ def owned(weight: Tensor, name: str) -> Iterator[None]:
 
 @contextmanager
 def shared_lock(model: PreTrainedModel) -> Iterator[ModelLock]:
-    """While open, forwards of the model, or of what it wraps, pass the lock that is given."""
+    """Yield the model's lock; while open, forwards of the model, wrapped or plain, take it."""
     plain = unwrapped(model)
     with _lock:
         lock: ModelLock = _locks.setdefault(plain, ModelLock())
@@ -63,7 +63,7 @@ def shared_lock(model: PreTrainedModel) -> Iterator[ModelLock]:
 
 @contextmanager
 def locked(model: PreTrainedModel) -> Iterator[None]:
-    """While open, no other thread edits the model, in whichever layer, or runs it.
+    """While open, no other thread edits any layer of the model, or runs it.
 
     Raises:
         SessionError: this very thread is inside ``session.reading()``.

@@ -1,4 +1,4 @@
-"""Precision: half precision is left before anything is summed or squared; and bfloat16 copies."""
+"""Precision: half precision is widened before sums and squares; bfloat16 copies of weights."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 class Bfloat16Weights:
-    """Copies of all weights but those of the blocks below the edited one; made once.
+    """bfloat16 copies of all weights but those of the blocks below the edited one; made once.
 
     Args:
-        projection: the edited matrix; what its block holds is copied anew each time.
+        projection: the edited matrix; the weights of its block are copied again at each use.
     """
 
     def __init__(self, spec: ModelSpec, projection: DownProjection) -> None:
@@ -29,7 +29,7 @@ class Bfloat16Weights:
                 self._edited[name] = parameter
 
     def current(self) -> dict[str, Tensor]:
-        """By the parameters' names, as the weights are now; always the same tensors."""
+        """The copies by parameter name, updated to the present weights; always the same tensors."""
         for name, parameter in self._edited.items():
             self._copies[name].copy_(parameter.detach())
         return self._copies
@@ -41,7 +41,7 @@ def widen(x: Tensor) -> Tensor:
 
 
 def wide_norm(x: Tensor) -> Tensor:
-    """Norm of all of x, a scalar; summed in float32 or wider, where float16 ends at 65504."""
+    """Norm of all of x, a scalar; summed in float32 or wider, as float16 overflows at 65504."""
     return torch.linalg.vector_norm(x, dtype=torch.promote_types(x.dtype, torch.float32))
 
 

@@ -56,7 +56,7 @@ class DownProjection:
 
 @dataclass(frozen=True, eq=False)
 class ModelSpec:
-    """The parts of a decoder that editing needs, as they were when it was looked through.
+    """The parts of a decoder that editing needs: a snapshot, taken by ``of``.
 
     Attributes:
         model: the transformers model, without what torch.compile or PEFT put around it.
@@ -73,16 +73,16 @@ class ModelSpec:
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> ModelSpec:
-        """Find the text decoder's blocks, in a wrapper or in a multimodal model too.
+        """Find the text decoder's blocks, also inside a wrapper or a multimodal model.
 
         Raises:
-            UnsupportedModelError: no list of blocks and token embedding was found, or a learned
-                prompt stands before every text.
+            UnsupportedModelError: no list of blocks and token embedding was found, or the model
+                has a prompt-learning adapter.
         """
         if isinstance(model, nn.Module):
             model = unwrapped(model)
         kind = type(model).__name__
-        # Base models without a head, masked and encoder-decoder models continue no prompt.
+        # Base models without a head, masked and encoder-decoder models cannot continue a prompt.
         if not isinstance(model, nn.Module) or not getattr(model, "can_generate", bool)():
             raise UnsupportedModelError(
                 f"model must be a Hugging Face decoder with a language-model head, got {kind}"
@@ -92,7 +92,7 @@ class ModelSpec:
         if model.config.is_encoder_decoder:
             raise UnsupportedModelError(f"{kind} is an encoder-decoder; a decoder is needed")
         name, found = find_blocks(model)
-        # Not the width of the embeddings, which may be another (OPT-350m).
+        # The embeddings may have another width (OPT-350m).
         d_model = getattr(text_config(model), "hidden_size", None)
         if d_model is None:
             raise UnsupportedModelError(f"the configuration of {kind} has no hidden_size")
@@ -105,7 +105,7 @@ class ModelSpec:
 
     @cached_property
     def parameters(self) -> dict[str, Tensor]:
-        """``named_parameters()`` of the model: by path, of tied ones the first."""
+        """``named_parameters()`` of the model by path; tied ones once, under the first path."""
         return self._tensors("_parameters")
 
     @cached_property
@@ -115,7 +115,7 @@ class ModelSpec:
 
     @cached_property
     def block_of(self) -> dict[str, int | None]:
-        """In which block each parameter lies; None beside all of them."""
+        """The block that each parameter lies in; None for those outside all blocks."""
         path = re.compile(rf"{re.escape(self.blocks_name)}\.(\d+)\.")
         found = {name: path.match(plain_name(name)) for name in self.parameters}
         return {name: match and int(match[1]) for name, match in found.items()}
@@ -139,12 +139,12 @@ class ModelSpec:
         """The down-projection of block ``layer`` (0-based), checked to be editable.
 
         Args:
-            shared_expert: that of the expert which every token passes through, in a layer that
-                routes tokens through others.
+            shared_expert: take that of the expert which all tokens share, in a mixture-of-experts
+                layer.
 
         Raises:
-            HparamsError: the model has no such layer, or the layer no such expert.
-            UnsupportedModelError: no dense down-projection there, or one that is offloaded or
+            HparamsError: the model has no such layer, or ``shared_expert`` names a dense one.
+            UnsupportedModelError: the layer has no dense down-projection, or it is offloaded or
                 sharded; a QuantizedWeightError where it is quantised.
             NonFiniteError: the weight holds NaN or infinity.
         """
@@ -188,7 +188,7 @@ class ModelSpec:
         return found[0]
 
     def mlp(self, layer: int) -> nn.Module | None:
-        """The module that is a block's MLP; None for experts, or without a module of its own."""
+        """A block's MLP module; None for a mixture of experts, or an MLP without its own module."""
         block = self.blocks[layer]
         if routed_experts(block):
             return None
@@ -202,8 +202,8 @@ def check_tokenizer(model: PreTrainedModel, tok: PreTrainedTokenizerBase) -> Non
     """Raise TokenizerMismatchError unless the tokenizer's ids are the model's.
 
     Models pad their embedding up to a round size, so a somewhat smaller tokenizer is normal; one
-    that covers less than half of the rows belongs to another model. One of the same size cannot
-    be told apart.
+    that covers less than half of the rows belongs to another model. Another model's tokenizer of
+    the same size is not detected.
     """
     if not callable(tok) or not hasattr(tok, "__len__"):
         raise TokenizerMismatchError(f"tok must be a tokenizer, got {type(tok).__name__}")
@@ -234,7 +234,7 @@ def text_config(model: PreTrainedModel) -> Any:
 def input_device(model: PreTrainedModel) -> torch.device:
     """Where token ids must lie: the device of the token embedding.
 
-    The CPU for an offloaded embedding: its hooks move them.
+    For an offloaded embedding it is the CPU: hooks move the ids from there.
     """
     device = _embedding(model).device
     return torch.device("cpu") if device.type == "meta" else device

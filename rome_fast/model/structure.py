@@ -18,8 +18,8 @@ from rome_fast.model.wrappers import base_modules, inner
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# Attention also ends in a matrix that writes to the residual stream; it is told from the MLP by
-# the name of the submodule that holds it, the one part of a path that all families agree on.
+# Attention also ends in a matrix that writes to the residual stream. It is told from the MLP by the
+# name of the submodule that holds it, the only part of a path on which all families agree.
 ATTENTION = re.compile(r"att(n|ention)", re.IGNORECASE)
 # Experts whose weights are neither 3-D nor a list (DBRX).
 _EXPERTS = re.compile(r"(^|\.)(experts|router)($|\.)")
@@ -29,8 +29,8 @@ _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 def find_blocks(model: PreTrainedModel) -> tuple[str, nn.Module]:
     """(path, list) of the text decoder's blocks.
 
-    That is the list nearest to the token embedding, and the longest of those that are as near: an
-    image tower may be longer, and has its own embedding.
+    That is the list nearest to the token embedding in the module tree; of equally near ones, the
+    longest. An image tower may be longer, but it has its own embedding.
 
     Raises:
         UnsupportedModelError: there is no such list.
@@ -39,7 +39,7 @@ def find_blocks(model: PreTrainedModel) -> tuple[str, nn.Module]:
     embedding = inner(model.get_input_embeddings())
     place = next((name for name, module in modules.items() if module is embedding), "").split(".")
     lists = {name: m for name, m in modules.items() if isinstance(m, nn.ModuleList)}
-    # A list within a block (of experts) is none of blocks.
+    # A list inside a block holds experts, not blocks.
     outer = [n for n in lists if not any(n.startswith(f"{other}.") for other in lists)]
     if not outer:
         raise UnsupportedModelError(f"{type(model).__name__} has no list of decoder blocks to edit")
@@ -57,9 +57,9 @@ def find_blocks(model: PreTrainedModel) -> tuple[str, nn.Module]:
 
 
 def sizes(module: nn.Module) -> tuple[int, int] | None:
-    """(inputs, outputs) of a linear map, whatever its weight is stored as; None for other modules.
+    """(inputs, outputs) of a linear map, however its weight is stored; None for other modules.
 
-    A quantised weight does not have the shape of its matrix.
+    The shape of a quantised weight is not that of its matrix.
     """
     weight = getattr(module, "weight", None)
     if type(module).__name__ == "Conv1D" and isinstance(weight, torch.Tensor):
@@ -77,7 +77,7 @@ def routed_experts(block: nn.Module) -> list[str]:
 def down_projections(block: nn.Module, d_model: int) -> list[tuple[str, nn.Module]]:
     """(path, module) of the maps to the residual stream outside of attention and routed experts.
 
-    They come from a wider activation; that of an expert which all tokens share may be narrower.
+    Their input is wider than the residual stream; that of a shared expert may be narrower.
     """
     routed = [f"{name}." for name in routed_experts(block)]
     found = []
@@ -99,7 +99,7 @@ def _is_stacked(module: nn.Module) -> bool:
 
 
 def _is_list_of_mlps(module: nn.Module) -> bool:
-    """Whether it is a list of several modules of matrices that are all alike."""
+    """Whether it is a list of several modules whose matrices have the same shapes."""
     if not isinstance(module, nn.ModuleList) or len(module) < 2:
         return False
     shapes = [[sizes(m) for _, m in base_modules(child) if sizes(m)] for child in module]

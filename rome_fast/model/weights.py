@@ -16,10 +16,10 @@ _EDITABLE = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def check_weight(name: str, module: nn.Module, model: PreTrainedModel) -> None:
-    """Raise unless ``module.weight`` is a plain, finite matrix that is there.
+    """Raise unless ``module.weight`` is a plain, finite matrix in memory.
 
     Raises:
-        QuantizedWeightError: it is stored in another form.
+        QuantizedWeightError: it is quantised.
         UnsupportedModelError: it is offloaded, sharded or made under inference mode.
         NonFiniteError: it holds NaN or infinity.
     """
@@ -55,8 +55,8 @@ def check_weight(name: str, module: nn.Module, model: PreTrainedModel) -> None:
 def _quantisation(module: nn.Module, model: PreTrainedModel) -> str | None:
     """How a linear map's weight is quantised; None where it is not.
 
-    There is none (GPTQ, AWQ, HQQ), it holds packed or 8-bit numbers (bitsandbytes, FP8), or it is
-    a tensor that only calls itself a float (torchao).
+    A quantised module has no ``weight`` (GPTQ, AWQ, HQQ), or one that holds packed or 8-bit numbers
+    (bitsandbytes, FP8), or a tensor subclass that only reports a float dtype (torchao).
     """
     weight = getattr(module, "weight", None)
     kind: type = type(module)

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
-# The child that a wrapper stands for: torch.compile's; PEFT's, of a layer with an adapter and of a
-# module that is trained whole.
+# Names of the wrapped child: under torch.compile; in PEFT's layer with an adapter; in PEFT's module
+# that is trained whole.
 _INNER = ("_orig_mod", "base_layer", "original_module")
 
 
@@ -26,14 +26,14 @@ def unwrapped(model: Any) -> PreTrainedModel:
     """The transformers model itself; an adapter's layers stay in it, and so does compiled code.
 
     Raises:
-        UnsupportedModelError: the model runs behind a learned prompt.
+        UnsupportedModelError: a prompt-learning adapter puts virtual tokens before every prompt.
     """
     *_, plain = shells(model)
     return plain
 
 
 def shells(model: Any) -> Iterator[Any]:
-    """The model as it was given, what it is a wrapper of, and so on. Raises as ``unwrapped``."""
+    """The model as given, then what it wraps, and so on inwards. Raises as ``unwrapped``."""
     yield model
     if "_orig_mod" in model._modules:
         yield from shells(model._orig_mod)
@@ -49,12 +49,12 @@ def shells(model: Any) -> Iterator[Any]:
 
 
 def plain_name(name: str) -> str:
-    """A module's or parameter's path in the plain model; an adapter's own as it is."""
+    """A module's or parameter's path in the plain model; an adapter's own path is unchanged."""
     return ".".join(part for part in name.split(".") if part not in _INNER)
 
 
 def inner(module: nn.Module) -> nn.Module:
-    """The module that a wrapper stands for; any other module as it is."""
+    """The module inside a wrapper; any other module is returned unchanged."""
     children = module._modules
     for name in _INNER:
         child = children.get(name)
@@ -72,7 +72,7 @@ def base_modules(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Mo
 
 
 def base_parameters(model: nn.Module) -> dict[str, torch.Tensor]:
-    """``named_parameters()`` of the plain model; of tied ones the first."""
+    """``named_parameters()`` of the plain model; tied ones once, under the first name."""
     found: dict[str, torch.Tensor] = {}
     seen: set[int] = set()
     for name, module in base_modules(model):
@@ -84,7 +84,7 @@ def base_parameters(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def adapter_notes(modules: Iterable[nn.Module], weight: torch.Tensor) -> list[str]:
-    """What to tell of PEFT's adapters among the modules, none if there is none."""
+    """Notes for the user about PEFT's adapters among the modules; empty if there is none."""
     layers = [m for m in modules if "base_layer" in m._modules]
     if not layers:
         return []
@@ -97,7 +97,7 @@ def adapter_notes(modules: Iterable[nn.Module], weight: torch.Tensor) -> list[st
 
 
 def eager(modules: Iterable[nn.Module]) -> AbstractContextManager[Any]:
-    """While open, compiled code is not run: it would not see hooks, nor be worth compiling."""
+    """While open, modules run eagerly: compiled code ignores hooks, and compiling would not pay."""
     if any(m._compiled_call_impl or "_orig_mod" in m._modules for m in modules):
         return torch.compiler.set_stance("force_eager")
     return nullcontext()

@@ -56,7 +56,7 @@ def factorise(moment: MomentSum, ridge: float, dtype: torch.dtype) -> tuple[Tens
     for jitter in (0.0, *(_JITTERS if moment.count >= moment.d_key else ())):
         damped.diagonal().copy_(diagonal).add_((ridge + jitter) * scale)
         factor, failed = torch.linalg.cholesky_ex(damped)
-        # A pivot at rounding level is a rank that is not there, though LAPACK lets it pass.
+        # A pivot at rounding level means a missing rank, though LAPACK accepts it.
         pivot = float(factor.diagonal().square().min())
         if not int(failed) and pivot > 500 * torch.finfo(dtype).eps * scale:
             if jitter:
@@ -80,7 +80,7 @@ def whiten_with(factor: Tensor, keys: Tensor) -> Tensor:
 def solve_with(factor: Tensor, keys: Tensor) -> Tensor:
     """C^-1 k with C = L L^T, for keys [d] or [n, d]; float64, same shape."""
     columns = keys.to(factor).reshape(-1, len(factor)).T
-    # The bits of torch.cholesky_solve, which copies the factor: ten times slower for one key.
+    # Same bits as torch.cholesky_solve, which copies the factor: ten times slower for one key.
     white = torch.linalg.solve_triangular(factor, columns, upper=False)
     solved = torch.linalg.solve_triangular(factor.T, white, upper=True)
     return solved.T.reshape(keys.shape).double()

@@ -46,7 +46,7 @@ def read(path: Path) -> MomentSum:
     """
     if not path.is_file():
         raise SecondMomentError(f"second_moment: there is no file {str(path)!r}")
-    with torch.inference_mode(False):  # else nothing could be added outside of it
+    with torch.inference_mode(False):  # or nothing could be added outside that mode
         return _read_npz(path) if path.suffix == ".npz" else _read_safetensors(path)
 
 
@@ -102,7 +102,7 @@ def _read_safetensors(path: Path) -> MomentSum:
 
 
 def _checksum(header: dict[str, Any], tensors: dict[str, Tensor]) -> str:
-    """Of the numbers and of all else that the header says."""
+    """SHA-256 of the tensors and of the rest of the header."""
     said = json.dumps({k: v for k, v in header.items() if k != "sha256"}, sort_keys=True)
     return hashlib.sha256(f"{said}{fingerprint(*tensors.values())}".encode()).hexdigest()
 

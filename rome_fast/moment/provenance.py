@@ -36,7 +36,7 @@ def provenance(
 
 
 def differences(info: Mapping[str, Any], spec: ModelSpec, projection: DownProjection) -> list[str]:
-    """How ``info`` disagrees with the model at this layer; a field it lacks agrees."""
+    """How ``info`` disagrees with the model at this layer; a missing field counts as equal."""
     here = {**_of_model(spec, projection), "versions": versions()}
     return [
         f"{title} differs: {info[field]!s:.40} there, {here[field]!s:.40} here"
@@ -55,8 +55,8 @@ def merge_conflicts(first: Mapping[str, Any], second: Mapping[str, Any]) -> list
 def _conflicts(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Fields that both have and that differ, with their titles.
 
-    transformers has written one and the same configuration in different ways: hashes of it are
-    compared under one version only.
+    Versions of transformers write the same configuration differently: its hashes are compared only
+    if both come from one version.
     """
     written_by = [info.get("versions", {}).get("transformers") for info in (first, second)]
     return [
@@ -70,7 +70,7 @@ def _conflicts(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[tupl
 
 
 def merged_info(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
-    """What holds for both together; what was measured on one part (convergence) does not."""
+    """The fields that hold for the sum; what was measured on one part (convergence) is dropped."""
     info = {k: v for k, v in first.items() if second.get(k) == v and k not in _OF_ONE_PART}
     for counted in _COUNTED:
         if counted in first and counted in second:

@@ -34,7 +34,7 @@ class SecondMoment(MomentSum):
         compensated: keep what float32 additions round off in a second matrix, so that the sum is
             about as exact as a float64 one, at the speed of float32 products.
         damping: ridge, as a share of the mean eigenvalue: C + damping * tr(C)/d_key * I; or
-            ``"auto"``, the share that C's own spectrum and the number of keys ask for.
+            ``"auto"``, a share computed from C's own spectrum and the number of keys.
         source: where the keys came from; edit results quote it.
 
     Attributes:
@@ -61,7 +61,7 @@ class SecondMoment(MomentSum):
             raise InvalidArgumentError("compensated=True is for dtype float32, got float64")
         if type(d_key) is not int or d_key < 1:
             raise InvalidArgumentError(f"d_key must be a whole number of 1 or more, got {d_key!r}")
-        with torch.inference_mode(False):  # else nothing could be added outside of it
+        with torch.inference_mode(False):  # or nothing could be added outside that mode
             total = torch.zeros(d_key, d_key, dtype=dtype, device=device)
             compensation = torch.zeros_like(total) if compensated else None
         super().__init__(total, compensation, damping=damping, source=source)
@@ -92,7 +92,7 @@ class SecondMoment(MomentSum):
 
     @property
     def damping(self) -> float | Literal["auto"]:
-        """Ridge as a share of the mean eigenvalue, or "auto"; setting it makes the factor anew."""
+        """Ridge as a share of the mean eigenvalue, or "auto"; setting it drops the factor."""
         return self._damping
 
     @damping.setter
@@ -125,7 +125,7 @@ class SecondMoment(MomentSum):
         self._factor = self._ridge = None
 
     def merge(self, other: SecondMoment) -> None:
-        """Add the keys that ``other`` has seen; the damping stays this one's.
+        """Add the keys that ``other`` has seen; this one's damping is kept.
 
         Raises:
             SecondMomentError: it is of another size, layer or model; nothing was added.
@@ -206,7 +206,7 @@ class SecondMoment(MomentSum):
         except (MemoryError, RuntimeError) as error:
             if dtype == torch.float32 or not is_out_of_memory(error):
                 raise
-            # The handler's traceback holds the matrices of the attempt: nothing is tried in here.
+            # The traceback keeps this attempt's matrices alive: the caller retries outside of it.
             return False
         return True
 
@@ -225,7 +225,7 @@ class SecondMoment(MomentSum):
     def save(self, path: str | Path) -> None:
         """Write it to a file, whole or not at all.
 
-        ``.npz`` writes kmeng01/rome's layout (see ``moment_files``), any other name a safetensors
+        ``.npz`` writes kmeng01/rome's layout (see ``moment.files``), any other name a safetensors
         file: the lower triangle, and a header that says what it is.
 
         Raises:

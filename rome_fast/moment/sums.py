@@ -1,4 +1,4 @@
-"""The running sum of k k^T and what is known about it: what is factored, and what files hold."""
+"""The running sum of k k^T and what is known about it: it is factored, and saved in files."""
 
 from __future__ import annotations
 

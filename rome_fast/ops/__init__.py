@@ -202,7 +202,7 @@ def value_loss(
     kl_factor: float,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What the search for v* minimises, of the logits, and its gradient.
+    """The loss that the search for v* minimises, from the logits, and its gradient.
 
     The loss of an edit is the mean of -log p(target) over its reads, and kl_factor times
     KL(now || before) at its own last row; "before" is log_probs_init, or what these logits say
@@ -210,7 +210,7 @@ def value_loss(
 
     Returns losses [n_edits], the gradient of their sum (like logits), right [n_edits] (bool:
     the target is the likeliest in all of an edit's reads), and log_probs_init for the next calls
-    (of no rows where it was given). An id outside of the vocabulary is not looked for.
+    (of no rows where it was given). Ids outside of the vocabulary are not checked for.
     Raises InvalidArgumentError.
     """
     args = (logits, target_ids, edit_of_read, log_probs_init, float(kl_factor))
@@ -239,13 +239,13 @@ def value_step_(
     mean_loss_suffices: bool,
     backend: str = "auto",
 ) -> None:
-    """One step of Adam on each active edit's offset, after its loss is noted; all in place.
+    """One step of Adam on each active edit's offset, after its loss is recorded; all in place.
 
-    The loss is losses + decays * |delta|; it becomes history[n_steps]. An edit is active no more
+    The loss is losses + decays * |delta|; it becomes history[n_steps]. An edit stops being active
     when its loss is below stop_loss and it is right (or mean_loss_suffices), when its loss is not
-    finite, and in the last of max_steps. What is not active does not change. The others' offsets
-    move by Adam (torch's defaults but lr), then back into the ball of their radius. n_steps grows
-    by one. Nothing waits for the host, and steps after all have ended change nothing else.
+    finite, and in the last of max_steps. Inactive edits do not change. The others' offsets move by
+    Adam (torch's defaults but lr), then back into the ball of their radius. n_steps grows by one.
+    Nothing waits for the host, and steps after all have stopped change nothing else.
     Raises InvalidArgumentError.
     """
     state = (deltas, mean, square, n_steps, history, active)

@@ -115,7 +115,7 @@ def value_loss_default(
     log_probs_init: Tensor | None,  # [n_edits, vocabulary]
     kl_factor: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Losses, their gradient by the logits, who is right, and what the KL is measured from."""
+    """Losses, their gradient by the logits, whether targets are likeliest, the KL's reference."""
     log_probs = logits.to(compute_dtype(logits.dtype)).log_softmax(-1)
     n_reads = len(target_ids)
     reads, now = log_probs[:n_reads], log_probs[n_reads:].clone()
@@ -128,7 +128,7 @@ def value_loss_default(
     wrong = (likeliest != target_ids).to(log_probs.dtype)
     right = per_edit.index_add(0, edit_of_read, wrong) == 0
     probs = log_probs.exp_()
-    ratio = (now - init).masked_fill_(probs[n_reads:] == 0, 0)  # where a word cannot come
+    ratio = (now - init).masked_fill_(probs[n_reads:] == 0, 0)  # a token of probability 0
     kl = (probs[n_reads:] * ratio).sum(-1)
     kept = now if log_probs_init is None else now[:0].clone()
     # p - 1 at the target, shared by the reads of an edit; and p (log p/q - KL).
@@ -154,7 +154,7 @@ def value_step_default(
     stop_loss: float,
     mean_loss_suffices: bool,
 ) -> None:
-    """Note the losses, end what is found, move the rest by Adam and back into its ball."""
+    """Record the losses, stop what is found, move the rest by Adam and back into its ball."""
     norms = deltas.norm(dim=1)
     totals = losses + decays * norms
     row = torch.arange(len(history), device=history.device)[:, None] == n_steps

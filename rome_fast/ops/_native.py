@@ -1,4 +1,4 @@
-"""Finds and loads the native libraries, one a device type, and remembers why there is none.
+"""Finds and loads the native libraries, one per device type, and remembers why one is missing.
 
 A library registers kernels for ops that `_schema` has defined; nothing is looked up by symbol.
 The versions are compared before the library is opened, because opening one that asks for symbols

@@ -105,7 +105,7 @@ def _weight(module: nn.Module) -> Tensor:
 
 
 def _entry(spec: ModelSpec, table: nn.Module) -> str:
-    """How the first block's input follows from the embedding: seen by doubling that."""
+    """How the first block's input follows from the embedding: found by doubling the embedding."""
     embedded = seen_at(spec, table)
     first = spec.blocks[0]
     once = seen_at(spec, first, entering=True)
@@ -137,7 +137,7 @@ def _final_norm(spec: ModelSpec, head: nn.Module, names: dict[int, str]) -> str:
 
 
 def _logits(spec: ModelSpec, head: nn.Module) -> str:
-    """What becomes of ones and of large numbers in the place of the head's output."""
+    """How the logits follow from the head's output: found by replacing it with constants."""
 
     def of(number: float) -> float:
         filled = output_of(spec, (head, lambda _, __, output: torch.full_like(output, number)))

@@ -24,7 +24,7 @@ class LayerAnatomy:
     """What was found in one layer.
 
     Attributes:
-        refusal: why it cannot be edited, or ""; then all else is what an edit of it is made of.
+        refusal: why it cannot be edited, or ""; only then the other fields are filled.
         projection: path of the down-projection in its block.
         kind: of its module; ``layout``, ``d_key``, ``d_value`` as in a DownProjection.
         gated: the key is a product of two maps of the stream.
@@ -107,7 +107,7 @@ def _is_gated(spec: ModelSpec, projection: DownProjection) -> bool:
 
 
 def _is_parallel(spec: ModelSpec, projection: DownProjection) -> bool:
-    """Whether the key stays what it is when attention says something else."""
+    """Whether the key stays the same when the attention's output is changed."""
     attention = _attention(spec.blocks[projection.layer])
     if attention is None:
         return False
@@ -131,7 +131,7 @@ def _attention(block: nn.Module) -> nn.Module | None:
 
 
 def _residual_factor(spec: ModelSpec, projection: DownProjection) -> float | None:
-    """By what a change of the matrix's output reaches the end of the block."""
+    """The factor with which a change of the matrix's output reaches the end of the block."""
     block, moved = spec.blocks[projection.layer], []
 
     def move(_: Any, __: Any, output: Tensor) -> Tensor:
@@ -141,4 +141,4 @@ def _residual_factor(spec: ModelSpec, projection: DownProjection) -> float | Non
     before = hidden_of(seen_at(spec, block))
     after = hidden_of(seen_at(spec, block, (projection.module, move)))
     factor = factor_between((after - before).reshape(moved[0].shape), moved[0])
-    return None if factor is None else float(f"{factor:.2g}")  # what is beyond may be rounding
+    return None if factor is None else float(f"{factor:.2g}")  # more digits may be rounding

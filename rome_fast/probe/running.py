@@ -38,7 +38,7 @@ def output_of(spec: ModelSpec, *hooks: Hook) -> Tensor:
 
 @torch.no_grad()
 def seen_at(spec: ModelSpec, module: nn.Module, *hooks: Hook, entering: bool = False) -> Any:
-    """What a module returns, or is given first, with hooks in place; nothing behind it runs.
+    """A module's output, or its first input, with hooks in place; nothing behind it runs.
 
     None if it does not run.
     """
@@ -61,7 +61,7 @@ def seen_at(spec: ModelSpec, module: nn.Module, *hooks: Hook, entering: bool = F
 
 
 def noise_like(hidden: Tensor) -> Tensor:
-    """Of the same size as the hidden states [..., d]; seeded."""
+    """Noise of the shape and scale of the hidden states [..., d]; seeded."""
     noise = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(0))
     scale = hidden.float().square().mean().sqrt().clamp(min=1e-3)
     return noise.to(hidden.device, hidden.dtype) * scale.to(hidden.dtype)

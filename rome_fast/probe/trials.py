@@ -29,7 +29,7 @@ from rome_fast.value.memory import estimate
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# Of a fact that most models know; that they say something else before is not needed.
+# Most models know the fact; a model that does not can be tried with it as well.
 REQUEST = EditRequest("The capital of {} is", "France", "Rome")
 
 _HEAD = ("layer", "probability", "rank", "update", "loss", "steps", "seconds", "memory")
@@ -41,11 +41,11 @@ class TriedLayer:
 
     Attributes:
         refusal: why the layer cannot be edited, or its update was refused; "" if it was edited.
-            Then the others are what they are in an EditResult, and None otherwise.
+            Only then the other fields have values, as in an EditResult.
         steps: of the search for v*.
         seconds: of the edit, without the contexts that all layers share.
         memory: bytes that an edit takes beyond the model, with C; an estimate.
-        notes: what else a user should know.
+        notes: further remarks for the user.
     """
 
     layer: int
@@ -101,7 +101,7 @@ class Probe:
         whole = [row for row in rows if len(row) == len(_HEAD)]
         widths = [max(map(len, column)) for column in zip(*whole, strict=True)]
         for row in rows:
-            # A refusal runs on over the columns.
+            # A refusal spans the columns.
             cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=False)]
             lines.append("  " + "  ".join(cells if len(row) == len(_HEAD) else [cells[0], row[1]]))
         edited = [tried for tried in self.layers if not tried.refusal]
@@ -132,7 +132,7 @@ def probe(
         progress: show a bar.
 
     Raises:
-        UnsupportedModelError: the model is no decoder, or its parts cannot be told.
+        UnsupportedModelError: the model is no decoder, or its parts cannot be found.
         TokenizerMismatchError, InvalidRequestError: as in ``edit``.
         HparamsError: there is no such layer.
     """

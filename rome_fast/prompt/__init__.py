@@ -1,5 +1,5 @@
 """From a request to tokens, and from the model's logits back to words.
 
 request -> encode (chat, lookup, target, border, ids) -> the model -> readback; contexts samples
-what stands before a prompt.
+the texts that precede a prompt.
 """

@@ -1,4 +1,4 @@
-"""Whether a space stands between a prompt and its target: by script, and by what meets there."""
+"""Whether a space belongs between a prompt and its target, by script and characters there."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _UNSPACED = (
     "HALFWIDTH KATAKANA",
 )
 _APOSTROPHES, _HYPHENS = "'\u2019", "-\u2010\u2011"
-# Beside closing brackets and quotes; the last three are Arabic.
+# Besides closing brackets and quotes; the last three are Arabic.
 _STOPS = ".,;:!?%\u2026\u060c\u061b\u061f"
 _OPEN_QUOTE = re.compile(r"(?:^|\s)['\u2018]")
 
@@ -29,7 +29,7 @@ def space_between(prompt: str, target: str) -> str:
     """``" "`` or ``""``; the target's own space, or the prompt's, is never doubled."""
     if not prompt or prompt[-1].isspace() or target[0].isspace():
         return ""
-    # What a mark stands on has the script of both.
+    # A combining mark has the script of the character that carries it.
     last = next((c for c in reversed(prompt) if not _is_mark(c)), "a")
     if _is_unspaced(last) or _is_unspaced(target[0]):
         return ""

@@ -19,14 +19,14 @@ _PROMPT, _ANSWER = "0prompt0", "0answer0"
 
 
 def split_messages(prompt: Any, chat: Any) -> tuple[Any, Messages | None]:
-    """(the user's text, the messages before it), and None for the latter where it is no chat.
+    """(the user's text, the messages before it); the latter is None where there is no chat.
 
     Args:
         prompt: a text, or a list of messages that ends with the user's.
         chat: None or False, True, or the messages that come before the prompt.
 
     Raises:
-        InvalidRequestError: a message is no message, or the last one is not the user's.
+        InvalidRequestError: a message is malformed, or the last one is not the user's.
     """
     if isinstance(prompt, str | Mapping) or not isinstance(prompt, Sequence) or not prompt:
         return prompt, _messages(chat)
@@ -45,7 +45,7 @@ def split_messages(prompt: Any, chat: Any) -> tuple[Any, Messages | None]:
 
 
 def _messages(chat: Any) -> Messages | None:
-    """Messages as dicts or pairs -> pairs; True -> none."""
+    """Messages as dicts or pairs -> pairs; True -> (); None or False -> None."""
     if chat is None or isinstance(chat, bool):
         return () if chat else None
     if isinstance(chat, str | Mapping) or not isinstance(chat, Sequence):
@@ -85,7 +85,7 @@ class Frame:
 
     @classmethod
     def of(cls, tok: PreTrainedTokenizerBase, chat: Messages | None) -> Frame:
-        """Raises ChatTemplateError: there is no template, or it rejects the conversation."""
+        """Render it; raises ChatTemplateError if there is no template, or it rejects the chat."""
         if chat is None:
             return cls(tok, None)
         if not getattr(tok, "chat_template", None):
@@ -118,7 +118,7 @@ class Frame:
 
 
 def _gap(tok: PreTrainedTokenizerBase, chat: Messages, opening: str) -> str:
-    """The spaces, if that is all, between the generation prompt and an assistant's message."""
+    """What is between generation prompt and assistant's message, if only spaces; else nothing."""
     try:
         whole = _render(tok, [*chat, ("user", _PROMPT), ("assistant", _ANSWER)], answer_next=False)
     except ChatTemplateError:

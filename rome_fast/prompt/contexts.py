@@ -1,7 +1,7 @@
 """Context templates: short texts, sampled from the model itself, that precede the prompt.
 
-The key is a mean over them, so that the edit holds in any context. They are seeded, belong to
-the call that made them, and come back in the result; nothing is kept between models.
+The key is a mean over them, so that the edit holds in any context. They are drawn with a seed, for
+one call, and returned in its result; nothing is kept between models.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def sample_context_templates(
 
 
 def check_context_templates(templates: Sequence[str]) -> list[str]:
-    """The caller's own templates, each with exactly one ``{}`` for the prompt."""
+    """Check the caller's own templates: each needs exactly one ``{}`` for the prompt."""
     if isinstance(templates, str) or not templates:
         raise InvalidArgumentError(
             f"context_templates must be a non-empty list of strings, got {templates!r}"

@@ -18,17 +18,17 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
-# The prompt on which the essence of the subject is held still (algorithm of the paper, sec. 3.1).
+# The prompt of the KL term, which preserves the subject's essence (paper, sec. 3.1).
 KL_TEMPLATE = "{} is a"
 
 
 @dataclass(frozen=True)
 class TokenizedEdit:
-    """One request as a batch of rows, padded on the right whatever the tokenizer's habit.
+    """One request as a batch of rows, padded on the right whatever the tokenizer's padding side.
 
-    Rows 0 to ``n_contexts - 1`` are the contexts with the target's tokens but the last appended;
-    row ``n_contexts`` is the KL prompt; one more row holds the bare prompt where no context is
-    just ``{}``.
+    Rows 0 to ``n_contexts - 1`` are the contexts, each followed by all target tokens but the last
+    (teacher forcing); row ``n_contexts`` is the KL prompt; one more row holds the bare prompt if no
+    context is just ``{}``.
 
     Attributes:
         input_ids, attention_mask: int64 [n_rows, t].
@@ -36,9 +36,9 @@ class TokenizedEdit:
         target_ids: int64 [n_target].
         target_start: int64 [n_contexts], the position that predicts the first target token.
         prompt_row: the row of the bare prompt.
-        target_tokens: what each token of the target says behind the prompt, its space included.
-        findings: what a user should know about the request and its tokens.
-        raw: of a request in a chat, its prompt and target as plain texts.
+        target_tokens: the text of each target token behind the prompt, its space included.
+        findings: remarks for the user about the request and its tokens.
+        raw: prompt and target as plain texts, for a request in a chat; else None.
     """
 
     input_ids: Tensor
@@ -74,7 +74,7 @@ def encode(
     contexts precede the prompt inside the user's message; the KL prompt stays a plain text.
 
     Raises:
-        InvalidRequestError: the target tokenises to nothing, or the chat cannot be had.
+        InvalidRequestError: the target tokenises to nothing, or the chat cannot be rendered.
         TokenizerMismatchError: the subject's token cannot be found.
     """
     frame, n_contexts = Frame.of(tok, request.chat), len(context_templates)
@@ -112,7 +112,7 @@ def encode(
 
 def passage_of(request: EditRequest, frame: Frame, template: str = SLOT) -> Passage:
     """A request's prompt in a context, as the model reads it, and where its subject is."""
-    # A space at the end of the prompt is the one that the target brings; a newline is not.
+    # A trailing space is dropped, since the target brings its own; a newline is kept.
     prompt = request.prompt.rstrip(" ")
     at, slot = template.index(SLOT), prompt.index(SLOT)
     left = template[:at] + prompt[:slot]
@@ -123,7 +123,7 @@ def passage_of(request: EditRequest, frame: Frame, template: str = SLOT) -> Pass
 
 
 def _findings(asked: Continuation, tokens: Sequence[str]) -> tuple[str, ...]:
-    """What a user should know: that the tokens say something else than the target."""
+    """A remark for the user where the tokens do not decode to the target."""
     said = "".join(tokens)
     if asked.is_exact and skeleton(said.replace("\ufffd", "")) == skeleton(asked.text):
         return ()

@@ -1,4 +1,4 @@
-"""Texts -> token ids and back, with tokenizers of every habit; nothing of theirs is changed."""
+"""Texts -> token ids and back, for any tokenizer; its settings are never changed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
-# What a decoder gives for bytes that are no whole character yet.
+# What decoding gives for bytes that do not form a whole character yet.
 _INCOMPLETE = "\ufffd"
 
 
@@ -25,10 +25,10 @@ def text_ids(tok: PreTrainedTokenizerBase, text: str) -> list[int]:
 def all_text_ids(
     tok: PreTrainedTokenizerBase, texts: Sequence[str], in_chat: Sequence[bool] | None = None
 ) -> list[list[int]]:
-    """``text_ids`` of each text, in one call of the tokenizer; long texts are no cause to warn.
+    """``text_ids`` of each text, in one call of the tokenizer, without its warning on long texts.
 
     Args:
-        in_chat: which texts come out of a chat template, that has spelled their special tokens.
+        in_chat: which texts a chat template has rendered, so that they spell their special tokens.
     """
     if not texts:
         return []
@@ -42,7 +42,7 @@ def all_text_ids(
 
 
 def begin(leading: Sequence[int], row: Sequence[int]) -> list[int]:
-    """A text's ids behind what the tokenizer puts first, unless the text spells that itself."""
+    """Put the leading ids before a text's ids, unless the text itself spells them."""
     return list(row) if row[:1] == leading[:1] else [*leading, *row]
 
 
@@ -78,7 +78,7 @@ def pieces(
 ) -> tuple[str, ...]:
     """The text that each token adds behind the tokens before it.
 
-    One token alone loses the space at its start with many tokenizers. A token that completes no
+    Decoded alone, a token loses its leading space with many tokenizers. A token that completes no
     character, such as a byte of a Chinese one, is shown as the replacement character.
     """
     said = [whole_text(tok, [*before, *ids[:n]]) for n in range(len(ids) + 1)]
@@ -88,8 +88,8 @@ def pieces(
 def whole_text(tok: PreTrainedTokenizerBase, ids: Sequence[int], *, special: bool = False) -> str:
     """Token ids -> text up to the last whole character.
 
-    A single byte too many turns all bytes before it into replacement characters with some
-    decoders; there are three at most.
+    With some decoders, the first bytes of an incomplete character turn all bytes before them into
+    replacement characters; there are at most three such bytes.
     """
     texts = (decode(tok, ids[: len(ids) - n], special=special) for n in range(4))
     return next((text for text in texts if not text.endswith(_INCOMPLETE)), "")

@@ -17,7 +17,7 @@ from rome_fast.prompt.ids import begin, leading_ids, skeleton, whole_text
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# How many characters behind the subject a token that ends it may end.
+# A token that completes the subject may extend this many characters beyond it.
 _REACH = 32
 
 
@@ -25,7 +25,7 @@ class Passage(NamedTuple):
     """A text as the model reads it, and the characters that are its subject.
 
     Attributes:
-        in_chat: it comes out of a chat template, that has spelled its special tokens.
+        in_chat: a chat template has rendered it, so that it spells its special tokens.
     """
 
     text: str
@@ -44,7 +44,7 @@ def locate_subject(
         that ``fact_token`` names.
 
     Raises:
-        TokenizerMismatchError: it can be found by no way.
+        TokenizerMismatchError: the token cannot be found.
     """
     encoded = tok(
         passage.text,
@@ -72,8 +72,8 @@ def _token_at(
     """Index of the token that completes ``text[:end]``.
 
     Offsets are a hint only: some tokenizers report (0, 0) or the offsets of a normalised text, so
-    the answer must also decode to the text up to ``end``. Where no tokens do (unknown tokens,
-    accents that are dropped), beginnings of the text are tokenised and compared.
+    the answer must also decode to the text up to ``end``. Where the tokens do not decode to the
+    text (unknown tokens, dropped accents), beginnings of the text are tokenised and compared.
     """
     wanted = skeleton(text[:end])
 
@@ -96,10 +96,11 @@ def _token_at(
 
 
 def _token_by_cuts(tok: PreTrainedTokenizerBase, ids: list[int], text: str, end: int) -> int | None:
-    """The same from texts that are cut at ``end`` or a little behind it.
+    """The same, by tokenising the text cut at ``end`` or a little behind it.
 
-    A cut text whose tokens are the first n of the whole one's ends where token n - 1 ends. If the
-    n - 1 before are also those of the text cut at ``end``, which is more, that token reaches over.
+    If a cut text's tokens are the first n of the whole text's, token n - 1 ends at the cut. If the
+    n - 1 tokens before it also begin the text cut at ``end``, they end by ``end``, so that token
+    n - 1 is the one that completes ``text[:end]``.
     """
 
     def cut_at(position: int) -> list[int]:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# Rows of logits at a time.
+# Rows of logits converted to float64 at a time.
 SLICE = 64
 
 _NOT_FINITE = "reading what the model says, its logits are NaN or infinite"
@@ -42,7 +42,7 @@ class Reading:
 
 
 class Change(NamedTuple):
-    """What an edit has changed in what the model says after one prompt."""
+    """What the model says after one prompt, before and after an edit."""
 
     before: Reading
     after: Reading
@@ -103,7 +103,7 @@ def log_probs_of(logits: Tensor, places: Tensor, targets: Tensor) -> Tensor:
     Raises:
         NonFiniteError: a logit is NaN or infinite.
     """
-    # A slice at a time: in float64 all of them would take twice the room of the logits.
+    # In slices: all at once in float64 they would take twice the memory of the logits.
     totals = torch.cat([part.double().logsumexp(1) for part in logits.split(SLICE)])
     log_probs = logits[places, targets].double() - totals[places]
     if not torch.isfinite(log_probs).all():
@@ -118,9 +118,9 @@ def read_logits(
     target: Sequence[int],
     logits: Tensor,
 ) -> Reading:
-    """The same from logits [n_target, vocabulary] that the model, as it is now, has given.
+    """The reading of one target from logits [n_target, vocabulary] of the model as it is now.
 
-    The model runs only where the target has several tokens and is not its answer.
+    The model runs again only where the target has several tokens and is not its answer.
     """
     logits = logits.double().cpu()
     target_ids = torch.tensor(target)
@@ -139,7 +139,7 @@ def read_logits(
 
 
 def findings(target: str, before: Reading, after: Reading) -> list[str]:
-    """What a user should know about the two readings of an edit."""
+    """Remarks for the user about the readings before and after an edit."""
     found = []
     if before.rank == 1:
         found.append(f"the model already said {target!r} before the edit")
@@ -159,8 +159,8 @@ def greedy_continuations(
 ) -> list[str]:
     """The ``n_tokens`` most likely next tokens of each prompt (token ids), as text.
 
-    A text ends before a token that ends texts, and at the model's last position. Settings for
-    generation that the model brings (sampling, penalties) do not count.
+    A text ends before an end token, and at the model's last position. The model's own generation
+    settings (sampling, penalties) are ignored.
 
     Raises:
         NonFiniteError: the logits are NaN or infinite.
@@ -175,7 +175,7 @@ def greedy_continuations(
 
 
 def _end_tokens(model: PreTrainedModel, tok: PreTrainedTokenizerBase) -> list[int]:
-    """The tokenizer's EOS, and what the model's settings name beside it (the end of a turn)."""
+    """The tokenizer's EOS, and the end tokens of the model's generation settings (end of turn)."""
     named = model.generation_config.eos_token_id
     ids = [tok.eos_token_id, *(named if isinstance(named, list) else [named])]
     return [i for i in ids if i is not None]
@@ -190,7 +190,7 @@ def _continue(
 ) -> list[list[int]]:
     """Greedy tokens after each prompt, at least until one of ``ends`` or ``room[i]`` of them."""
     device, limit = input_device(model), max_positions(model)
-    # On the left, so that the last tokens of all rows lie in one column.
+    # Padded on the left, so that the last tokens of all rows lie in one column.
     padded = pad_right([prompt[::-1] for prompt in prompts])
     ids, mask = (x.flip(1).to(device) for x in padded)
     wanted, stops = torch.tensor(room, device=device), torch.tensor(ends, device=device)
@@ -202,7 +202,7 @@ def _continue(
         new = ids if cache is None else ids[:, -1:]
         inputs = {"input_ids": new, "attention_mask": mask, "past_key_values": cache}
         if takes_positions:
-            # Rows that are done run on beside the others, but not past the last position.
+            # Finished rows run on with the others, but not past the last position.
             positions = (mask.cumsum(1) - 1).clamp(0, None if limit is None else limit - 1)
             inputs["position_ids"] = positions[:, -new.shape[1] :]
         with reading_only(head, rows, torch.full_like(rows, new.shape[1] - 1)):

@@ -24,17 +24,17 @@ class EditRequest:
         prompt: a template with one ``{}`` where the subject goes, or a text that contains the
             subject (its last occurrence is taken), or a list of messages whose last one is the
             user's and holds the text. Kept as the template.
-        subject: whom or what the fact is about; may be left out beside ``span``.
-        target: what shall follow.
+        subject: whom or what the fact is about; may be left out if ``span`` is given.
+        target: the text that shall follow.
         chat: True puts the prompt through the tokenizer's chat template, as a message of the
-            user; a list of messages (``{"role": ..., "content": ...}``) does so behind them. Kept
-            as a tuple of (role, content) pairs, None for a plain prompt.
+            user; a list of messages (``{"role": ..., "content": ...}``) also puts these before it.
+            Kept as a tuple of (role, content) pairs, None for a plain prompt.
         span: (start, end), the characters of the prompt that are the subject. Not kept.
 
     Raises:
         SubjectNotFoundError: no ``{}`` in the prompt and the subject is not in it either.
-        InvalidRequestError: empty subject or target, more than one ``{}``, a span that is none or
-            holds another text than the subject, or messages that are none.
+        InvalidRequestError: empty subject or target, more than one ``{}``, an invalid span or one
+            that holds another text than the subject, or malformed messages.
     """
 
     prompt: str
@@ -65,7 +65,7 @@ class EditRequest:
 
     @property
     def asked(self) -> str:
-        """The prompt as it is shown to people: ``text``, and that it is asked in a chat."""
+        """The prompt as it is shown to people: ``text``, marked where it is asked in a chat."""
         if self.chat is None:
             return self.text
         roles = ", ".join(role for role, _ in self.chat)
@@ -83,13 +83,13 @@ class EditRequest:
 
     @property
     def fact(self) -> tuple[Any, ...]:
-        """What tells facts apart, to look them up by; spaces do not."""
+        """Hashable key of the fact, whatever its target; spaces in the prompt do not count."""
         return self.subject, self.chat, tuple(self.prompt.split())
 
     def findings(self) -> list[str]:
-        """What a user should know about the request."""
+        """Remarks for the user about the request."""
         after = self.prompt.split(SLOT, 1)[1][:1]
-        # One script's letters run on into a word; others are written without spaces.
+        # Latin letters behind the subject continue its word; other scripts may use no spaces.
         if after.isalpha() and after.isascii() and self.subject[-1].isalpha():
             return [f"subject {self.subject!r} ends inside a word of {self.text!r}"]
         return []
@@ -142,7 +142,7 @@ def _check_text(name: str, value: Any) -> None:
 
 
 def _cut(prompt: str, subject: str, span: Any) -> tuple[str, str]:
-    """(template, subject) of a text and the characters in it that are the subject."""
+    """(template, subject) from a text and the span of its subject."""
     is_pair = isinstance(span, list | tuple) and [type(x) for x in span] == [int, int]
     if not is_pair or not 0 <= span[0] < span[1] <= len(prompt):
         raise InvalidRequestError(

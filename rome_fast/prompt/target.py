@@ -1,8 +1,8 @@
-"""The ids of a target behind its prompt: with its space, and without a BOS or a space too many.
+"""The ids of a target behind its prompt: with its space, without a second BOS or space.
 
 A target tokenised alone gets a BOS or a second word-start mark with many tokenizers, so its ids
 are those that follow the prompt's when both are tokenised together. Where the two merge across the
-border, other ways are tried until the ids say the same.
+border, other ways are tried until the ids decode to the same text.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from rome_fast.prompt.ids import all_text_ids, decode
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# What a target is tokenised behind where it merges with its prompt.
+# A target that merges with its prompt is tokenised behind one of these instead.
 _ANCHORS = ("\n", ".", "a")
 
 
@@ -27,7 +27,7 @@ class Continuation(NamedTuple):
 
     Attributes:
         text: the target with the space before it, if there is one.
-        is_exact: the ids of both decode to what prompt and target say when tokenised together.
+        is_exact: the ids decode to the same text as prompt and target tokenised together.
     """
 
     prompt_ids: list[int]
@@ -46,7 +46,7 @@ def prompt_ids(
 ) -> list[list[int]]:
     """Ids of each prompt, put behind the messages of its chat if it has one.
 
-    A space at the end of a prompt is the one that its continuation brings.
+    A space at the end of a prompt is dropped, since the continuation brings its own.
 
     Raises:
         ChatTemplateError: as ``Frame``.
@@ -62,7 +62,7 @@ def continuations(
     """The ids of prompts and of their targets behind them.
 
     Args:
-        asked: of each (prompt, target, chat), as for ``prompt_ids``.
+        asked: the (prompt, target, chat) of each, as for ``prompt_ids``.
 
     Raises:
         InvalidRequestError: a target tokenises to nothing.
@@ -102,7 +102,7 @@ def _continuation(
 
 
 def _other_ways(tok: PreTrainedTokenizerBase, text: str) -> Iterator[list[int]]:
-    """Ids of a target alone (before which some tokenizers put a space), and behind anchors."""
+    """Ids of a target tokenised alone (some tokenizers then add a space), and behind anchors."""
 
     def ids_of(x: str) -> list[int]:
         return list(tok(x, add_special_tokens=False)["input_ids"])

@@ -1,4 +1,4 @@
-"""Is the model still well? Held texts, held prompts, and the edits that it should still know."""
+"""Measures the model's health on held texts, held prompts, and edits that it should still know."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _AT_ONCE = 64
 
 
 class Baseline:
-    """What the unedited model makes of the held texts and prompts. Made while it is unedited.
+    """The unedited model's results on the held texts and prompts; made while it is unedited.
 
     Raises:
         InvalidArgumentError: no text has two tokens, or a prompt none or too many.
@@ -58,7 +58,7 @@ class Baseline:
 
     @torch.no_grad()
     def look(self, log: EditLog, history: WeightHistory) -> Health:
-        """Look at the model as it is now, with the edits that hold in it."""
+        """Measure the health of the model as it is now, with the edits that hold in it."""
         requests = [edit.request for edit in log.holding()]
         name, now = f"{history.projection.name}.weight", history.weight
         wide, problems = history.base.double(), []
@@ -81,7 +81,7 @@ class Baseline:
         return replace(health, problems=tuple(problems or self._problems(health)))
 
     def _figures(self, requests: Sequence[EditRequest]) -> dict[str, float | None]:
-        """Those fields of a Health that the model has to be run for."""
+        """The fields of a Health that need a forward of the model."""
         drift = self._drift.measure(self._model)
         same = [a == b for a, b in zip(self._answers, self._next_tokens(), strict=True)]
         return {
@@ -106,7 +106,7 @@ class Baseline:
         return found
 
     def _retention(self, requests: Sequence[EditRequest]) -> float | None:
-        # Other ones at every check, but the same at each repetition of it.
+        # Seeded by their number: another sample at every check, the same if a check is repeated.
         chosen = random.Random(len(requests)).sample(
             requests, min(self._check.sample, len(requests))
         )

@@ -1,4 +1,4 @@
-"""Updates out of proportion: what counts as one, and what becomes of it."""
+"""Updates out of proportion: what counts as one, and what is done with it."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from rome_fast.hparams import is_number
 from rome_fast.types import RankOneUpdate
 
 ACTIONS = ("shrink", "reject", "stop")
-# How many updates make a running median, and how many it takes to begin.
+# How many updates the running median is over, and how many it needs at least.
 WINDOW, _ENOUGH = 32, 8
 
 
 @dataclass(frozen=True, eq=False)
 class Written:
-    """An update that goes into the weight, and what the guard has said of it.
+    """An update that goes into the weight, and the guard's decision on it.
 
     Attributes:
-        limit: the largest norm that it might have; infinite for the first updates.
-        asked: the norm that it would have had.
-        denominator: what the request's key says of the unit vector u.
+        limit: the largest norm that was allowed; infinite for the first updates.
+        asked: its norm before it was shrunk.
+        denominator: dot product of the request's denominator key with the unit vector u.
     """
 
     update: RankOneUpdate
@@ -32,7 +32,7 @@ class Written:
     denominator: float
 
     def findings(self) -> list[str]:
-        """What a user should know."""
+        """Remarks for the user."""
         if self.asked <= self.limit:
             return []
         share = self.limit / self.asked

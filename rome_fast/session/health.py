@@ -1,4 +1,4 @@
-"""What a Session looks at to tell whether the model is still well, and what it has seen."""
+"""What a Session measures to tell whether the model is still well, and the results."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ REACTIONS = ("warn", "stop", "rollback")
 
 @dataclass(frozen=True)
 class HealthCheck:
-    """What a Session looks at, how often, and what it does when the model is unwell.
+    """What a Session checks, how often, and what it does when the model is unwell.
 
     Attributes:
         every: edits between two checks; 0: only when ``Session.health()`` is called.
@@ -74,7 +74,7 @@ def _check_strings(name: str, value: object) -> None:
 
 @dataclass(frozen=True)
 class Health:
-    """One look at the model.
+    """The result of one health check.
 
     Attributes:
         last_edit: number of the latest edit that was made, taken out or not.
@@ -86,7 +86,7 @@ class Health:
             edits.
         neighbourhood: share of the held prompts with an unchanged next token; None without prompts.
         update_norms: Frobenius norm of the sum of all updates relative to the weight's, by weight.
-        ranks: of that sum, by weight, at most.
+        ranks: upper bound of the rank of that sum, by weight.
         problems: what is beyond its limit, in words; empty when healthy.
     """
 
@@ -111,7 +111,7 @@ class Health:
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Health:
-        """What ``to_json`` gave, by way of a file."""
+        """The Health that gave ``to_json``, read back from a file."""
         return cls(**{**fields, "problems": tuple(fields["problems"])})
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""When a Session looks at the model's health, and what it does when the model is unwell."""
+"""When a Session checks the model's health, and what it does when the model is unwell."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 
 
 class HealthMonitor:
-    """Looks at the model every ``check.every`` edits.
+    """Checks the model's health every ``check.every`` edits.
 
     Args:
-        baseline: of the unedited model; None: made at the first look.
-        checks: every look so far.
+        baseline: of the unedited model; None: made at the first check.
+        checks: every check so far.
         taken_out: numbers of the edits that were taken out at the last healthy one.
-        set_taken_out: lets exactly these edits, by number, be taken out.
+        set_taken_out: makes exactly these edits, by number, the ones taken out.
 
     Attributes:
-        checks: every look so far.
+        checks: every check so far.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class HealthMonitor:
             self._stop(checks[-1])
 
     def look(self) -> Health:
-        """Look now. A healthy model lets a stopped Session go on."""
+        """Check now. If the model is healthy, a stopped Session may edit again."""
         editor, ledger = self._editor, self._ledger
         if self._baseline is None:
             with ledger.unedited():
@@ -61,15 +61,15 @@ class HealthMonitor:
         return health
 
     def may_edit(self) -> None:
-        """Raise UnhealthyError if an earlier look has stopped the Session."""
+        """Raise UnhealthyError if an earlier check has stopped the Session."""
         if self._stopped is not None:
             raise self._stopped
 
     def after_edits(self) -> None:
-        """Look, if it is time, and react. A look that fails is a warning: the edits were made.
+        """Check if one is due, and react. A check that fails only warns: the edits were made.
 
         Raises:
-            UnhealthyError: the edits since the last healthy look were undone.
+            UnhealthyError: the edits since the last healthy check were undone.
         """
         made = self._ledger.log.next_id - 1
         since = made - (self.checks[-1].last_edit if self.checks else 0)
@@ -96,13 +96,13 @@ class HealthMonitor:
         )
 
     def _roll_back(self, health: Health) -> None:
-        """What was taken out since the last healthy look holds again, what was made does not."""
+        """Undo the edits made since the last healthy check; put back those taken out since."""
         good = max((check.last_edit for check in self.checks if check.healthy), default=0)
         later = range(good + 1, health.last_edit + 1)
         try:
             self._set_taken_out(self._good | set(later))
         except RomeFastError as error:
-            # The edits are made and in the model: their results are due.
+            # The edits are made and in the model: their results must be returned.
             self._stop(health, f"; the edits since the last healthy look stay: {error}")
             return
         raise UnhealthyError(

@@ -1,7 +1,7 @@
 """A Session's journal while it is written: on the disk before an edit is acknowledged.
 
-One open file for the whole Session. ``end`` is where its acknowledged records end; whatever is
-behind that, after an error, is no record and is cut off.
+One open file for the whole Session. ``end`` is where its acknowledged records end; anything after
+it, left by an error, is not a record and is cut off.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Journal:
         self._file: FileIO | None = None
         if self.path.exists() and not self.path.is_file():
             raise self._error("is no regular file: name another")
-        # Of the process, not of a thread: another thread may close the Session.
+        # Held by the process, not by a thread: another thread may close the Session.
         self._lock = FileLock(f"{self.path}.lock", timeout=0, thread_local=False)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -58,7 +58,7 @@ class Journal:
 
     @property
     def moment_path(self) -> Path:
-        """Where a second moment is kept that could not be had again."""
+        """Where a second moment is kept that nobody could pass again on resuming."""
         return self.path.with_name(f"{self.path.name}.moment.safetensors")
 
     def create(self, first: Record, moment: SecondMoment | None) -> None:
@@ -85,7 +85,7 @@ class Journal:
         self.end = len(data)
 
     def reopen(self) -> list[Record]:
-        """Read an existing file; what a torn end left behind is dropped, with a warning."""
+        """Read an existing file; a torn last record is dropped, with a warning."""
         records, self.end, torn = read_records(self.path)
         if torn:
             warnings.warn(
@@ -102,7 +102,7 @@ class Journal:
         return records
 
     def append(self, *records: Record) -> None:
-        """Put records on the disk. After an error, here or later, ``cut_back`` takes them away.
+        """Write records to the disk. After an error, here or later, ``cut_back`` removes them.
 
         Raises:
             JournalError: they cannot be written, or the file is no longer the one of this path.
@@ -128,7 +128,7 @@ class Journal:
         self.end += len(data)
 
     def cut_back(self, end: int) -> None:
-        """Let the records end where they ended before."""
+        """Set the end of the records back to where it was, and cut the file there."""
         self.end = end
         with suppress(OSError):  # what the disk does not take now, the next write cuts off
             self._cut()
@@ -151,7 +151,7 @@ class Journal:
             return False
 
     def _cut(self) -> None:
-        """PrefixSplit off what is behind the records."""
+        """Cut off what is behind the records."""
         handle = self._opened().fileno()
         size = os.fstat(handle).st_size
         if size < self.end:

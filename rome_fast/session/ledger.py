@@ -1,6 +1,6 @@
-"""The Session's ledger: log, weight, retained keys and journal, which always say the same.
+"""The Session's ledger: log, weight, retained keys and journal, which always agree.
 
-A change counts once it is in the journal; where that fails everything is as it was.
+A change counts once it is in the journal; if writing it there fails, everything is as before.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 
 
 class _Weight(NamedTuple):
-    """What tells whether others have written to a weight.
+    """A snapshot of a weight, to detect whether others have written to it.
 
     Attributes:
-        version: counts in-place writes, but none through ``.data``; those show in the norm.
+        version: counts in-place writes, except through ``.data``; those show in the norm.
         place: dtype, device and address.
     """
 
@@ -65,7 +65,7 @@ class Ledger:
         self.log, self.history, self.retained = log, history, retained
         self._journal, self._keys = journal, keys
         self._held = log, log.holding()
-        # By fact, numbers of the first so many edits, taken out or not.
+        # Numbers of edits by fact, taken out or not; of the first ``_n_in_facts`` edits.
         self._facts: dict[object, list[int]] = {}
         self._n_in_facts = 0
         self._weight_name = f"{history.projection.name}.weight"
@@ -79,13 +79,13 @@ class Ledger:
         return len(self.log.edits) + len(self.log.rejections)
 
     def holding(self) -> list[LoggedEdit]:
-        """As the log's, without a look at every edit each time."""
+        """As ``log.holding()``, but kept until the log changes."""
         if self._held[0] is not self.log:
             self._held = self.log, self.log.holding()
         return self._held[1]
 
     def same_fact(self, request: EditRequest) -> tuple[int, ...]:
-        """As the log's, looked up."""
+        """As ``log.same_fact()``, but through an index by fact."""
         for edit in self.log.edits[self._n_in_facts :]:
             self._facts.setdefault(edit.request.fact, []).append(edit.edit_id)
         self._n_in_facts = len(self.log.edits)
@@ -114,7 +114,7 @@ class Ledger:
 
     @contextmanager
     def attempt(self) -> Iterator[None]:
-        """After an error inside, weight and retained keys are what the log says."""
+        """After an error inside, put weight and retained keys back to what the log says."""
         stamp = self.history.stamp
         try:
             yield
@@ -136,7 +136,7 @@ class Ledger:
     def set_aside(self, replaced: Iterable[int], near: Iterable[int] = ()) -> None:
         """Inside ``attempt``: take edits out of the weight, and release the keys of others.
 
-        For as long as it takes: what is written down in the end decides.
+        Only for the time being: what ``add`` then records decides.
         """
         gone = set(replaced)
         kept = [edit for edit in self.holding() if edit.edit_id not in gone]
@@ -161,7 +161,7 @@ class Ledger:
         self._held = new, held
 
     def take_out(self, numbers: Iterable[int]) -> None:
-        """Let exactly these edits, by number, not hold; the weight follows."""
+        """Make exactly these edits, by number, the ones taken out; the weight follows."""
         new = self.log.copy()
         new.taken_out = set(numbers)
         with self.attempt():
@@ -178,11 +178,11 @@ class Ledger:
         self._write_down(new, [Record({"kind": "rejection", "rejection": asdict(rejection)}, {})])
 
     def note(self, fields: Mapping[str, Any]) -> None:
-        """Write something into the journal that is no edit."""
+        """Write a record into the journal that changes no edit."""
         self._write_down(self.log, [Record(fields, {})])
 
     def _write_down(self, log: EditLog, records: Sequence[Record]) -> None:
-        """From here on ``log`` is what holds; as before if it cannot be written, or on Ctrl-C."""
+        """Write records and make ``log`` the current one; do neither on an error or Ctrl-C."""
         before, journal = self.log, self._journal
         end = 0 if journal is None else journal.end
         try:

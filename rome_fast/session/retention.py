@@ -1,8 +1,8 @@
 """C + weight * sum of k k^T over keys already edited, kept as one Cholesky factor.
 
-A new edit measured by it leaves the earlier ones alone: recursive least squares, one rank-one
-update of the factor for each key (op ``cholesky_update_``) and one downdate when an edit is taken
-out. Only where many come or go at once the sum is factored again.
+A new edit solved in this metric leaves the earlier ones alone: recursive least squares, one
+rank-one update of the factor for each key (op ``cholesky_update_``) and one downdate when an edit
+is taken out. The sum is factored again only if many keys come or go at once.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     from rome_fast.model.spec import DownProjection
     from rome_fast.moment.second_moment import SecondMoment
 
-# Beyond both 32 and d_key / 16 keys factoring again takes less time than an update for each.
+# With more than 32 and more than d_key / 16 keys, factoring again beats an update for each.
 _MANY, _PART = 32, 16
 
 
 class RetainedMoment:
-    """What the updates of a Session are measured by.
+    """The metric of a Session's updates: C and the retained keys.
 
     Args:
         base: C; None for the identity.
@@ -66,10 +66,10 @@ class RetainedMoment:
         return solve_with(self._factor, keys)
 
     def near(self, key: Tensor) -> frozenset[int]:
-        """Numbers of the holding edits, retained or not, whose keys nearly point where this does.
+        """Numbers of the holding edits, retained or not, whose keys nearly have this direction.
 
-        They are not retained against it: only an update out of all proportion could move the one
-        and leave the other.
+        They are not protected from it: only an update out of all proportion could move the output
+        of one key and not of the other.
         """
         solved = self._solve_base(key)
         return self._firsts.near(solved, float(key.double() @ solved))
@@ -129,7 +129,7 @@ class RetainedMoment:
         )
 
     def _rebuild(self) -> None:
-        """From C and the keys that are retained, where one could not be put in or taken out."""
+        """Make the factor again from C and the retained keys, after an update of it has failed."""
         rows = [key for keys in self._keys.values() for key in keys]
         if self._are_many(len(rows)) and self._factor_at_once():
             return
@@ -149,10 +149,10 @@ class RetainedMoment:
 
 
 class FirstKeys:
-    """The first key of every edit that holds as a row of one matrix, which grows by doubling.
+    """The first key of every edit that holds, as a row of one matrix that grows by doubling.
 
-    For the angles between a new key and all earlier ones: copying thousands of keys for each edit
-    would take longer than the products.
+    It gives the angles between a new key and all earlier ones: stacking thousands of keys again for
+    each edit would take longer than the products.
     """
 
     def __init__(self, d_key: int) -> None:
@@ -163,7 +163,7 @@ class FirstKeys:
 
     @property
     def numbers(self) -> AbstractSet[int]:
-        """Of the edits whose keys are here."""
+        """Numbers of the edits whose keys are here."""
         return self._row_of.keys()
 
     def add(self, number: int, key: Tensor, square: float) -> None:
@@ -186,9 +186,9 @@ class FirstKeys:
             self._numbers[row], self._row_of[moved] = moved, row
 
     def near(self, solved: Tensor, square: float) -> frozenset[int]:
-        """Whose angle with k is small, given C^-1 k [d_key] and k . C^-1 k."""
+        """Edits whose key has a small angle with k, given C^-1 k [d_key] and k . C^-1 k."""
         n = len(self._numbers)
-        # In the keys' own dtype: it is enough for an angle.
+        # In the keys' own dtype, which is accurate enough for an angle.
         products = (self._rows[:n] @ solved.to(self._rows)).double().cpu()
         close = products.square() > (1 - MIN_SINE**2) * square * self._squares[:n]
         return frozenset(self._numbers[i] for i in close.nonzero()[:, 0].tolist())

@@ -1,4 +1,4 @@
-"""One window of a Session after the other: conflicts, anchor, guard, and what is written down."""
+"""Edits a Session window by window: conflicts, anchor, guard, and recording in the ledger."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RejectedEdit:
-    """In the place of an EditResult: a request that was refused, and the error that says why.
+    """Stands in for an EditResult: a request that was refused, and the error that says why.
 
     The model is bit-identical to before the request.
 
@@ -48,7 +48,7 @@ class Sequencer:
     """Edits windows of requests, all or nothing.
 
     Args:
-        undo: makes what takes an edit, by number, back.
+        undo: makes the undo handle of an edit from its number.
     """
 
     def __init__(
@@ -58,10 +58,10 @@ class Sequencer:
         self._apart: list[EditRequest] = []
 
     def edit(self, requests: Sequence[EditRequest]) -> list[Outcome]:
-        """The first of the requests, as many of them as can be solved together.
+        """Edit the first requests, as many as can be solved together.
 
-        Those of a window that was refused are edited one by one, each in a call of its own: so a
-        bad one costs the others nothing, and no error can hide results.
+        If a window is refused, its requests are edited one by one, each in its own call: a bad one
+        then does not affect the others, and an error cannot hide their results.
 
         Raises:
             RomeFastError: with ``guard.action == "stop"``, a request was refused.
@@ -76,7 +76,7 @@ class Sequencer:
         return [self._alone(requests[0], self._ledger.same_fact(requests[0]))]
 
     def _n_together(self, requests: Sequence[EditRequest]) -> int:
-        """A request that replaces an edit, or one of its window, is edited by itself."""
+        """How many to edit at once; one that replaces an edit, or one of the window, goes alone."""
         if len(requests) == 1 or any(requests[0] is request for request in self._apart):
             return 1
         for n, request in enumerate(requests):
@@ -98,7 +98,7 @@ class Sequencer:
         self, requests: Sequence[EditRequest], replaced: tuple[int, ...] = ()
     ) -> list[EditResult]:
         ledger, editor = self._ledger, self._editor
-        editor.timings = Timings()  # what came before was no edit
+        editor.timings = Timings()  # the time before belongs to no edit
         first = ledger.log.next_id
         with ledger.attempt():
             if replaced:
@@ -139,7 +139,7 @@ class Sequencer:
         return self._ledger.retained or self._editor.second_moment
 
     def _anchored(self, found: KeyValue) -> KeyValue:
-        """With the solved value at the norm of the first ones, once there are enough."""
+        """Rescale the solved value v* to the mean norm of the first ones, once there are enough."""
         if not self._settings.anchor:
             return found
         holding = self._ledger.holding()
@@ -155,7 +155,7 @@ class Sequencer:
     def _release(
         self, constraints: Sequence[Constraint], replaced: Sequence[int]
     ) -> list[list[int]]:
-        """No longer retain edits of nearly the same keys; returns their numbers for each."""
+        """Stop retaining edits of nearly the same keys; returns their numbers by constraint."""
         retained = self._ledger.retained
         if retained is None:
             return [[] for _ in constraints]

@@ -36,7 +36,7 @@ class Session:
     """Edits one weight of ``model``, one fact after the other, in place.
 
     Earlier edits are retained, updates out of proportion are held back, a fact that is edited again
-    replaces what was edited before, and the model's health is looked at on the way. ``with`` or
+    replaces what was edited before, and the model's health is checked on the way. ``with`` or
     ``close()`` ends it; the edits stay in the model.
 
     One edit at a time: other threads' edits wait, and so do their forwards of the model while an
@@ -45,15 +45,15 @@ class Session:
     Args:
         model, tok, hparams, second_moment, context_templates, variant, backend: as in
             ``rome_fast.edit``.
-        journal: a file that an edit is in before it is acknowledged; ``Session.resume`` goes on
-            from it, whatever ended the process.
+        journal: a file to which each edit is written before it is acknowledged; ``Session.resume``
+            goes on from it, whatever ended the process.
         retain: weight of each edited key against all ordinary ones together; 0: earlier edits are
             not protected from later ones.
-        stop_loss: overrides ``hparams.v_stop_loss``: a search that goes on makes a target surer by
+        stop_loss: overrides ``hparams.v_stop_loss``: a longer search makes the target surer, but by
             a larger update, which in a sequence costs more than it gains. None: the hparams' own.
-        anchor: rescale each solved value v* to the mean norm of the first ``anchor`` ones; 0: not.
-        guard: what becomes of updates out of proportion.
-        health: what is looked at, how often, and what is done when the model is unwell.
+        anchor: rescale each solved value v* to the mean norm of the first ``anchor`` ones; 0: off.
+        guard: what is done with updates out of proportion.
+        health: what is checked, how often, and what is done when the model is unwell.
 
     Raises:
         SessionError: another Session edits this weight.
@@ -102,7 +102,7 @@ class Session:
         *,
         second_moment: SecondMoment | str | Path | Iterable[str] | None = None,
     ) -> Session:
-        """Go on with a journal: with the options it was begun with, and every edit it holds.
+        """Resume from a journal, with the options it was begun with and every edit it holds.
 
         A record that was torn by the end of the process is dropped, with a SessionWarning; its
         edit was never acknowledged. What was undone before cannot be redone.
@@ -133,17 +133,17 @@ class Session:
 
     @property
     def log(self) -> EditLog:
-        """Every edit so far, as it is now; changing or saving it does nothing to the Session."""
+        """A copy of the log of every edit so far; changing it does not affect the Session."""
         return self._ledger.log.copy()
 
     @property
     def hparams(self) -> RomeHparams:
-        """What it edits with."""
+        """The hyper-parameters that it edits with."""
         return self._editor.hparams
 
     @property
     def checks(self) -> list[Health]:
-        """Every look at the model's health so far, in order."""
+        """Every check of the model's health so far, in order."""
         return list(self._monitor.checks)
 
     def edit(self, request: Request) -> EditResult:
@@ -174,7 +174,7 @@ class Session:
             order, window, progress: as in ``rome_fast.edit_many``.
 
         Returns:
-            An iterator over EditResults, one a request, in order; a RejectedEdit stands for one
+            An iterator over EditResults, one per request, in order; a RejectedEdit stands for one
             that was refused. Nothing is edited before its first result is asked for. Edits whose
             results were given are kept, whatever happens to later ones.
 
@@ -234,16 +234,16 @@ class Session:
             self._set_taken_out(self._ledger.log.taken_out | {edit_id})
 
     def health(self) -> Health:
-        """Look at the model now.
+        """Check the model's health now.
 
         Returns:
-            A Health; a Session that had stopped goes on if it is healthy.
+            A Health; a Session that had stopped may edit again if it is healthy.
         """
         with self._working():
             return self._monitor.look()
 
     def save_checks(self, path: str | Path) -> None:
-        """Write all looks so far: as data (``.json``), or as a picture (``.svg``, ``.png``, ...).
+        """Write all checks so far, as data (``.json``) or as a picture (``.svg``, ``.png``, ...).
 
         Raises:
             MissingExtraError: a picture needs matplotlib, which is not installed.
@@ -260,9 +260,9 @@ class Session:
         return self._lock.reading()
 
     def close(self) -> None:
-        """End the Session: let the weight, the hooks and the journal go. The edits stay.
+        """End the Session: release the weight, the hooks and the journal. The edits stay.
 
-        An edit that another thread is at is finished first.
+        An edit in progress in another thread is finished first.
         """
         with self._lock.editing():
             self._let_go()
@@ -280,7 +280,7 @@ class Session:
 
     @contextmanager
     def _working(self) -> Iterator[None]:
-        """Alone with the model."""
+        """While open, no other thread uses the model; Session and weight have been checked."""
         with self._lock.editing():
             self._check_open()
             with open_model(self._editor.model) as spec:
@@ -289,7 +289,7 @@ class Session:
                 yield
 
     def _edit_next(self, waiting: list[EditRequest]) -> list[Outcome]:
-        """Edit the first of the requests; those that were decided are taken out of the list."""
+        """Edit the first requests; those that were edited or rejected are removed from the list."""
         with self._working():
             before = self._ledger.n_recorded
             try:

@@ -14,7 +14,7 @@ from rome_fast.session.health import HealthCheck
 
 
 def check_options(options: Mapping[str, Any]) -> None:
-    """Of those fields of Settings that a Session is given. Raises InvalidArgumentError."""
+    """Check the fields of Settings that a Session is given. Raises InvalidArgumentError."""
     retain, anchor = options["retain"], options["anchor"]
     if not is_number(retain) or not 0 <= retain < math.inf:
         raise InvalidArgumentError(f"retain must be a finite number >= 0, got {retain!r}")
@@ -45,7 +45,7 @@ class Settings:
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Settings:
-        """What ``to_json`` gave, by way of a file."""
+        """The Settings that gave ``to_json``, read back from a file."""
         return cls(
             **{
                 **fields,

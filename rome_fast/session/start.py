@@ -1,4 +1,4 @@
-"""How a Session begins: on an unedited model, or on one and what a journal tells of it."""
+"""How a Session begins: new on an unedited model, or resumed on one from a journal."""
 
 from __future__ import annotations
 
@@ -35,15 +35,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class SessionParts:
-    """All that a Session holds on to.
+    """Everything that a Session owns.
 
     Attributes:
-        baseline: what the unedited model makes of the held texts; None where only ``health()`` may
-            ask for it.
+        baseline: the unedited model's results on the held texts; None where only ``health()`` may
+            need it.
         checks: of the model's health, so far.
-        taken_out: numbers of the edits that did not hold for being taken out at the last healthy
-            look.
-        resources: gives the weight, the hooks and the journal back.
+        taken_out: numbers of the edits that were taken out at the last healthy check.
+        resources: closing it releases the weight, the hooks and the journal.
     """
 
     editor: Editor
@@ -67,7 +66,7 @@ def start_new(
     journal: str | Path | None,
     options: Mapping[str, Any],
 ) -> SessionParts:
-    """The arguments of ``Session``; ``options`` are the fields of Settings that are left."""
+    """Begin a Session with its arguments; ``options`` are the remaining fields of Settings."""
     with open_model(model) as spec, ExitStack() as stack:
         editor = Editor(spec, tok, hparams, variant, options["backend"], stop_loss)
         file = None
@@ -97,7 +96,7 @@ def resume(
     tok: PreTrainedTokenizerBase,
     second_moment: object,
 ) -> SessionParts:
-    """The arguments of ``Session.resume``."""
+    """Resume a Session; the arguments are those of ``Session.resume``."""
     with open_model(model) as spec, ExitStack() as stack:
         file = stack.enter_context(closing(Journal(path)))
         records = file.reopen()
@@ -130,14 +129,14 @@ def resume(
 
 
 def _baseline(settings: Settings, editor: Editor) -> Baseline | None:
-    """While the model is unedited; held texts that are no good are refused before any edit."""
+    """Measure the unedited model, so that unusable held texts are refused before any edit."""
     if not settings.health.every:
         return None
     return Baseline(settings.health, editor.model, editor.tok, editor.hparams.seed)
 
 
 def _looks(records: Sequence[Record]) -> tuple[list[Health], frozenset[int]]:
-    """The looks of a journal, and which edits were taken out at the last healthy one."""
+    """The health checks of a journal, and the edits that were taken out at the last healthy one."""
     checks: list[Health] = []
     now = then = frozenset[int]()
     for fields in (record.fields for record in records):
@@ -169,14 +168,14 @@ def _session_parts(
     lock = stack.enter_context(shared_lock(model))
     try:
         ledger = Ledger(log, editor.history, retained, journal, keys)
-    except BaseException:  # also Ctrl-C: the edits of a journal are in the weight, or none is
+    except BaseException:  # also Ctrl-C: all edits of a journal are in the weight, or none
         editor.history.replay([])
         raise
     return SessionParts(editor, settings, ledger, lock, baseline, checks, taken_out, stack)
 
 
 def _begin(file: Journal, parts: SessionParts, given: object) -> None:
-    """Write the first record; what nobody could give again at the resumption is kept with it."""
+    """Write the first record; keep a second moment that nobody could pass again on resuming."""
     moment = parts.editor.second_moment
     kept = moment is not None and not isinstance(given, SecondMoment | str | Path)
     fields = {
@@ -195,7 +194,7 @@ def _begin(file: Journal, parts: SessionParts, given: object) -> None:
 
 
 def _own_moment(file: Journal, told: Mapping[str, Any]) -> Path | str:
-    """What stands for the second moment that the journal was begun with."""
+    """The ``second_moment`` argument that gives the one that the journal was begun with."""
     if told["damping"] is None:
         return "identity"
     if not told["is_kept"]:
@@ -212,10 +211,10 @@ def _own_moment(file: Journal, told: Mapping[str, Any]) -> Path | str:
 
 
 def _check_moment(file: Journal, editor: Editor, first: Record) -> None:
-    """The diagonal and the damping stand for all of it, to what other hardware rounds differently.
+    """Compare diagonal and damping with the journal's, up to the rounding of other hardware.
 
     Raises:
-        JournalError: it is another one than the journal was begun with.
+        JournalError: the second moment is not the one that the journal was begun with.
     """
     told, then = first.fields["second_moment"], first.tensors.get("diagonal")
     moment = editor.second_moment
@@ -233,5 +232,5 @@ def _check_moment(file: Journal, editor: Editor, first: Record) -> None:
 
 
 def _diagonal(moment: SecondMoment) -> Tensor:
-    """Of C, [d_key] on the CPU."""
+    """Diagonal of C, [d_key] on the CPU."""
     return (moment.exact_sum().diagonal() / moment.count).cpu()

@@ -24,8 +24,8 @@ class EditStream(Iterator["Outcome"]):
     Nothing is edited before the first result is asked for: iterate, or make a list of it.
 
     Args:
-        edit: edits the first requests of a list, and takes out of it those that it has decided,
-            also when it raises.
+        edit: edits the first requests of a list, and removes from the list those that it has edited
+            or rejected, also when it raises.
     """
 
     def __init__(

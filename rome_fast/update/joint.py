@@ -1,6 +1,6 @@
 """Several edits solved at once: one least change of the matrix that meets all their constraints.
 
-It falls apart into one rank-one update a request; for a single request that is ROME's.
+It is the sum of one rank-one update per request; for a single request it is ROME's.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ MIN_SINE = 0.1
 
 
 def count_independent(constraints: Sequence[Constraint], metric: Metric | None) -> int:
-    """How many of the constraints, from the first on, have keys of their own; at least 1."""
+    """How many leading constraints have keys independent of those before them; at least 1."""
     if len(constraints) == 1:
         return 1
     keys = torch.stack([constraint.denominator_keys[0] for constraint in constraints])
     white = whiten(keys, metric)
     basis = torch.zeros(0, white.shape[1], dtype=white.dtype, device=white.device)
     for number, key in enumerate(white / white.norm(dim=1, keepdim=True)):
-        # Twice, so that rounding leaves nothing of the basis behind.
+        # Gram-Schmidt, twice, so that rounding leaves no component along the basis.
         rest = key - (basis @ key) @ basis
         rest = rest - (basis @ rest) @ basis
         if rest.norm() < MIN_SINE:
@@ -44,9 +44,9 @@ def count_independent(constraints: Sequence[Constraint], metric: Metric | None) 
 def apply_updates_(
     history: WeightHistory, constraints: Sequence[Constraint], metric: Metric | None
 ) -> list[RankOneUpdate]:
-    """Solve all constraints together and write the updates, in place, one a request.
+    """Solve all constraints together and write the updates, in place, one per request.
 
-    A single one takes the fused op.
+    A single constraint takes the fused op.
 
     Raises:
         EditRejectedError: an update is not finite, or a thousand times larger than one for its
@@ -64,7 +64,7 @@ def apply_updates_(
 def solve_updates(
     projection: DownProjection, constraints: Sequence[Constraint], metric: Metric | None
 ) -> list[RankOneUpdate]:
-    """The updates, one a request, that meet all constraints together; nothing is written.
+    """The updates, one per request, that meet all constraints together; nothing is written.
 
     Raises:
         EditRejectedError: as ``apply_updates_``.

@@ -1,7 +1,7 @@
 """(u, v): which keys the update is solved for, and the guarded write.
 
-docs/derivation.md has the algebra. Four variants, one rank-one form: u from a numerator key,
-divided by what the denominator key says of it, times a residual.
+docs/derivation.md has the algebra. Four variants, one rank-one form: u is C^-1 of a numerator key
+at unit length, v a residual divided by the dot product of u with a denominator key.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MIN_DENOMINATOR = 1e-3
 
 
 class Metric(Protocol):
-    """What updates are measured by: C, or C and the keys of earlier edits. None stands for I."""
+    """The metric of updates: C, or C plus the keys of earlier edits. None stands for I."""
 
     def factor(self) -> Tensor:
         """Its lower Cholesky factor L, [d_key, d_key]."""
@@ -59,15 +59,16 @@ class Constraint:
 def build_constraint(variant: str, keys: Keys, value_delta: Tensor) -> Constraint:
     """The keys and the residual of a variant.
 
-    ``original``: kmeng01/rome, mean key above and prompt key below. ``mean_key``: r-ROME, the
-    mean key in both. ``prompt_key``: p-ROME. ``both_keys``: the output moves by value_delta on
-    the prompt key and on the mean key; with equal residuals that is still one rank-one update.
+    ``original``: kmeng01/rome, mean key in the numerator and prompt key in the denominator.
+    ``mean_key``: r-ROME, the mean key in both. ``prompt_key``: p-ROME. ``both_keys``: the output
+    moves by value_delta on the prompt key and on the mean key; with equal residuals that is still
+    one rank-one update.
     """
     prompt, mean = keys.prompt_key[None], keys.key[None]
     if variant == "original":
         return Constraint(mean, prompt, value_delta)
     if variant == "mean_key":
-        # v* is one point: the mean output is carried to where the bare prompt's is.
+        # v* is one point: the residual moves the mean output there from where it is now.
         return Constraint(mean, mean, keys.value_init + value_delta - keys.mean_value)
     if variant == "prompt_key":
         return Constraint(prompt, prompt, value_delta)
@@ -82,8 +83,8 @@ def mix_keys(constraints: Sequence[Constraint], metric: Metric | None) -> tuple[
 
     D is the least such change in the metric of C where keys and denominator keys are the same
     (EMMET's closed form, Gupta et al. 2024: D = R (K^T C^-1 K)^-1 K^T C^-1). The residual is the
-    same for all keys of a request, so each request has one mix of all keys. A pseudo-inverse, so
-    that equal keys of one request are no special case.
+    same for all keys of a request, so each request has one mix of all keys. The pseudo-inverse
+    handles equal keys of one request too.
 
     Returns:
         a [n, d_key], float64, and a_i . C^-1 a_i [n].
@@ -136,10 +137,10 @@ def apply_update_(
 
 @dataclass(frozen=True)
 class Solution:
-    """What the op has found, and whether it has added it to the weight's sum.
+    """The update that the op has solved, and whether it has added it to the weight's sum.
 
     Attributes:
-        denominator: what the denominator key says of the unit vector u.
+        denominator: dot product of the denominator key with the unit vector u.
         is_sound: whether it is finite and its denominator large enough; if so only its norm can
             have been the reason not to apply it.
     """
@@ -151,7 +152,7 @@ class Solution:
     is_sound: bool
 
     def refusal(self, name: str) -> EditRejectedError:
-        """Why an update that is not of its size was not applied."""
+        """The error for an update that was refused for a reason other than its norm."""
         return EditRejectedError(
             f"the update of {name} was refused: denominator {self.denominator:.3g}, norm "
             f"{self.norm:.3g}. The mean key and the prompt key disagree, or the residual is not "

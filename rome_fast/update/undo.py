@@ -45,7 +45,7 @@ class WeightHistory:
 
     @property
     def updates(self) -> tuple[RankOneUpdate, ...]:
-        """Those that are in the weight, in order."""
+        """The updates that are in the weight, in order."""
         return tuple(self._updates)
 
     @property
@@ -59,12 +59,12 @@ class WeightHistory:
 
     @property
     def rounded(self) -> Tensor | None:
-        """What the sum's rounding is written to by whoever adds to it; None if it is the weight."""
+        """Where an addition to the sum writes the rounded sum; None if the sum is the weight."""
         return self.weight if self.weight.itemsize <= 2 else None
 
     @property
     def stamp(self) -> tuple[int, int | None]:
-        """Another one after each write to the weight or to its sum."""
+        """Changes with each write to the weight or to its sum."""
         return self.weight._version, None if self._sum is None else self._sum._version
 
     def drop_sum(self) -> None:
@@ -96,7 +96,7 @@ class WeightHistory:
 
     @torch.no_grad()
     def replay(self, updates: Sequence[RankOneUpdate]) -> None:
-        """Make the weight the base plus these updates, and nothing else; as before on an error."""
+        """Make the weight the base plus exactly these updates; on an error it stays as it was."""
         try:
             self._write(updates)
         except BaseException:
@@ -116,7 +116,7 @@ class WeightHistory:
 
     @contextmanager
     def untouched(self) -> Iterator[None]:
-        """Whatever is written to the weight inside, recorded or not, is gone afterwards."""
+        """On exit, undo whatever was written to the weight inside, recorded or not."""
         n_edits = len(self)
         try:
             yield

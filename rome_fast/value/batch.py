@@ -23,7 +23,7 @@ class EditBatch:
     """The rows of ``n_edits`` requests, padded on the right.
 
     The reads are the positions whose logits the loss needs: first those that predict the targets'
-    tokens in all contexts of all requests, then, one a request, the subject's token in the row of
+    tokens in all contexts of all requests, then, one per request, the subject's token in the row of
     the KL prompt.
 
     Attributes:
@@ -74,14 +74,14 @@ class EditBatch:
 
     @property
     def flat_lookup(self) -> Tensor:
-        """int64 [n_rows], the lookups among all positions laid end to end.
+        """int64 [n_rows], the lookups as indices into the flattened [n_rows * t] positions.
 
-        Some families flatten batch and time before the MLP; as flat rows both look alike.
+        Some families flatten batch and time before the MLP; flat indices serve both forms.
         """
         return torch.arange(self.n_rows) * self.input_ids.shape[1] + self.lookup_idx
 
     def select(self, edits: Sequence[int]) -> EditBatch:
-        """Some of the requests, by number; the rows in between are left out."""
+        """A batch of some of the requests, by number."""
         return EditBatch.of([self.edits[i] for i in edits])
 
     def parts(self, n_rows: int) -> list[EditBatch]:
@@ -119,5 +119,5 @@ def _joined(parts: Sequence[Tensor], longest: int) -> Tensor:
 
 
 def _numbered(counts: Sequence[int]) -> Tensor:
-    """0 as often as the first count says, then 1, and so on."""
+    """counts[0] zeros, then counts[1] ones, and so on."""
     return torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))

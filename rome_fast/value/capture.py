@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Captured:
-    """What ``step`` launches, without running it; ``replay`` runs it."""
+    """A CUDA graph of what ``step`` launches: capturing does not run it, ``replay`` does."""
 
     def __init__(self, step: Callable[[], Any], place: Callable[[], Any]) -> None:
         self._graph = torch.cuda.CUDAGraph()
@@ -36,10 +36,10 @@ class Captured:
 
 
 def capture_nothing(stream: torch.cuda.Stream) -> None:
-    """A capture that ends well, after one that did not.
+    """Make a capture that succeeds, after one that has failed.
 
-    That one may have left torch's random numbers believing that they are captured: to be drawn by
-    replays alone.
+    The failed one may have left torch's random number generator in its capture mode, in which only
+    replays can draw numbers.
     """
     number = torch.zeros(1, device=stream.device)
     graph = torch.cuda.graph(
@@ -50,7 +50,7 @@ def capture_nothing(stream: torch.cuda.Stream) -> None:
 
 
 def told_host(flag: Tensor) -> Callable[[], bool]:
-    """A function that waits until the device has come to this point, and tells what flag was."""
+    """Copy ``flag`` to the host; returns a function that waits for the copy and gives its value."""
     host, event = torch.empty((), dtype=torch.bool, pin_memory=True), torch.cuda.Event()
     host.copy_(flag, non_blocking=True)
     event.record()
@@ -64,10 +64,10 @@ def told_host(flag: Tensor) -> Callable[[], bool]:
 
 @contextmanager
 def own_workspaces() -> Iterator[None]:
-    """While open, what cuBLAS works in is new, and is no one else's afterwards.
+    """While open, cuBLAS uses a new workspace, which nothing else uses afterwards.
 
-    It comes from the pool of the graph that is captured, and lives as long as that. Otherwise it
-    is that of the stream: of the first graph that was captured on it, and gone with that one.
+    It comes from the pool of the captured graph, and lives as long as that. Otherwise cuBLAS reuses
+    the stream's workspace, which is freed with the first graph that was captured on the stream.
     """
     clear = torch._C._cuda_clearCublasWorkspaces
     clear()
@@ -78,7 +78,7 @@ def own_workspaces() -> Iterator[None]:
 
 
 def on_side_stream(function: Callable[[], None], place: Callable[[], Any]) -> None:
-    """Call it on the stream of a capture, behind the current one and before it."""
+    """Call it on the capture stream, after the current stream's work and before its next."""
     current, (_, stream) = torch.cuda.current_stream(), place()
     stream.wait_stream(current)
     with torch.cuda.stream(stream):

@@ -1,8 +1,8 @@
-"""What the blocks below the edited one make of the contexts' own words, kept across edits.
+"""A prefix cache of the context templates in the blocks below the edited one, across edits.
 
 An edit of block l changes nothing below it, and the words before the prompt are the same in every
-request. Their attention keys and values, and their hidden states on the way into block l, are
-those of the first request; later ones run only what follows.
+request. Their attention keys and values, and their hidden states at the input of block l, are kept
+from the first request; later ones run only the tokens that follow.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ Versions = tuple[tuple[int, int], ...]
 class FirstPasses:
     """First passes of requests that share their contexts.
 
-    The states are those of the first batch; they are used once they have reproduced the second
-    batch's, and until a weight below the edited block is written.
+    The states are those of the first batch. They are used once they have reproduced the second
+    batch's, until a weight below the edited block is written.
     """
 
     def __init__(self, projection: DownProjection) -> None:
@@ -64,7 +64,7 @@ class FirstPasses:
 class ContextStates:
     """The states of one batch's first request, to be shared by later ones.
 
-    A row takes as many tokens from the row of its context as the two have in common.
+    A row reuses as many leading tokens of its context's row as the two have in common.
 
     Attributes:
         input_ids, lengths: int64 [n_contexts, t] and [n_contexts], the request's context rows.
@@ -88,7 +88,7 @@ class ContextStates:
         batch: EditBatch,
         first: FirstPass,
     ) -> ContextStates | None:
-        """Of the first request of a batch; None where nothing runs below, or not by cache."""
+        """Those of a batch's first request; None if no block below has a cache, or no versions."""
         versions = _versions_below(spec, projection)
         if not first.attention_below or versions is None:
             return None
@@ -104,7 +104,7 @@ class ContextStates:
         )
 
     def reproduce(self, spec: ModelSpec, batch: EditBatch, first: FirstPass) -> bool:
-        """Whether they lead to what a whole first pass over another batch found."""
+        """Whether they reproduce the result of a whole first pass over another batch."""
         try:
             found, expected = hidden_of(self.enter(spec, batch)), hidden_of(first.below)
         except CANNOT as error:
@@ -167,10 +167,10 @@ def _context_of_rows(edit: TokenizedEdit) -> Tensor:
 
 
 def _versions_below(spec: ModelSpec, projection: DownProjection) -> Versions | None:
-    """Changes whenever a weight that the edited block's input depends on is written or replaced.
+    """Identities and versions of the weights that the edited block's input depends on.
 
-    None where torch keeps no count (weights made under inference mode). Writes through ``.data``
-    are not seen.
+    They change with every write or replacement, except writes through ``.data``. None where torch
+    counts no writes (weights made under inference mode).
     """
     above = {name for name, b in spec.block_of.items() if b is not None and b >= projection.layer}
     weights = [p for name, p in spec.parameters.items() if name not in above]

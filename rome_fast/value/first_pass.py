@@ -41,8 +41,8 @@ class FirstPass:
             up, at the positions before the lookup.
         attention_below: [n_rows, heads, t, d_head], of the blocks below it, where they ran.
         obstacle: why the search has to run the whole model, or "".
-        parts: where the rows ran a part at a time, each part and what it gave: ``below`` and
-            ``attention`` are only there.
+        parts: if the rows ran in parts, each part and its FirstPass; ``below`` and ``attention``
+            are only there.
     """
 
     keys: Tensor
@@ -55,7 +55,7 @@ class FirstPass:
     parts: tuple[tuple[EditBatch, FirstPass], ...] = ()
 
 
-# What a model says that has no such cache, or no such argument.
+# The errors of a model that has no such cache, or no such argument.
 CANNOT = (TypeError, ValueError, AttributeError, IndexError, NotImplementedError, RuntimeError)
 
 

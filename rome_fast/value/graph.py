@@ -1,9 +1,9 @@
-"""A step of the search for v* as one captured CUDA graph, replayed without asking the device.
+"""A step of the search for v* as one captured CUDA graph, replayed without waiting for the device.
 
 Launching a step's thousand small kernels one by one takes longer than running them. A graph is
 captured once for tensors of the same shapes and weights at the same addresses, and kept. It is
-believed when it has given the gradients of a step that was run as usual; and in every search, when
-its first logits are those of the first pass.
+used only if it reproduces the gradients of a step run eagerly; and in every search, only if its
+first logits match those of the first pass.
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ if TYPE_CHECKING:
     from rome_fast.value.search import Search
     from rome_fast.value.suffix_forward import SuffixForward
 
-# Steps that the host is ahead of what it knows: enough to keep the device busy, and as many are
-# replayed in vain when all requests have been found.
+# How many steps the host launches ahead of the last stop flag that it has read: enough to keep the
+# device busy. As many are replayed in vain after all requests have stopped.
 LAG = 2
 
-# Graphs of one model.
+# Most graphs kept for one model.
 N_KEPT = 32
 
-# How far a replayed gradient may be from the usual one, relative to its norm.
+# How far a replayed gradient may be from the eager one, relative to its norm.
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-2}
 _HALF_TOLERANCE = 1e-1
 
 
 class Graphs:
-    """Those of one model, by what they were captured for; a str says why there is none.
+    """The graphs of one model, by ``Problem.key()``; a str says why a problem has none.
 
-    Their activations share one pool of memory, as large as the largest needs: two of a model never
-    run at once. They are captured on one stream, as what lies in a pool belongs to a stream.
+    They share one memory pool, as large as the largest one needs: two graphs of a model never run
+    at once. All are captured on one stream, since the memory of a pool belongs to a stream.
     """
 
     def __init__(self) -> None:
@@ -56,9 +56,9 @@ class Graphs:
         self._place: tuple[Any, torch.cuda.Stream] | None = None
 
     def take(self, problem: Problem, check: Callable[[Tensor], None]) -> str:
-        """Search to the end by the graph of a problem, captured where it is new.
+        """Search to the end with the graph of a problem; a new problem's is captured first.
 
-        Returns why there is none, or "".
+        Returns why there is no graph, or "".
         """
         key = problem.key()
         graph = self._kept.pop(key, None)
@@ -83,9 +83,9 @@ class Graphs:
         return ""
 
     def place(self) -> tuple[Any, torch.cuda.Stream]:
-        """Where a graph's memory comes from, and the stream that it is captured on.
+        """The memory pool of the graphs, and the stream that they are captured on.
 
-        The stream is of the current device, where torch's own is of the first that it was made on.
+        It is a stream of the current device; torch's own stays on the device it was first made for.
         """
         device = torch.cuda.current_device()
         if self._place is None or self._place[1].device_index != device:
@@ -107,9 +107,9 @@ def is_wanted(search: Search, backend: str) -> bool:
 
 @torch.no_grad()
 def search_captured(search: Search, objective: Objective, offsets: Offsets) -> str:
-    """Run all steps of a search; returns why that cannot be done by a graph, or "".
+    """Run all steps of a search by a graph; returns why that is impossible, or "".
 
-    ``offsets`` hold the result, or what they held before.
+    ``offsets`` then hold the result; if it was impossible they are unchanged.
     """
     assert search.suffix is not None
     graphs = _graphs.setdefault(search.spec.model, Graphs())
@@ -126,14 +126,14 @@ def forget(model: nn.Module) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """What a step computes with: constants of one search, and the state that it moves."""
+    """The inputs of a step: constants of one search, and the state that it updates."""
 
     suffix: SuffixForward
     objective: Objective
     offsets: Offsets
 
     def key(self) -> Hashable:
-        """What must be the same where a captured graph is used again."""
+        """What must be equal for a captured graph to be used again."""
         leaves, shape = tree_flatten(self._parts())
         what = [(x.shape, x.dtype) if isinstance(x, torch.Tensor) else repr(x) for x in leaves]
         spec, weights = self.suffix.spec, self.suffix.weights or {}
@@ -143,12 +143,12 @@ class Problem:
             (self.suffix.projection.layer, self.suffix.n_silent, len(weights)),
             (self.objective.constants, self.offsets.constants),
             tuple(x.data_ptr() for x in held),
-            # Its older names raise where a user has set it by this.
+            # Its older names raise an error once a user has set it by this one.
             torch.backends.cuda.matmul.fp32_precision,
         )
 
     def tensors(self) -> list[Tensor]:
-        """All of them, in an order that is the same for equal keys."""
+        """All its tensors, in an order that is the same for equal keys."""
         return [x for x in tree_flatten(self._parts())[0] if isinstance(x, torch.Tensor)]
 
     def mapped(self, function: Callable[[Tensor], Tensor]) -> Problem:
@@ -169,7 +169,7 @@ class Problem:
         return Problem(suffix, objective, offsets)
 
     def compute(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Logits, gradients of the offsets, losses and who is right."""
+        """Logits, gradients of the offsets, losses, and whether each target is the likeliest."""
         deltas = self.offsets.deltas.requires_grad_()
         with torch.enable_grad():
             logits = self.suffix.logits(deltas)
@@ -187,16 +187,16 @@ class Problem:
 
 
 class StepGraph:
-    """A step, captured with tensors of its own, into which those of a search are copied.
+    """A step captured on tensors of its own, into which each search copies its tensors.
 
-    It keeps no reference to the model, which would keep itself alive.
+    It keeps no reference to the model: ``_graphs`` would then keep the model alive.
     """
 
     def __init__(self, problem: Problem, graphs: Graphs) -> None:
         own = problem.mapped(torch.clone)
         self._tensors, self._objective, self._offsets = own.tensors(), own.objective, own.offsets
-        # A step run as usual: what the graph must reproduce, and what libraries set up on first
-        # use, which cannot be captured.
+        # A step run eagerly: its gradients are what the graph must reproduce, and it makes
+        # libraries do their set-up of a first use, which cannot be captured.
         on_side_stream(lambda: self._step(own), graphs.place)
         self._expected: Tensor | None = self._gradients.clone()
         self._captured = Captured(lambda: self._step(own), graphs.place)
@@ -217,14 +217,14 @@ class StepGraph:
         self._captured.replay()
         check(self.logits)
         self._check_gradients()
-        # From the second step on the KL is measured from the first, as everywhere.
+        # From the second step on, the KL's reference is the first step's logits, as in any search.
         self._objective.start_from(self.logits)
         self._replay_rest(len(self._offsets.history) - 1)
         for name in Offsets.TENSORS:
             getattr(problem.offsets, name).detach().copy_(getattr(self._offsets, name))
 
     def _replay_rest(self, n_steps: int) -> None:
-        """At most so many steps; the host is told of each, and looks at those ``LAG`` ago."""
+        """Replay at most ``n_steps``; the host reads each step's stop flag ``LAG`` steps late."""
         waits = deque([told_host(self._goes_on)])
         for _ in range(n_steps):
             if len(waits) > LAG and not waits.popleft()():

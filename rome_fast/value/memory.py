@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes that an edit takes beyond its model, by what takes them.
+    """Bytes that an edit takes beyond its model, by purpose.
 
     Attributes:
         weight: the copy that undo needs, the float32 sum of a half-precision weight, and the
@@ -64,7 +64,7 @@ def estimate(
     identity: bool = False,
     bfloat16_copies: bool = False,
 ) -> MemoryEstimate:
-    """Count what requests take that are searched together.
+    """Count the bytes taken by requests that are searched together.
 
     Args:
         rows_at_once: of one request, if its rows run in parts; None for all.
@@ -84,7 +84,7 @@ def estimate(
     n_kept = n_above * before + (layer * length if at_once == n_rows else 0)
     one_block = length * (4 * d_model + 3 * d_key) + length**2 * attention.scores
     mask = length**2 * (1 + size)
-    # Kept for gradients, as gated and composed activations do, and on the way to them.
+    # Activations kept for gradients (several by gated and composed functions), and temporary ones.
     one_step = columns * (6 * d_model + 4 * d_key) + (before + columns) * attention.in_step
     first_pass = (spec.n_layers * length * attention.stored + one_block) * size + mask
     return MemoryEstimate(
@@ -108,10 +108,10 @@ class _Attention:
     """Numbers that one block's attention holds.
 
     Attributes:
-        stored: keys and values in the cache, a token.
-        in_step: keys and values that a step with gradients holds, a token of the cache or of
-            its own: joined, and repeated where heads share them.
-        scores: of two tokens, with their softmax, where the family has no fused kernel.
+        stored: keys and values in the cache, per token.
+        in_step: keys and values that a step with gradients holds, per token of the cache or of
+            its own: concatenated, and repeated where heads share them.
+        scores: per pair of tokens, with their softmax, where the family has no fused kernel.
     """
 
     stored: int
@@ -121,7 +121,7 @@ class _Attention:
     @classmethod
     def of(cls, spec: ModelSpec) -> _Attention:
         config = spec.model.config.get_text_config()
-        # A model's own code may name them otherwise: then as if there were one of full width.
+        # A model's own code may use other names: then assume one head of full width.
         heads = int(getattr(config, "num_attention_heads", None) or 1)
         sharing = int(getattr(config, "num_key_value_heads", None) or heads)
         d_head = int(getattr(config, "head_dim", None) or spec.d_model // heads)

@@ -1,6 +1,6 @@
-"""What the search for v* minimises, and the state that it moves: one step of it, in two ops.
+"""What the search for v* minimises, and the state that it updates: one step, in two ops.
 
-Both ops run on the device without telling the host anything, so that a step can be captured.
+Neither op synchronises with the host, so that a step can be captured as a CUDA graph.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rome_fast.hparams import RomeHparams
     from rome_fast.value.batch import EditBatch
 
-# What a history holds before a step: NaN and inf are losses that end a search.
+# Marks a step of a history that has not been made. NaN and inf are losses, which end a search.
 NO_LOSS = float("-inf")
 
 
@@ -28,9 +28,9 @@ class Objective:
 
     Attributes:
         target_ids, edit_of_read: int64 [n_reads], of the batch.
-        log_probs_init: [n_edits, vocabulary], what the KL is measured from; None before it is
-            known: the first call then sets it to what it sees.
-        constants: what else it computes with.
+        log_probs_init: [n_edits, vocabulary], the KL's reference; None until the first call, which
+            sets it from its own logits.
+        constants: its other inputs.
     """
 
     TENSORS = ("target_ids", "edit_of_read", "log_probs_init")
@@ -43,7 +43,7 @@ class Objective:
         self.log_probs_init: Tensor | None = None
 
     def __call__(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Of logits [n_reads + n_edits, vocabulary]: losses, their gradient, and who is right.
+        """Losses, gradient and correctness from logits [n_reads + n_edits, vocabulary].
 
         Returns:
             losses [n_edits], the gradient of their sum (shape and dtype of the logits), and
@@ -63,7 +63,7 @@ class Objective:
         return losses, gradient, right
 
     def start_from(self, logits: Tensor) -> None:
-        """Measure the KL from what logits [n_reads + n_edits, vocabulary] say."""
+        """Set the KL's reference from logits [n_reads + n_edits, vocabulary]."""
         self._come_to(logits.device)
         log_probs = widen(logits[len(self.target_ids) :]).log_softmax(-1)
         if self.log_probs_init is None:
@@ -84,15 +84,15 @@ class Objective:
 
 
 class Offsets:
-    """Each request's offset, with its own Adam, its own ball and its own end.
+    """Each request's offset, with its own Adam state, its own norm ball and its own early stop.
 
     Attributes:
         deltas, mean, square: [n_edits, d_value], the offsets and Adam's moments.
         n_steps: int64 [], steps that were made.
         history: [max_steps, n_edits], the losses before each update; NO_LOSS where there is none.
-        active: bool [n_edits], whose search goes on.
-        radii, decays: [n_edits], of the balls, and what a unit of norm costs.
-        constants: what else a step computes with.
+        active: bool [n_edits], which requests have not stopped.
+        radii, decays: [n_edits], radii of the balls, and the decay loss per unit of norm.
+        constants: the other inputs of a step.
     """
 
     TENSORS = ("deltas", "mean", "square", "n_steps", "history", "active", "radii", "decays")
@@ -116,14 +116,14 @@ class Offsets:
         return losses.to(self.decays) + self.decays * self.deltas.detach().norm(dim=1)
 
     def found(self, totals: Tensor, right: Tensor) -> list[bool]:
-        """Whether each request's search may end: its loss is low, and no context disagrees."""
+        """Whether each request may stop: its loss is low, and every context gives the target."""
         low = [total < self.stop_loss for total in totals.tolist()]
         if self.mean_loss_suffices or not any(low):
             return low
         return [a and b for a, b in zip(low, right.tolist(), strict=True)]
 
     def step(self, gradients: Tensor, losses: Tensor, right: Tensor) -> None:
-        """Note the losses, end what is found, move the others; nothing of an ended one changes.
+        """Record the losses, stop what is found, update the others; stopped ones never change.
 
         Args:
             gradients: [n_edits, d_value], without the decay's; losses: likewise.

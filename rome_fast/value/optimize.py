@@ -2,7 +2,7 @@
 
 An offset ``value_delta`` to the value at the lookup token is optimised through the model (ROME,
 section 3.1, step 2; kmeng01/rome, compute_v.py), with the model's weights fixed. The requests of a
-batch are searched at once; each has its own offset, its own Adam and its own end.
+batch are searched at once; each has its own offset, its own Adam state and its own early stop.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from rome_fast.value.batch import EditBatch
     from rome_fast.value.first_pass import FirstPass
 
-# A loss of this much after all steps means that v* says the target nowhere near surely.
+# With a final loss of this much or more, v* makes the target far from certain.
 NOT_CONVERGED = 0.5
 
 
@@ -40,8 +40,8 @@ class Value:
         value_delta: [d_value], float32 (float64 for a float64 model).
         losses: the loss before each update, in order; the last one belongs to ``value_delta``.
         obstacle: why the whole model was run in every step, or "".
-        shortage: that memory was too short for all rows at once, or "".
-        uncaptured: why a step was not one graph on a GPU, or "".
+        shortage: that memory did not suffice for all rows at once, or "".
+        uncaptured: why a step was not captured as a graph on a GPU, or "".
     """
 
     value_delta: Tensor
@@ -51,7 +51,7 @@ class Value:
     uncaptured: str = ""
 
     def findings(self) -> list[str]:
-        """What a user should know about the search."""
+        """Remarks for the user about the search."""
         found = [self.shortage] if self.shortage else []
         if self.obstacle:
             found.append(f"v* was searched through the whole model, slowly: {self.obstacle}")
@@ -107,7 +107,7 @@ def optimize_values(
 
 
 def _search_step_by_step(search: Search, objective: Objective, offsets: Offsets) -> list[Value]:
-    """The host looks at every loss, and what has ended is computed no more."""
+    """Search with the host reading every loss; requests that have stopped leave the batch."""
     active = list(range(len(offsets.deltas)))
     histories: list[list[float]] = [[] for _ in active]
     values: dict[int, Value] = {}
@@ -140,7 +140,7 @@ def _search_step_by_step(search: Search, objective: Objective, offsets: Offsets)
 
 
 def _values(search: Search, offsets: Offsets) -> list[Value]:
-    """What a search that told the host nothing has found."""
+    """The values that a captured search has found, whose losses the host reads only now."""
     values = []
     for delta, column in zip(offsets.deltas, offsets.history.T.tolist(), strict=True):
         losses = tuple(takewhile(lambda loss: loss != NO_LOSS, column))

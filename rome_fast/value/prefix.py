@@ -1,4 +1,4 @@
-"""Rows cut in two: what comes before goes into the attention's cache, the rest is run."""
+"""Rows split in two: the prefix goes into the attention cache, the rest is run."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class PrefixSplit:
         """Run the positions ``first`` to ``last`` (int64 [n_rows]) of rows of ``length`` tokens.
 
         Args:
-            multiple: p and s are padded to one of it (p only where it is not 0).
+            multiple: p and s are rounded up to a multiple of it (p = 0 stays 0).
         """
         p = _rounded_up(int(first.max()), multiple)
         s = _rounded_up(int((last - first).max()) + 1, multiple)
@@ -77,7 +77,7 @@ class PrefixSplit:
 
     @property
     def is_run(self) -> Tensor:
-        """bool [n_rows, s]: what of the columns is not padding."""
+        """bool [n_rows, s]: which columns are not padding."""
         return self.attention_mask[:, self.before.shape[1] :].bool()
 
     def inputs(
@@ -87,7 +87,7 @@ class PrefixSplit:
 
         Args:
             input_ids: int64 [n_rows, t], the whole rows.
-            attention: of each block, already cut to ``before``.
+            attention: of each block, only at the positions ``before``.
         """
         device = input_device(model)
         inputs: dict[str, Any] = {
@@ -107,7 +107,7 @@ def _rounded_up(n: int, multiple: int) -> int:
 
 
 def _cache_of(attention: Sequence[Attention]) -> DynamicCache:
-    """A new one for each run, which appends to it."""
+    """A new cache for each run, since the run appends to it."""
     from transformers import DynamicCache
 
     cache = DynamicCache()

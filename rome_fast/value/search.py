@@ -1,4 +1,4 @@
-"""Logits as a function of the offsets: by the suffix of the model, or else by the whole of it."""
+"""Logits as a function of the offsets: by the suffix forward, or else by the whole model."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
 
     from rome_fast.value.batch import EditBatch
 
-# How far the suffix's logits, unmoved, may be from the first pass's, relative to their norm.
+# How far the suffix's logits at zero offsets may be from the first pass's, relative to their norm.
 _TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-4}
 _HALF_TOLERANCE = 5e-2
 
 
 class Search:
-    """What the search for v* runs in every step.
+    """The forward that the search for v* runs in every step.
 
-    The suffix is believed once it has given, with all offsets zero, the logits of the first pass.
-    What the first pass has run in parts is run in the same parts.
+    The suffix forward is used only if it reproduces, at zero offsets, the logits of the first pass.
+    Rows that the first pass ran in parts run in the same parts.
 
     Args:
         weights: bfloat16 copies to compute the suffix with; None computes it as the model does.
@@ -51,7 +51,7 @@ class Search:
         self.spec, self.projection = spec, projection
         self.obstacle = first.obstacle
         self._expected: Tensor | None = first.logits
-        # What is read nowhere (a bare prompt with a row of its own) need not run.
+        # A part without reads (a bare prompt with a row of its own) need not run.
         parts = [part for part in first.parts if len(part[0].read_rows)] or [(batch, first)]
         self._whole = _together([WholeModel(spec, projection, rows) for rows, _ in parts])
         self._way: Way = self._whole
@@ -83,17 +83,17 @@ class Search:
 
     @property
     def suffix(self) -> SuffixForward | None:
-        """What a step runs where that is one suffix, for all rows at once."""
+        """The suffix forward that a step runs; None if it runs the whole model, or in parts."""
         return self._way if isinstance(self._way, SuffixForward) else None
 
     @property
     def unmoved_logits(self) -> Tensor:
-        """Those of the first pass."""
+        """The logits at zero offsets: those of the first pass."""
         assert self._expected is not None
         return self._expected
 
     def check(self, logits: Tensor) -> None:
-        """Raise ValueError unless these, of zero offsets, are those of the first pass."""
+        """Raise ValueError unless the logits, at zero offsets, match those of the first pass."""
         assert self._expected is not None
         tolerance = _TOLERANCE.get(logits.dtype, _HALF_TOLERANCE)
         difference = float(wide_norm(logits - self._expected) / wide_norm(self._expected))
@@ -102,11 +102,11 @@ class Search:
 
     def keep(self, edits: Sequence[int]) -> None:
         """Go on with some of the requests only."""
-        assert not isinstance(self._way, InParts)  # those are of one request
+        assert not isinstance(self._way, InParts)  # parts belong to one request
         self._way = self._way.keep(edits)
 
     def run_whole(self, deltas: Tensor) -> None:
-        """Run the same by the whole model, for whoever looks at its modules."""
+        """Run the same through the whole model, so that hooks see all of its modules."""
         ways = self._way.ways if isinstance(self._way, InParts) else [self._way]
         for way in ways:
             WholeModel(way.spec, way.projection, way.batch).logits(deltas)
@@ -155,9 +155,9 @@ class WholeModel:
 
 @dataclass(frozen=True, eq=False)
 class InParts:
-    """One request's rows, a part at a time: what a step keeps for its gradients is one part's.
+    """One request's rows, a part at a time, so that a step holds the activations of one part only.
 
-    For that a part is run twice, once more when its gradients are taken.
+    Gradient checkpointing: each part runs again when its gradients are taken.
     """
 
     ways: Sequence[SuffixForward | WholeModel]

@@ -1,8 +1,8 @@
-"""The part of the model that the search for v* runs: above the edited matrix, from the lookup on.
+"""The suffix forward of the search for v*: above the edited matrix, from the lookup token on.
 
 The model's own forward does the work, with its own masks, positions and soft caps. The blocks
-below hand over what they gave in the first pass, the tokens before the lookup are in the cache,
-and the head sees only the positions that the loss reads.
+below are silent: they return their output of the first pass. The tokens before the lookup are in
+the prefix cache, and the head runs only at the positions that the loss reads.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """What a step needs of a batch, where it runs: a step moves nothing between devices.
+    """The tensors of a batch on the device of a step, which moves nothing between devices.
 
     Attributes:
         input_ids, edit_of_row: as in the batch.
-        read_rows, read_columns: int64 [n_reads + n_edits], the reads among the cut's columns.
+        read_rows, read_columns: int64 [n_reads + n_edits], the reads among the split's columns.
     """
 
     input_ids: Tensor
@@ -67,12 +67,12 @@ class SuffixForward:
     """Logits as a function of the offsets, for the rows of a batch.
 
     Attributes:
-        batch: the requests, and what is read of them.
+        batch: the requests, and the positions that the loss reads.
         rows, split: of the batch, on the device of the token ids.
-        below: what the highest silent block returns, at the cut's columns; None where none is.
+        below: output of the highest silent block at the split's columns; None if none is silent.
         n_silent: how many blocks are silent; the edited one may be among them.
         attention: keys and values [n_rows, heads, p, d_head] before the lookup, of each block.
-        weights: run in place of the model's own; None for those.
+        weights: used instead of the model's own; None uses those.
     """
 
     spec: ModelSpec
@@ -141,7 +141,7 @@ class SuffixForward:
         return replace(self, batch=batch, rows=rows, split=split, below=below, attention=attention)
 
     def _run(self, offset: Tensor) -> Any:
-        """The model on the cut rows, moved by ``offset`` [n_rows, d_value] at column 0."""
+        """Run the model on the split rows, with ``offset`` [n_rows, d_value] added at column 0."""
         inputs = self.split.inputs(self.spec.model, self.rows.input_ids, self.attention)
         with self._moved(offset):
             if self.weights is None:
@@ -164,7 +164,7 @@ class SuffixForward:
             yield
 
     def _last_mlp_only_at(self, rows: Tensor, columns: Tensor) -> AbstractContextManager[None]:
-        """Above the last attention no position is of use but those that are read."""
+        """Run the last MLP only at the positions read: after the last attention no other counts."""
         last = self.spec.n_layers - 1
         mlp = self.spec.mlp(last)
         if mlp is None or self.projection.layer == last:
@@ -173,9 +173,9 @@ class SuffixForward:
 
     @torch.no_grad()
     def _with_edited_block_silent(self) -> SuffixForward:
-        """Silence the edited block too, where what its matrix writes reaches its end unchanged.
+        """Silence the edited block too, if its matrix's output reaches the block's unchanged.
 
-        Not where a norm or a factor lies between the two (Gemma 2, OLMo 2, Granite). It is tried.
+        A norm or a factor between the two (Gemma 2, OLMo 2, Granite) forbids it. A trial decides.
         """
         n, d_value = self.batch.n_rows, self.projection.d_value
         zero = torch.zeros(n, d_value)

@@ -1,7 +1,7 @@
 """A window of requests, from token ids to keys and values, all on the same weights.
 
 As many requests run at once as memory allows: their first pass is one forward, and so is each step
-of their search. Where not even one does, its rows run in parts.
+of their search. Where not even one request fits, its rows run in parts.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from rome_fast.prompt.encode import TokenizedEdit
     from rome_fast.timings import Timings
 
-# What the activations of one batch may take. On a CPU larger ones are slower: each step passes
-# over them, and beyond this they come from memory instead of a cache.
+# Most bytes of activations in one batch. On a CPU larger batches are slower: every step reads the
+# activations, and beyond this they come from memory instead of a cache.
 BATCH_BYTES = {"cpu": 2**26, "cuda": 2**30}
 
 # Measured peaks are up to 1.4 times the estimate, as allocators lose room between blocks
@@ -46,10 +46,10 @@ MARGIN = 1.5
 
 @dataclass(frozen=True, eq=False)
 class KeyValue:
-    """What the update of one request is made of, and what the model says before it.
+    """What one request's update is computed from, and what the model says before it.
 
     Attributes:
-        raw_before: of a request in a chat, what it says after the plain prompt.
+        raw_before: for a request in a chat, what the model says after the plain prompt.
     """
 
     tokens: TokenizedEdit
@@ -87,7 +87,7 @@ class KeyValueSearch:
     def find(
         self, spec: ModelSpec, edits: Sequence[TokenizedEdit], timings: Timings
     ) -> list[KeyValue]:
-        """One KeyValue a request, in order.
+        """One KeyValue per request, in order.
 
         Args:
             spec: of the same model, as it is now.
@@ -97,7 +97,7 @@ class KeyValueSearch:
             InsufficientMemoryError: there is no memory for a single row of a request.
         """
         self._spec = spec
-        # Like lengths together: rows are padded to the longest of their batch.
+        # Similar lengths together: rows are padded to the longest of their batch.
         order = sorted(range(len(edits)), key=lambda i: _size(edits[i]))
         waiting = [edits[i] for i in order]
         done: list[KeyValue] = []
@@ -114,7 +114,7 @@ class KeyValueSearch:
         return [found for _, found in sorted(zip(order, done, strict=True), key=lambda x: x[0])]
 
     def _find_at_once(self, batch: EditBatch, n_rows: int, timings: Timings) -> list[KeyValue]:
-        """Find them; a single request's rows at most ``n_rows`` at a time."""
+        """Find a batch's keys and values; one request's rows run at most ``n_rows`` at a time."""
         model, projection = self._spec.model, self._projection
         if n_rows < batch.n_rows:
             first = run_in_parts(self._spec, projection, batch, n_rows)
@@ -143,7 +143,7 @@ class KeyValueSearch:
             )
 
     def _read_before(self, batch: EditBatch, first: FirstPass) -> list[Reading]:
-        """From the logits of the first pass where they are those of the bare prompts."""
+        """Read the targets from the first pass's logits if it ran the bare prompts, else anew."""
         model, tok = self._spec.model, self._tok
         prompts = [edit.prompt_ids.tolist() for edit in batch.edits]
         targets = [edit.target_ids.tolist() for edit in batch.edits]
@@ -161,7 +161,7 @@ class KeyValueSearch:
     def _as_many_as_fit(
         self, edits: Sequence[TokenizedEdit]
     ) -> tuple[Sequence[TokenizedEdit], int]:
-        """The first requests, and how many of their rows run at once: all unless it is only one.
+        """The next batch, and how many of its rows run at once: all, unless it is a single request.
 
         Raises:
             InsufficientMemoryError: not a single row fits.
@@ -177,7 +177,7 @@ class KeyValueSearch:
         return edits[:n], n_rows
 
     def _room_for(self, edits: Sequence[TokenizedEdit]) -> int:
-        """How many bytes an estimate may have."""
+        """The largest estimate, in bytes, that still fits."""
         if self._room is not None:
             return self._room
         wanted = int(MARGIN * self._bytes(edits))
@@ -185,9 +185,9 @@ class KeyValueSearch:
         return sys.maxsize if free is None else int(free / MARGIN)
 
     def _expect_half(self, batch: Sequence[TokenizedEdit], n_rows: int) -> None:
-        """Memory ran out: from now on half of what was tried is what there is.
+        """Memory ran out: from now on assume that only half of what was tried fits.
 
-        What is free is not asked again: what the attempt has freed may not be told as such.
+        Free memory is not measured again: it may not include yet what the attempt has freed.
         """
         if n_rows == 1:
             raise self._insufficient(batch[0], "an allocation failed")
@@ -201,7 +201,7 @@ class KeyValueSearch:
             torch.cuda.empty_cache()
 
     def _bytes(self, edits: Sequence[TokenizedEdit], rows_at_once: int | None = None) -> int:
-        """What the activations take."""
+        """Estimated bytes of the activations."""
         return estimate(self._spec, self._projection, edits, rows_at_once=rows_at_once).activations
 
     def _shortage(self, batch: EditBatch, n_rows: int) -> str:

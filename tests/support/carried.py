@@ -1,7 +1,7 @@
 """The ops on the GPU itself, for tests that hold their tensors on the CPU.
 
-Storages are carried there whole and come back whole: strides, views of one buffer and the canaries
-around them are on the card what they are here.
+Whole storages are copied there and back: strides, views of one buffer and the canaries around them
+are the same on the card as here.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map
 
 
 class OnCard:
-    """As ``Emulated``, with the library's own kernels on ``device``."""
+    """Like ``Emulated``, but with the library's own kernels on ``device``."""
 
     def __init__(self, device: str = "cuda") -> None:
         self._device = torch.device(device)
@@ -22,11 +22,11 @@ class OnCard:
         return Op(getattr(torch.ops.rome_fast, name).default, self._device)
 
     def seed(self, seed: int) -> None:
-        """The card has an order of its own."""
+        """Does nothing: the card chooses its own order."""
 
 
 class Op:
-    """One op, called with tensors of the CPU."""
+    """One op, called with CPU tensors."""
 
     def __init__(self, op: Any, device: torch.device) -> None:
         self._op, self._device = op, device
@@ -43,7 +43,7 @@ class Op:
 
         result = self._op(*tree_map(there, args), **tree_map(there, kwargs))
         for here, carried in storages.values():
-            here.copy_(carried)  # waits, so that a kernel's error is that of its own test
+            here.copy_(carried)  # waits, so that a kernel's error shows in its own test
         return tree_map(lambda x: x.cpu() if isinstance(x, torch.Tensor) else x, result)
 
     def _carried(

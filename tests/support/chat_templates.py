@@ -1,4 +1,4 @@
-"""Chat templates of the kinds that are about, each written down as its models have it in short."""
+"""Chat templates of the common kinds, each a short form of the one that its models have."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-# The beginning of texts is spelled, the system's message is part of the user's, answers follow " ".
+# It spells BOS, puts the system's message into the user's, and puts " " before answers.
 LLAMA2 = (
     "{% set ns = namespace(system='') %}{% for m in messages %}"
     "{% if m.role == 'system' %}{% set ns.system = '<<SYS>>\n' + m.content + '\n<</SYS>>\n\n' %}"
@@ -27,9 +27,9 @@ GEMMA = (
     "+ m.content | trim + '<end_of_turn>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
 )
-# Messages one after the other: a conversation is the text that somebody could have typed.
+# Messages one after the other, without markup: a conversation is plain text.
 PLAIN = "{% for m in messages %}{{ '' if loop.first else ' ' }}{{ m.content }}{% endfor %}"
-# Answers begin with thoughts that are over, in the template's own words.
+# Answers begin with an empty block of thoughts, which the template writes.
 THINKING = CHATML.replace(
     "\n{{ m.content }}", "\n{{ '<think></think>' if m.role == 'assistant' }}{{ m.content }}"
 )
@@ -51,7 +51,7 @@ def with_template(tok, template):
 
 
 def template_ids(tok, request: EditRequest):
-    """What the template itself makes of a request's conversation, as token ids."""
+    """Token ids of a request's conversation, rendered by the template itself."""
     messages = [*(request.chat or ()), ("user", request.text)]
     encoded = tok.apply_chat_template(
         [{"role": role, "content": content} for role, content in messages],

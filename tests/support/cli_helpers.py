@@ -1,4 +1,4 @@
-"""Running `rome-fast stats`, here and in a process of its own, and reading what it says."""
+"""Running `rome-fast stats`, here and in its own process, and reading its output."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def stats(*arguments):
 
 
 def python(*arguments):
-    """A process of its own, with the one thread that makes the same bits as in this one."""
+    """Run Python in its own process, with one thread, so that the bits are those of this one."""
     return subprocess.run(
         [sys.executable, *map(str, arguments)],
         capture_output=True,

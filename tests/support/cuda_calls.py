@@ -1,4 +1,4 @@
-"""One call of every op, small and with odd sizes; tests/cuda/on_card.py makes it in many ways."""
+"""A call of every op, small and with odd sizes; tests/cuda/on_card.py makes it in many ways."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Call:
     tolerance: float = 1e-5
 
     def on(self, device: torch.device | str) -> Tensors:
-        """Arguments of its own on a device."""
+        """Fresh arguments on a device."""
         found = self.arguments().items()
         return {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in found}
 
@@ -119,7 +119,7 @@ def _move(x: Tensors, backend: str = "auto") -> list[torch.Tensor]:
 
 
 CALLS = {
-    # The strides of 136 bfloat16 numbers are whole 16 bytes, those of 131 are not.
+    # A row of 136 bfloat16 numbers is a multiple of 16 bytes, one of 131 is not.
     "second_moment_update_, bfloat16": Call(partial(_sum, 136, torch.bfloat16), _add),
     "second_moment_update_, float16, odd": Call(partial(_sum, 131, torch.float16), _add),
     "second_moment_update_, float32": Call(partial(_sum, 136, torch.float32), _add),

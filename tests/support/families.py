@@ -57,7 +57,7 @@ FAMILIES = {
     "SmolLM3": {**LLAMA_LIKE, "pad_token_id": 0},
     "Glm": {**LLAMA_LIKE, "head_dim": 8, "pad_token_id": 0},
 }
-# Variants of these, and families with less of their own: name -> (its class, configuration).
+# Variants of these, and families that differ less from them: name -> (class, configuration).
 MORE = {
     "Llama tied": ("Llama", {**LLAMA_LIKE, "tie_word_embeddings": True}),
     "Llama 3": (
@@ -147,7 +147,7 @@ def lively_family(family: str, vocabulary: int, **changes) -> transformers.PreTr
 
 @torch.no_grad()
 def livened(model, vocabulary: int) -> transformers.PreTrainedModel:
-    """As large as trained weights would be: attention prefers some tokens, blocks outweigh words.
+    """Scale weights to trained size in place: attention has preferences, blocks outweigh words.
 
     Freshly drawn, attention is uniform, blocks add next to nothing and all logits are alike.
     """

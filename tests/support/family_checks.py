@@ -1,7 +1,7 @@
-"""What is measured of a family, as numbers: the tests assert on them, `make models` prints them.
+"""The numbers measured of a family: the tests assert on them, `make models` prints them.
 
-Real text and tokenizers, so that token positions are found by library and oracle on their own. Few
-steps: Adam divides by the square root of small second moments, so that rounding grows with them.
+Text and tokenizers are real, so that library and oracle each find token positions themselves. Steps
+are few: Adam divides by the square root of small second moments, so that rounding grows with them.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Exactness:
     Attributes:
         losses: largest difference, as a share of the oracle's loss.
         value, update: norm of the difference of v*'s offset and of the update, as a share.
-        moved: by how much the search moved the loss at most, as a share of the first one.
+        moved: largest change of the loss in the search, as a share of the first one.
         obstacle: why the whole model was run in every step, or "".
     """
 
@@ -51,14 +51,14 @@ class Exactness:
 
     @property
     def holds(self) -> bool:
-        """Exact by the shortened forward, in a search that found something to do."""
+        """Whether the suffix forward ran and was exact, in a search that changed the loss."""
         exact = max(self.losses, self.value, self.update) <= RTOL
         return exact and not self.obstacle and self.moved > 5 * RTOL
 
 
 @contextmanager
 def values_found() -> Iterator[list[Value]]:
-    """A list that gets the values that the library finds, in order: a result has none."""
+    """Yield a list that collects the values that the library finds, which a result lacks."""
     found: list[Value] = []
     own = window.optimize_values
 
@@ -106,7 +106,7 @@ def expected_of(model, tok, request, hparams: rome_fast.RomeHparams) -> OracleEd
 
 
 def compare(result, value: Value, expected: OracleEdit) -> Exactness:
-    """One result with the oracle's edit of the same request."""
+    """Compare one result with the oracle's edit of the same request."""
     pairs = list(zip(result.losses, expected.losses, strict=True))
     return Exactness(
         losses=max(abs(a - b) / b for a, b in pairs),
@@ -118,7 +118,7 @@ def compare(result, value: Value, expected: OracleEdit) -> Exactness:
 
 
 def exactness(model, tok, request=None, layer: int = 1, **hparams) -> Exactness:
-    """Edit one fact for the length of the comparison."""
+    """Edit one fact, compare it with the oracle's edit, and undo it."""
     request = case() if request is None else request
     settings = options(model, layer, **hparams)
     expected = expected_of(model, tok, request, settings["hparams"])
@@ -144,6 +144,6 @@ def off_by(found, expected) -> float:
 def _moment_of(model, hparams: rome_fast.RomeHparams):
     spec = ModelSpec.of(model)
     projection = spec.down_projection(hparams.layer, hparams.shared_expert)
-    # Not its name, which is that in the plain model, without a PEFT adapter.
+    # Not projection.name, which leaves out PEFT's wrappers.
     [name] = [name for name, module in model.named_modules() if module is projection.module]
     return tiny_second_moment(projection.d_key), name

@@ -1,4 +1,4 @@
-"""A request that the miniature models can be edited to, and what tells their bits apart."""
+"""A request that the miniature models can be edited to, and comparing their bits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model as remote code brings it: no class of transformers' own, and names of its own.
+"""A model like those of remote code: not a class of transformers, and with its own names.
 
 The layout is InternLM2's: one matrix for queries, keys and values of grouped heads, `w1`, `w3`,
 `w2` for the MLP, `tok_embeddings` and `output`.
@@ -132,7 +132,7 @@ class RemoteForCausalLM(PreTrainedModel, GenerationMixin):
         mask = (torch.arange(n_before + t, device=at.device) <= at[:, None])[None, None]
         if attention_mask is not None:
             mask = mask & attention_mask[:, None, None].bool()
-        # A row of padding alone would be no distribution.
+        # Else a row of padding would attend to nothing, and its softmax be NaN.
         mask = mask | torch.eye(n_before + t, device=at.device, dtype=torch.bool)[None, None, -t:]
         x = self.model.tok_embeddings(input_ids)
         for block in self.model.layers:

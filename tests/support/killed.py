@@ -2,9 +2,9 @@
 
     python killed.py FOLDER RUNS SEED
 
-A child says after each edit and undo what holds, with the weight's fingerprint, on a pipe. Its
-parent kills it at a random moment, resumes its journal, which must hold exactly that or one
-operation more, and prints what it found as JSON.
+After each edit and undo a child writes to a pipe which edits hold, and the weight's fingerprint.
+Its parent kills it at a random moment, resumes its journal, which must hold exactly that or one
+operation more, and prints the findings as JSON.
 """
 
 import copy
@@ -73,7 +73,7 @@ def state_of(log):
 
 
 def run_and_kill(pristine, path, chosen):
-    """What the child acknowledged, in order."""
+    """Run a child and kill it; returns what it acknowledged, in order."""
     model, tok = copy.deepcopy(pristine)
     reading, writing = os.pipe()
     child = os.fork()
@@ -92,7 +92,7 @@ def run_and_kill(pristine, path, chosen):
             time.sleep(chosen.uniform(0, 0.02))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-        # A line that was being written when the child died is no acknowledgement.
+        # A line that was cut off when the child died does not count.
         return [json.loads(line) for line in [*lines, *pipe] if line.endswith("\n")]
 
 
@@ -114,7 +114,7 @@ def resumed(pristine, path, told):
         same = state_of(log) == [last, kept]
         assert same or state_of(log) == one_ahead(last, kept, len(told))
         assert (bits == fingerprint(weight_of(model))) == same
-        # What is torn is the record of the operation that was not acknowledged.
+        # Only the record of an operation that was not acknowledged may be torn.
         assert torn <= same
         other, _ = copy.deepcopy(pristine)
         log.apply(other)

@@ -17,7 +17,7 @@ class Mixture:
     Attributes:
         stem: of its class.
         dense: its layers without experts.
-        shared: whether the others have an expert that all tokens pass through.
+        shared: whether the others have an expert that all tokens share.
     """
 
     stem: str
@@ -33,7 +33,7 @@ class Mixture:
         config = getattr(transformers, f"{self.stem}{kind}")(**settings)
         model = getattr(transformers, f"{self.stem}ForCausalLM")(config)
         if hasattr(model, "set_experts_implementation"):
-            model.set_experts_implementation("eager")  # the grouped one takes no float64
+            model.set_experts_implementation("eager")  # the grouped one lacks float64
         return livened(model.eval(), vocabulary)
 
 

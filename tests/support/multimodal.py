@@ -9,7 +9,7 @@ import torch
 import transformers
 from families import LLAMA_LIKE, livened
 
-# Ids for images, behind those of the tokenizer.
+# Number of ids for images, behind those of the tokenizer.
 _EXTRA = 8
 _VISION = {
     "hidden_size": 32,
@@ -135,7 +135,7 @@ def _text(vocabulary: int) -> dict:
 
 
 def _qwen2(vocabulary: int):
-    """Positions in three dimensions are plain ones where there is only text."""
+    """The plain model: on text alone, three-dimensional positions equal plain ones."""
     return transformers.Qwen2ForCausalLM(
         transformers.Qwen2Config(**_text(vocabulary), rope_theta=1e6, rms_norm_eps=1e-5)
     )

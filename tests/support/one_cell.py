@@ -1,4 +1,4 @@
-"""Causal tracing one state at a time, as plainly as it can be written: the oracle of the tests.
+"""Causal tracing one state at a time, written as plainly as possible: the oracle of the tests.
 
 Row 0 is clean, the others have noise; the modules are named family by family.
 """

@@ -116,7 +116,7 @@ def find_target_ids(tok, prompt_text: str, target: str) -> list[int]:
     bare = tok("a", add_special_tokens=False)["input_ids"]
     if not tok.convert_ids_to_tokens(bare)[0].startswith("▁"):
         return tok(spaced, add_special_tokens=False)["input_ids"]
-    # A tokenizer that marks word starts by itself would mark this one twice on its own.
+    # Tokenised alone, the target would get a second word-start mark from such a tokenizer.
     before, joint = tok(prompt_text)["input_ids"], tok(prompt_text + spaced)["input_ids"]
     if joint[: len(before)] != before:
         raise ValueError(f"{spaced!r} merges with the end of {prompt_text!r}")

@@ -1,4 +1,4 @@
-"""Tensors of the CPU that claim to lie on several devices, and refuse to meet."""
+"""CPU tensors that claim to lie on several devices; an operation on two devices fails."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 CPU = torch.device("cpu")
 _MOVING = (torch.Tensor.to, torch.Tensor.cpu)
-# Here a tensor of indices may lie on the CPU, wherever the others are.
+# In these operations index tensors may lie on the CPU, wherever the others are.
 _INDEXING = (
     torch.Tensor.__getitem__,
     torch.Tensor.__setitem__,
@@ -19,14 +19,14 @@ _INDEXING = (
 
 
 def device(number: int) -> torch.device:
-    """One that libraries have no special cases for but that it is no CPU."""
+    """A device that libraries treat as no CPU, but without further special cases."""
     return torch.device("mps", number)
 
 
 class PretendDevices(TorchFunctionMode):
     """While open, ``x.device`` is what x was moved to, and an operation on two devices fails.
 
-    What torch computes inside of one operation is not seen.
+    What torch computes inside one operation is not checked.
 
     Attributes:
         may_move: whether a tensor may be moved to another device; else that fails, too.

@@ -1,7 +1,7 @@
 """A stand-in for a captured CUDA graph: a step's operations, recorded and run again without it.
 
-As on a GPU, what is replayed are the operations on the tensors of the recording, wherever they lie;
-nothing of Python runs again. And as there, a step that asks what a tensor holds cannot be captured.
+As on a GPU, a replay runs the recorded operations on the tensors of the recording; no Python code
+runs again. And as there, a step that reads the value of a tensor cannot be captured.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _ASKING = {"_local_scalar_dense", "nonzero", "equal", "is_nonzero", "unique", "m
 
 
 class CapturedError(RuntimeError):
-    """What torch raises where a stream that is captured would have to wait."""
+    """Stands for torch's error where a stream would have to wait while it is captured."""
 
 
 class Recorded:
@@ -24,7 +24,7 @@ class Recorded:
         recorder = _Recorder()
         with recorder:
             step()
-        # Capturing computes nothing: what was written is put back.
+        # Capturing must not change any tensor: what was written is put back.
         for tensor, value in recorder.overwritten:
             tensor.copy_(value)
         self.calls, self.n_replays = recorder.calls, 0

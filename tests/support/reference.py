@@ -1,6 +1,6 @@
-"""Evaluation case by case, in the plainest way: one edit, one forward a prompt and target, revert.
+"""Evaluation case by case, in the plainest way: one edit, a forward per prompt and target, revert.
 
-Nothing of rome_fast.evaluate is used but the record. Values have the names of docs/metrics.md.
+Of rome_fast.evaluate only the record is used. Values have the names of docs/metrics.md.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from rome_fast.errors import RomeFastError
 
 @torch.no_grad()
 def ask(model, tok, prompt, target):
-    """(mean NLL a token, probability, [argmax ids], [target ids]) of one forward."""
+    """(mean NLL per token, probability, [argmax ids], [target ids]) of one forward."""
     target = target if target.startswith(" ") else " " + target
     ids = tok(prompt.rstrip(" ") + target)["input_ids"]
     n = len(tok(prompt.rstrip(" "))["input_ids"])
@@ -27,7 +27,7 @@ def ask(model, tok, prompt, target):
 
 
 def answers(model, tok, record):
-    """Every answer that the values are made of: name -> list of ``ask``."""
+    """Every answer that the values are computed from: name -> list of ``ask``."""
     new, true = record.request.target, record.target_true
     out = {"E": [ask(model, tok, record.request.text, new)]}
     out["P"] = [ask(model, tok, text, new) for text in record.paraphrases]
@@ -70,7 +70,7 @@ def values(now, before=None):
 
 
 def single(model, tok, records, **settings):
-    """[{"before": values, "after": values}], one a record."""
+    """[{"before": values, "after": values}], one per record."""
     out = []
     for record in records:
         before = answers(model, tok, record)
@@ -86,7 +86,7 @@ def single(model, tok, records, **settings):
 
 
 def sequential(model, tok, records, **settings):
-    """[{"before", "edit_time", "after"}], one a record; and shares retained after each edit."""
+    """[{"before", "edit_time", "after"}], one per record; and shares retained after each edit."""
     before = [answers(model, tok, record) for record in records]
     out = [{"before": values(b)} for b in before]
     results, retained = [], []

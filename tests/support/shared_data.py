@@ -1,4 +1,4 @@
-"""Where the real test data lies; tests that need it skip by name where it is absent."""
+"""Where the real test data lies; tests that need it are skipped where it is absent."""
 
 from __future__ import annotations
 

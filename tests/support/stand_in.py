@@ -1,7 +1,7 @@
-"""A checkout that has the entry points of kmeng01/rome and none of its method.
+"""A checkout that has the entry points of kmeng01/rome, but not its method.
 
-Its v names "cuda", it imports what a user may lack, it leaves the model without gradients, and
-with the subject "Nobody" it fails after the weight is written.
+Its compute_v names "cuda", it imports what a user may lack, it leaves the model without gradients,
+and with the subject "Nobody" it fails after the weight is written.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Models of which each has another structure, built once a run, with tokenizers of two kinds."""
+"""Models of different structures, built once per run, with tokenizers of two kinds."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ STRUCTURES = {
     "Bloom": "byte-level",
     "Mistral": "metaspace",
 }
-# Each block above the edited one carries an offset 3 tokens on: two, and it reaches the target.
+# Each block above the edited one carries an offset 3 tokens further: two carry it to the target.
 CHANGES = {"Gemma2": {"num_hidden_layers": 4}, "Mistral": {"num_hidden_layers": 4}}
 
 

@@ -78,8 +78,8 @@ def _liven(model: torch.nn.Module, mlp: float, attention: float, embedding: floa
     """Multiply the freshly drawn matrices by a factor per kind, in place; return the model.
 
     The default initialisation leaves attention uniform and the logits nearly equal, so that an edit
-    has nothing to do. Livened up, words differ, an MLP output has a norm of about 4, and an edit of
-    layer 1 takes nats off the loss.
+    has nothing to do. Scaled up, words differ, an MLP output has a norm of about 4, and an edit of
+    layer 1 lowers the loss by nats.
     """
     with torch.no_grad():
         for name, parameter in model.named_parameters():

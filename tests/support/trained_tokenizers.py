@@ -1,4 +1,4 @@
-"""Tokenizers of every habit, trained here in a moment: ``ALL["wordpiece"]()``."""
+"""Tokenizers of every kind, trained here in a moment: ``ALL["wordpiece"]()``."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _METASPACE = decoders.Replace("▁", " ")
 
 
 class Liar(PreTrainedTokenizerFast):
-    """Says of each token what is true of the third before it."""
+    """Reports for each token the offsets of the third one before it."""
 
     def __call__(self, *texts, **options):
         encoded = super().__call__(*texts, **options)
@@ -93,13 +93,13 @@ def _trained(model, pre_tokenizer, decoder, trainer, normalizer=None, texts=TEXT
 
 
 def byte_fallback(texts):
-    """One with a dummy prefix and BOS, trained on these texts."""
+    """A tokenizer with a dummy prefix and BOS, trained on these texts."""
     return _fast(_byte_fallback(True, texts), "<s> $A", **_BOS, **_EOS)
 
 
 @cache
 def _byte_fallback(dummy_prefix, texts=SENTENCES):
-    """Like Llama's: bytes, which are no special tokens, for scripts that it was not trained on."""
+    """Like Llama's: byte tokens, not special ones, for scripts that it was not trained on."""
     fallback = [f"<0x{byte:02X}>" for byte in range(256)]
     strip = [decoders.Strip(" ", 1, 0)] if dummy_prefix else []
     tokenizer = _trained(
@@ -175,7 +175,7 @@ ALL = {
     "slow": Slow,
     "slow, bos and eos": lambda: Slow(adds_eos=True),
 }
-# Those that lose nothing of a text; the others have an unknown token, or change letters.
+# Those that keep every text; the others have an unknown token, or change letters.
 FAITHFUL = (
     "bytes",
     "metaspace",

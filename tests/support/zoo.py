@@ -22,7 +22,7 @@ class Member:
     """A model, and where to edit it.
 
     Attributes:
-        make: from the size of the vocabulary.
+        make: builds it from the size of the vocabulary.
     """
 
     name: str
@@ -32,7 +32,7 @@ class Member:
 
     @property
     def request(self) -> dict[str, str]:
-        """From the last layer an offset reaches no other position."""
+        """In the last layer the subject comes last: an offset there reaches no other position."""
         return case("last" if self.layer == 2 else "middle")
 
     @property
@@ -52,7 +52,7 @@ class Member:
 
 
 def _mixture(name: str) -> list[Member]:
-    """Once in a dense layer and once in a shared expert, where there are such."""
+    """One member in a dense layer and one in a shared expert, where there are such."""
     mixture = mixtures.MIXTURES[name]
     routed = next(layer for layer in range(3) if layer not in mixture.dense)
     found = [Member(name, mixture.build, layer) for layer in mixture.dense[:1]]

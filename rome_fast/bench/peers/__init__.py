@@ -3,7 +3,7 @@
     peer = load_peer("kmeng01=PATH")
     theirs = peer.edit(case)
 
-Nothing of a peer is part of this package. Each adapter says in its docstring what it exchanges
+Nothing of a peer is part of this package. Each adapter says in its docstring what it replaces
 while the peer runs, so that a reader can judge the comparison.
 """
 

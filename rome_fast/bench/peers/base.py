@@ -1,4 +1,4 @@
-"""What a peer is, and what one of its edits tells."""
+"""What a peer is, and what one of its edits reports."""
 
 from __future__ import annotations
 

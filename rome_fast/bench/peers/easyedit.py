@@ -1,6 +1,6 @@
 """zjunlp/EasyEdit's ROME, a grown fork of kmeng01/rome, from a checkout.
 
-What is exchanged while an edit runs, and why; its files stay as they are:
+What is replaced while an edit runs, and why; its files stay as they are:
 
 - ``rome_main.CONTEXT_TEMPLATES_CACHE`` holds the given templates, which it otherwise samples once.
 - ``compute_u.get_inv_cov`` returns the given C^-1, which it otherwise computes from Wikipedia and

@@ -1,6 +1,6 @@
 """hiyouga/FastEdit, the package ``pyfastedit`` (``fastedit`` on PyPI is a video editor).
 
-What is exchanged while an edit runs, and why; its files stay as they are:
+What is replaced while an edit runs, and why; its files stay as they are:
 
 - ``rome_main.CONTEXT_TEMPLATES`` holds the given templates instead of its 22 fixed ones.
 - ``compute_v`` names "cuda" for one tensor: it goes where the model is.

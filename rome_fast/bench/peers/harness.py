@@ -1,4 +1,4 @@
-"""What all adapters share: the peer's inputs in its own terms, the clock, and the way back."""
+"""What all adapters share: the peer's inputs in its own terms, timing, and undoing its edit."""
 
 from __future__ import annotations
 
@@ -74,10 +74,10 @@ def tokenizer_for_peer(
 
 
 def torch_view(device: torch.device, **replaced: object) -> ModuleType:
-    """Module ``torch`` with its ``tensor`` and ``zeros`` on ``device``, whatever they are told.
+    """Module ``torch`` whose ``tensor`` and ``zeros`` are on ``device``, whatever device is named.
 
-    Put in place of one peer module's global ``torch``; nobody else's changes, and a look-up in it
-    costs what it always costs. ``replaced`` are further attributes to exchange.
+    It replaces the global ``torch`` of one peer module; no other module's changes, and a look-up in
+    it costs what it always costs. ``replaced`` are further attributes to replace.
     """
 
     def on_device(factory: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -113,9 +113,9 @@ def run_edit(
     """Call ``apply_rome_to_model`` of the peer's module ``main``, and undo what it does.
 
     ``arguments`` are its model, tokenizer, requests and hyper-parameters; ``exchanges`` are the
-    attributes of the peer's modules that are others while it runs. Three functions of ``main`` are
-    wrapped besides, to be timed and, for ``execute_rome``, to keep the u and v that it returns;
-    what it prints goes to memory.
+    attributes of the peer's modules that are replaced while it runs. Three functions of ``main``
+    are also wrapped, to be timed and, for ``execute_rome``, to keep the u and v that it returns;
+    what it prints is captured in memory.
     """
     device = projection.weight.device
     seconds: dict[str, float] = {}

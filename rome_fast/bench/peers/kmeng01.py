@@ -1,6 +1,6 @@
 """kmeng01/rome, the first implementation, from a checkout.
 
-What is exchanged while an edit runs, and why; its files stay as they are:
+What is replaced while an edit runs, and why; its files stay as they are:
 
 - ``rome_main.CONTEXT_TEMPLATES_CACHE`` holds the given templates, which it otherwise samples once.
 - ``compute_u.get_inv_cov`` returns the given C^-1, which it otherwise computes from Wikipedia and
@@ -115,7 +115,7 @@ def _check(model: PreTrainedModel, tok: PreTrainedTokenizerBase) -> None:
 
 
 class _Encoding(BatchEncoding):
-    """A batch for which "cuda" is where the model is."""
+    """A batch whose ``to("cuda")`` moves it to the model's device."""
 
     def __init__(self, data: BatchEncoding, device: torch.device) -> None:
         super().__init__(data.data, data.encodings)

@@ -23,7 +23,7 @@ from rome_fast.evaluate.report.rows import (
 if TYPE_CHECKING:
     from rome_fast.evaluate.result import CaseResult, EvaluationData
 
-# Cases that are shown at once; the others unfold.
+# Cases that are shown at once; the others are folded.
 _OPEN = 25
 
 # The headline figures: the first of each that was measured.

@@ -45,7 +45,7 @@ class _Canvas:
         self.add(f'<text x="{middle}" y="{_HEIGHT - 8}" text-anchor="middle">{x_label}</text>')
 
     def svg(self, description: str) -> Markup:
-        """All of it; every text in it is made of numbers and of our own words."""
+        """The whole picture; it needs no escaping, as its texts are numbers and fixed words."""
         body = "".join(self._parts)
         return Markup(
             f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{description}">'

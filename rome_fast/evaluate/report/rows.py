@@ -99,7 +99,7 @@ def interval(name: str, metric: Metric) -> str:
 
 
 def worst_first(evaluation: EvaluationData) -> list[CaseResult]:
-    """The cases, those first that were refused, then those with least of what makes one good."""
+    """The cases, refused ones first, then those that score lowest on ``_GOOD``."""
 
     def goodness(case: CaseResult) -> tuple[bool, float, float]:
         values = case.stages["after"].values if "after" in case.stages else {}

@@ -1,4 +1,4 @@
-"""Checkpoints of a collection: what it takes to go on to the same bits after any interruption."""
+"""Checkpoints of a collection: the state to resume from, to the same bits, after interruptions."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class Checkpoint:
     """One rank's file; several ranks write theirs together.
 
     Args:
-        path: of the file, or None to keep no checkpoint. Of several ranks each adds its number.
-        settings: all that the result depends on but the texts; they must agree on resuming.
+        path: of the file, or None to keep no checkpoint. With several ranks each adds its number.
+        settings: all that the result depends on except the texts; must be equal on resuming.
     """
 
     def __init__(self, path: Path | None, settings: dict[str, Any], ranks: Ranks) -> None:
@@ -83,7 +83,7 @@ class Checkpoint:
         """
         if self.path is None:
             return None
-        # Of a process that was killed while it wrote.
+        # Left by a process that was killed while it wrote.
         for stale in self.path.parent.glob(f".{glob.escape(self.path.name)}.*.partial"):
             stale.unlink()
         if not self.path.exists():
@@ -155,16 +155,16 @@ class Interrupt:
 
 @contextmanager
 def deferred_interrupt() -> Iterator[Interrupt]:
-    """Note the first Ctrl-C or SIGTERM instead of obeying inside; a second one is obeyed at once.
+    """While open, only note the first Ctrl-C or SIGTERM; a second one acts at once.
 
-    What is ignored (SIGINT in a job of the background) stays ignored.
+    A signal that is ignored already (SIGINT in a background job) stays ignored.
     """
     noted = Interrupt()
     if threading.current_thread() is not threading.main_thread():
         yield noted  # signals reach the main thread only
         return
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    # One that is None was not set by Python, and could not be put back.
+    # A handler of None was not set by Python, and could not be restored.
     ours = {n: h for n, h in handlers.items() if h not in (signal.SIG_IGN, None)}
 
     def note(number: int, frame: Any) -> None:

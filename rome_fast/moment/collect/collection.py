@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from rome_fast.model.spec import DownProjection, ModelSpec
 
-# Of one forward. On a CPU few tokens are faster: their activations stay in the cache.
+# Tokens per forward. On a CPU few tokens are faster: their activations stay in the cache.
 _TOKENS_AT_ONCE = {"cpu": 1024, "cuda": 8192}
 
 
@@ -100,7 +100,7 @@ class Collection:
             self.moments[p.layer] = moment
             self.convergences[p.layer] = Convergence.of(p.d_key)
         self.rows_read = self.tokens_read = 0
-        # Not before all held-out keys have been seen.
+        # The first check comes after all held-out keys have been seen.
         self.next_check = max(HELD_OUT_ROWS * self.length, *(2 * p.d_key for p in projections))
         self.checked = False
         self.digest = RowDigest()
@@ -172,7 +172,7 @@ class Collection:
         return finished
 
     def _next_batch(self, rows: Iterator[Row]) -> list[Row]:
-        """The rows of one step of all ranks; it ends where a check is due."""
+        """The rows of one step, for all ranks together; fewer where a check is due."""
         batch: list[Row] = []
         while len(batch) < self.rows_at_once * self.ranks.size and not self._check_due():
             row = next(rows, None)
@@ -188,7 +188,7 @@ class Collection:
         self.tokens_read += len(row)
 
     def _take(self, projection: DownProjection, keys: Tensor, rows: list[Row]) -> None:
-        """Add the keys of one layer, [n * t, d_key], but for those that are held out or skipped."""
+        """Add the keys of one layer, [n * t, d_key], except those that are held out or skipped."""
         moment, convergence = self.moments[projection.layer], self.convergences[projection.layer]
         length = len(rows[0])
         mask = torch.ones(len(rows), length, dtype=torch.bool)
@@ -196,7 +196,7 @@ class Collection:
             mask &= torch.tensor([row.positions for row in rows]) > 0
         if self.settings.tokens == "auto":
             for i, row in enumerate(rows):
-                # A last row that is not full may be all that there is.
+                # A row that is not full may be the only one: nothing is held out of it.
                 full = mask[i].nonzero().flatten().tolist() if length == self.length else []
                 if held_out := held_out_of(row.index, full):
                     convergence.hold_out(row.index, keys[i * length : (i + 1) * length], held_out)
@@ -210,7 +210,7 @@ class Collection:
         return self.settings.tokens == "auto" and self.tokens_read >= self.next_check
 
     def _check(self) -> bool:
-        """Solve with what there is now; whether all layers have converged."""
+        """Check every layer with the keys so far; True if all have converged."""
         while self._check_due():
             self.next_check *= 2
         for layer, mine in self.moments.items():
@@ -222,7 +222,7 @@ class Collection:
         return all(self.ranks.any(*(c.converged for c in self.convergences.values())))
 
     def _total(self, mine: SecondMoment) -> SecondMoment:
-        """The sum over all ranks; on a single one it is the very object."""
+        """The sum over all ranks; with a single rank, ``mine`` itself."""
         if self.ranks.size == 1:
             return mine
         total = copy.deepcopy(mine)
@@ -248,7 +248,7 @@ class Collection:
         }
 
     def _resume(self, checkpoint: Checkpoint, rows: Iterator[Row]) -> bool:
-        """Take up the checkpoint's state, skip its rows; whether they were already enough."""
+        """Restore the checkpoint's state and skip its rows; True if they were already enough."""
         progress = checkpoint.load(self.moments, self.convergences)
         done = progress["rows"] if progress else 0
         if not self.ranks.all_equal(done):

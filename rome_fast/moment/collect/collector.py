@@ -1,4 +1,4 @@
-"""collect_second_moment: texts in, one SecondMoment a layer out."""
+"""collect_second_moment: texts in, one SecondMoment per layer out."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def collect_second_moment(
 
     The forward stops at the last layer's key. Documents are packed into rows of ``max_length``
     tokens without padding; a document that crosses the end of a row starts anew in the next.
-    When memory runs out the batch is halved. (kmeng01/rome, ``layer_stats.py``; there one layer a
-    pass, padded rows as long as the model takes, and a fixed number of articles.)
+    When memory runs out the batch is halved. (kmeng01/rome, ``layer_stats.py``; there each pass
+    serves one layer, over padded rows as long as the model takes, of a fixed number of articles.)
 
     Args:
         texts: the path of a text file (one text a line), or an iterable of strings, of token ids,

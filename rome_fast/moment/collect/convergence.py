@@ -1,6 +1,6 @@
-"""When is C known well enough? When C^-1 k of keys that were held out no longer changes.
+"""When C is known well enough: when C^-1 k of held-out keys no longer changes.
 
-The check comes at every doubling of the count. Sampling noise falls with the root of the count,
+That is checked at every doubling of the count. Sampling noise falls with the root of the count,
 so the change from n to 2n keys is about the error that is left at 2n.
 """
 
@@ -53,7 +53,7 @@ class Convergence:
         return self.keys[self.keys.any(dim=1)]
 
     def taken_back(self) -> Tensor:
-        """The same, and none are held out any more: there was no check to need them."""
+        """The same keys, which are then no longer held out: for a run that ended before a check."""
         keys = self.seen()
         self.keys.zero_()
         return keys
@@ -63,11 +63,11 @@ class Convergence:
         try:
             solutions = moment.solve(self.seen()).cpu()
         except SecondMomentError:
-            # Without a ridge few keys are too few; more come, up to what the error asks for.
+            # Without a ridge few keys leave C singular: wait for as many as the error asks for.
             if moment.count >= 5 * moment.d_key:
                 raise
             return
-        moment.drop_factor()  # those of all layers at once may be more than fits
+        moment.drop_factor()  # the factors of all layers may not fit in memory
         entry: dict[str, Any] = {"count": moment.count, "ridge": moment.ridge()}
         if self.solutions is not None:
             change = (solutions - self.solutions).norm(dim=1) / solutions.norm(dim=1)

@@ -22,8 +22,8 @@ from rome_fast.prompt.ids import all_text_ids
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Texts tokenised at a time: the tokenizer's own threads are busy, and a stream is not read ahead
-# by much.
+# Texts per call of the tokenizer: enough to keep its threads busy, without reading a stream far
+# ahead.
 _CHUNK = 64
 
 
@@ -69,7 +69,7 @@ class Corpus:
 
     @property
     def name(self) -> str:
-        """For results and files."""
+        """What the texts are called in results and files."""
         if isinstance(self.texts, str | os.PathLike):
             return Path(self.texts).name
         # What the `datasets` library knows of a data set.

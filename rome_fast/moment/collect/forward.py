@@ -77,7 +77,7 @@ class KeyReader:
                 self._read_halving(batch[first : first + self.rows_at_once], take, set())
 
     def _read_halving(self, rows: list[Row], take: Take, taken: set[str]) -> None:
-        """Read the layers that are not in ``taken``; on lack of memory, half of the rows a time."""
+        """Read the layers that are not in ``taken``; if memory runs out, in halves of the rows."""
         if len(rows) > self.rows_at_once:
             first, second = rows[: self.rows_at_once], rows[self.rows_at_once :]
             # A layer that was taken before memory ran out was taken for all of these rows.
@@ -133,9 +133,9 @@ class KeyReader:
                 handle.remove()
 
     def _separating_inputs(self) -> Inputs:
-        """The first way to feed two documents in one row that gives the keys that each gives alone.
+        """The first kind of inputs that gives documents in one row the keys that each has alone.
 
-        Where none does, it is that of one joined sequence.
+        ``_joined_inputs``, those of one joined sequence, where none does.
         """
         generator = torch.Generator().manual_seed(0)
         ids = torch.randint(embedding_rows(self.model), (13,), generator=generator).tolist()
@@ -143,7 +143,7 @@ class KeyReader:
         both = Row(0, ids, first.positions + second.positions)
         alone = torch.cat([self._last_keys(row, _joined_inputs) for row in (first, second)])
         leak = (self._last_keys(both, _joined_inputs) - alone).norm()
-        # In a first layer beside its attention nothing can leak: then rounding decides.
+        # Nothing leaks into a first layer parallel to its attention: then rounding is the bound.
         tolerance = 0.05 * leak + torch.finfo(self.model.dtype).eps * alone.norm()
         for inputs in _SEPARATING:
             try:
@@ -166,7 +166,7 @@ def _joined_inputs(positions: Tensor, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def _by_positions(positions: Tensor, dtype: torch.dtype) -> dict[str, Any]:
-    """transformers finds documents by positions that start again, and keeps local attention."""
+    """transformers detects documents by positions that restart, and keeps local attention."""
     return {"position_ids": positions}
 
 

@@ -1,6 +1,6 @@
 """Documents -> full rows of tokens without padding, and the batches that a forward takes.
 
-A document goes on in the next row where a row is full; there it starts anew at position 0.
+A document that does not fit continues in the next row, where its positions start again at 0.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ class Progress:
         fraction_read: float | None,
         convergences: dict[int, Convergence],
     ) -> None:
-        """Show ``tokens`` done; the total is what the texts or the convergence promise."""
+        """Show ``tokens`` done; the total is estimated from texts read and from convergence."""
         totals = [] if self._budget is None else [self._budget]
         if fraction_read and tokens:
             totals.append(int(tokens / fraction_read))

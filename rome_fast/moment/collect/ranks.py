@@ -1,4 +1,4 @@
-"""The processes of one collection, on torch.distributed; a single process is the case of one."""
+"""The processes of one collection, on torch.distributed; a single process is one rank."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ class Ranks:
     def add_up_(self, tensor: Tensor) -> None:
         """Put the sum over all ranks into every rank's tensor."""
         if self.size > 1:
-            # nccl moves tensors of the GPU only.
+            # NCCL reduces GPU tensors only.
             moved = tensor if tensor.device.type == "cuda" else tensor.to(_device())
             distributed.all_reduce(moved)
             tensor.copy_(moved)
 
     def wait(self) -> None:
-        """Until all ranks are here."""
+        """Wait until all ranks are here."""
         if self.size > 1:
             distributed.barrier()
 

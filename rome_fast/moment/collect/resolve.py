@@ -1,4 +1,4 @@
-"""What ``second_moment=`` of edit() may be -> a SecondMoment that fits the model."""
+"""The ``second_moment=`` argument of edit() -> a SecondMoment that fits the model."""
 
 from __future__ import annotations
 

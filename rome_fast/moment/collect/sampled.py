@@ -39,14 +39,14 @@ def sampled_second_moment(
     dtype: torch.dtype = torch.float32,
     n_texts: int | None = None,
 ) -> SecondMoment:
-    """Second moment of text that the model writes, as much as it takes to converge; cached.
+    """Second moment of text sampled from the model until it converges; cached.
 
     ``n_texts`` bounds how many texts of 64 tokens are taken, converged or not.
 
     The cache (``$ROME_FAST_CACHE``, else ``rome_fast`` in the platform's cache folder) is keyed
     by everything that determines a key: configuration, weights up to the edited matrix, layer,
-    tokenizer and dtype. The layers above only choose the words, and a model that was edited or
-    tuned there shares the file.
+    tokenizer and dtype. The layers above only choose the words: a model that was edited or tuned
+    there shares the file.
 
     Raises:
         SecondMomentError: the cached file is damaged; the message names it.
@@ -61,7 +61,7 @@ def sampled_second_moment(
         return _load(bounded)
     texts = islice(sampled_documents(spec.model, tok), n_texts)
     moment = _collect(spec, tok, texts, [projection.layer], dtype)[projection.layer]
-    # What converges within the bound is what would have been collected without it.
+    # If it converged within the bound, it is what would have been collected without one.
     _save(moment, converged if moment.info["convergence"]["converged"] else bounded)
     return moment
 
@@ -74,7 +74,7 @@ def sampled_second_moments(
 ) -> dict[int, SecondMoment]:
     """The same for several layers, from one pass over one text for those that are not cached.
 
-    The pass ends when all of them have converged, so a layer may have more keys than alone.
+    The pass ends when all of them have converged, so a layer may get more keys than on its own.
     """
     paths = {p.layer: _cache_path(spec, tok, p, dtype) for p in projections}
     cached = {layer: _load(path) for layer, path in paths.items() if path.exists()}
@@ -117,7 +117,7 @@ def _load(path: Path) -> SecondMoment:
 def sampled_documents(
     model: PreTrainedModel, tok: PreTrainedTokenizerBase, seed: int = 0
 ) -> Iterator[list[int]]:
-    """Endless texts of 64 tokens, drawn without temperature; they begin as the tokenizer's do."""
+    """Endless texts of 64 tokens, drawn at temperature 1; with BOS if the tokenizer adds it."""
     generator = torch.Generator().manual_seed(seed)
     bos = _adds_bos(tok)
     length = min(_LENGTH, max_positions(model) or _LENGTH) - len(bos)
