@@ -60,11 +60,7 @@ class KeyValue:
 
 
 class KeyValueSearch:
-    """Finds keys and values of requests on the weights as they are.
-
-    Args:
-        timings: books the seconds as "key", "value" and "read before".
-    """
+    """Finds keys and values of requests on the weights as they are."""
 
     def __init__(
         self,
@@ -91,6 +87,7 @@ class KeyValueSearch:
 
         Args:
             spec: of the same model, as it is now.
+            timings: books the seconds as "key", "value" and "read before".
 
         Raises:
             NonFiniteError: an activation, a loss or a logit is NaN or infinite.
