@@ -56,7 +56,7 @@ def is_undo(n):
 def edit_for_ever(model, tok, path, pipe):
     options = {"second_moment": "identity", "context_templates": CONTEXTS}
     session = Session(model, tok, HPARAMS, journal=path, health=HealthCheck(every=0), **options)
-    session._book._journal._file = SlowDisk(session._book._journal._file)
+    session._ledger._journal._file = SlowDisk(session._ledger._journal._file)
     os.write(pipe, b"open\n")
     for n in itertools.count():
         if is_undo(n):

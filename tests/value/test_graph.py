@@ -137,15 +137,19 @@ def test_a_graph_is_not_used_with_other_weights(hparams, captures):
     batch, hparams = two_edits(), hparams.replace(v_num_grad_steps=3)
     model, projection, first = prepared("Llama", 1, batch)
     init = torch.stack([keys.value_init for keys in mean_keys(projection, batch, first)])
-    arguments = model, projection, batch, first, init
-    optimize_values(*arguments, hparams)
-    optimize_values(*arguments, hparams)
+
+    def search(hparams):
+        """As each opening of the model does: it is looked through anew."""
+        optimize_values(ModelSpec.of(model), projection, batch, first, init, hparams)
+
+    search(hparams)
+    search(hparams)
     assert len(captures) == 1
-    optimize_values(*arguments, hparams.replace(v_lr=0.1))
+    search(hparams.replace(v_lr=0.1))
     assert len(captures) == 2
     head = model.get_output_embeddings()
     head.weight = torch.nn.Parameter(head.weight.clone(), requires_grad=False)
-    optimize_values(*arguments, hparams)
+    search(hparams)
     assert len(captures) == 3
 
 

@@ -19,11 +19,12 @@ from rome_fast.value.optimize import optimize_values
 def prepared(tiny):
     model, tok = tiny
     model.eval().requires_grad_(False)
-    projection = ModelSpec.of(model).down_projection(1)
+    spec = ModelSpec.of(model)
+    projection = spec.down_projection(1)
     batch = EditBatch.of([encode(tok, EditRequest.parse(REQUEST), CONTEXTS)])
-    first = run_first_pass(ModelSpec.of(model), projection, batch)
+    first = run_first_pass(spec, projection, batch)
     [keys] = mean_keys(projection, batch, first)
-    return model, projection, batch, first, keys.value_init[None]
+    return spec, projection, batch, first, keys.value_init[None]
 
 
 def optimize_value(*arguments):
@@ -47,7 +48,8 @@ def test_stops_when_found(prepared, hparams):
 
 def test_a_low_mean_does_not_hide_a_context(prepared, hparams):
     """Far above the threshold's usual place, the mean is low long before all contexts agree."""
-    model, projection, batch, *_ = prepared
+    spec, projection, batch, *_ = prepared
+    model = spec.model
     [tokens] = batch.edits
     settings = hparams.replace(v_num_grad_steps=60, kl_factor=0.0, v_stop_loss=5.0)
     early = optimize_value(*prepared, settings.replace(variant="original"))
@@ -77,7 +79,8 @@ def test_offset_stays_in_the_ball(prepared, hparams):
 
 
 def test_first_loss_is_the_models_own(prepared, hparams):
-    model, _, batch, *_ = prepared
+    spec, _, batch, *_ = prepared
+    model = spec.model
     [tokens] = batch.edits
     value = optimize_value(*prepared, hparams.replace(v_num_grad_steps=1))
     nll = []
