@@ -62,6 +62,13 @@ def test_pairs_that_are_asked_for(kind, n, d): pass
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_some(kind, n): pass
 
+@pytest.fixture(params=["gpt2", "llama"])
+def tiny(request):
+    return request.param
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_of_both_models(tiny, n): pass
+
 @pytest.mark.covering("kidn")
 def test_misspelt(kind): pass
 """
@@ -71,8 +78,8 @@ CONFTEST = "from covering import mark_repetitions as pytest_collection_modifyite
 def test_the_rest_is_marked_and_a_named_case_runs(pytester):
     pytester.makeconftest(CONFTEST)
     path = pytester.makepyfile(GRID.split('\n@pytest.mark.covering("kidn")')[0])
-    pytester.inline_run("-m", "not exhaustive", path).assertoutcome(passed=3 + 2 + 4 + 6 + 2)
-    pytester.inline_run("-m", "exhaustive", path).assertoutcome(passed=3 + 4 + 4 + 6 + 4)
+    pytester.inline_run("-m", "not exhaustive", path).assertoutcome(passed=3 + 2 + 4 + 6 + 2 + 3)
+    pytester.inline_run("-m", "exhaustive", path).assertoutcome(passed=3 + 4 + 4 + 6 + 4 + 3)
     for case in ("all[x-2]", "some[x-1]"):
         found = pytester.inline_run("-m", "not exhaustive", f"{path}::test_{case}")
         found.assertoutcome(passed=1)

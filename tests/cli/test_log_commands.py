@@ -149,6 +149,7 @@ def test_a_fact_that_the_file_holds_twice_ends_at_the_last(folder, tmp_path):
     assert [edit.edit_id for edit in again.edits] == [edit.edit_id for edit in made.edits]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL here")
 def test_a_killed_command_goes_on(tmp_path):
     (tmp_path / "settings.yaml").write_text(SETTINGS)

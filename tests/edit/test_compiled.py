@@ -69,6 +69,7 @@ def compiled(request, gpt2):
     torch._dynamo.reset()
 
 
+@pytest.mark.covering(compiled=[whole, blocks_in_place])
 def test_it_says_the_new_fact_and_is_not_compiled_again(compiled, settings):
     compiled, plain, tok, ids = compiled
     original, before = compiled.logits(ids), state(compiled.model)
@@ -88,7 +89,7 @@ def test_it_says_the_new_fact_and_is_not_compiled_again(compiled, settings):
     assert torch.compiler.set_stance("default").prev.stance == "default"
 
 
-@pytest.mark.covering(compiled=[whole, blocks_in_place])
+@pytest.mark.covering(compiled=[in_place])
 def test_a_session_edits_it_and_its_log_is_that_of_the_plain_model(compiled, settings):
     compiled, plain, tok, ids = compiled
     with rome_fast.Session(compiled.model, tok, health=UNWATCHED, **settings) as session:
@@ -104,7 +105,7 @@ def test_a_session_edits_it_and_its_log_is_that_of_the_plain_model(compiled, set
     assert compiled.n_graphs == n_graphs
 
 
-@pytest.mark.covering(compiled=[whole, block_by_block])
+@pytest.mark.covering(compiled=[block_by_block])
 @pytest.mark.parametrize("early", [True, False], ids=["compiled before", "compiled after"])
 def test_a_forward_waits_for_the_edit(compiled, settings, early):
     """Where the first forward, which compiles, comes before or after the Session."""

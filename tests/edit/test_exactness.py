@@ -36,7 +36,7 @@ def check(model, tok, request, layer=1, **hparams):
     assert found.holds, found
 
 
-@pytest.mark.covering
+@pytest.mark.covering(family=STRUCTURES)
 @pytest.mark.parametrize("tokenizer", TOKENIZERS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family(family, tokenizer):

@@ -112,6 +112,7 @@ def test_with_the_adapter_merged_and_after_unmerging_the_fact_holds(tiny, settin
     torch.testing.assert_close(added, result.update.dense(), rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.exhaustive
 def test_an_adapter_within_the_transformers_model_and_one_that_is_compiled(gpt2, settings):
     model, tok = gpt2
     inside = copy.deepcopy(model)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from families import FAMILIES, lively_family
 from helpers import same_bits, state
+from structures import STRUCTURES
 from tiny import SENTENCES, tiny_gpt2
 
 from rome_fast.errors import InvalidArgumentError, NonFiniteError
@@ -89,6 +90,7 @@ def test_a_text_longer_than_the_model_takes_is_read_in_windows(gpt2):
     assert 1 < Drift.baseline(model, tok, [text]).measure(model)["perplexity"] < math.inf
 
 
+@pytest.mark.covering(family=STRUCTURES)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_gives_both_models_logits(family):
     """Soft caps and scales after the head are the model's own."""

@@ -9,6 +9,7 @@ import pytest
 import torch
 from families import FAMILIES, lively_family
 from helpers import same_bits, state
+from structures import STRUCTURES
 from tiny import tiny_gpt2
 
 from rome_fast.errors import InvalidArgumentError, InvalidRequestError, NonFiniteError
@@ -93,6 +94,7 @@ def test_a_text_ends_at_the_models_last_position(gpt2):
     assert whole == tok.decode(one_by_one(model, short, 6))
 
 
+@pytest.mark.covering(family=STRUCTURES)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_decodes_padded_rows_as_alone(family):
     model, (_, tok) = lively_family(family, 420), tiny_gpt2()

@@ -6,6 +6,7 @@ import pytest
 import torch
 from families import FAMILIES, VOCABULARY, lively_family
 from one_cell import one_cell
+from structures import STRUCTURES
 from transformers import MixtralConfig, MixtralForCausalLM
 
 from rome_fast.errors import NonFiniteError, UnsupportedModelError
@@ -29,6 +30,7 @@ def prepared(family, dtype=torch.float64):
     return model, noise(model.get_input_embeddings().weight.shape[1])
 
 
+@pytest.mark.covering(family=STRUCTURES)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_scores_are_those_of_one_state_at_a_time(family):
     # transformers 4 cannot mask MPT's attention in float64, and casts GPT-J's logits to float32.

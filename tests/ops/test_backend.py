@@ -121,7 +121,7 @@ def test_a_missing_cuda_library_is_told_with_the_remedy():
     assert "ROME_FAST_BUILD=cuda pip install" in process.stderr
 
 
-@pytest.mark.covering(simd=["baseline"])
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("simd", ["baseline", "avx2", "avx512"])
 def test_every_simd_variant_gives_the_same_answers(native_library, simd):
     """Variants above what this CPU has fall back to its best one."""

@@ -27,7 +27,7 @@ def test_every_example_is_tested():
     assert [path.name for path in EXAMPLES.glob("*.ipynb")] == ["rome_by_hand.ipynb"]
 
 
-@pytest.mark.covering(script=["first_edit.py"])
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_scripts_print_what_they_are_about(script, tmp_path):
     done = subprocess.run(

@@ -5,6 +5,8 @@
     @pytest.mark.covering("n,d", "x")   # each pair of a value of ``n`` and one of ``d``; each ``x``
     @pytest.mark.covering(n=[1, 5])     # each value of every parameter, but of ``n`` these alone
 
+What is tested on both miniature models, by the fixture ``tiny``, is tested on one of them.
+
 What is not chosen gets the marker ``exhaustive``: `make test-all` runs it. A case that is named on
 the command line is alone there, covers itself and runs.
 """
@@ -13,6 +15,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from zlib import crc32
 
 import pytest
 
@@ -25,6 +28,8 @@ def mark_repetitions(items: Sequence[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("covering") is not None:
             grids[item.nodeid.partition("[")[0]].append(item)
+        elif not _is_on_its_model(item, items):
+            item.add_marker("exhaustive")
     for cases in grids.values():
         candidates = [item for item in cases if _is_candidate(item)] or cases
         chosen = covering_set([_case(item) for item in candidates])
@@ -32,6 +37,15 @@ def mark_repetitions(items: Sequence[pytest.Item]) -> None:
         for item in cases:
             if item.nodeid not in kept:
                 item.add_marker("exhaustive")
+
+
+def _is_on_its_model(item: pytest.Item, items: Sequence[pytest.Item]) -> bool:
+    """Whether the item's miniature model is the one of its test: half of the tests have each."""
+    mine = getattr(item, "callspec", None) and item.callspec.params.get("tiny")
+    if not mine or len(items) == 1:
+        return True
+    test = item.nodeid.partition("[")[0]
+    return mine == ("gpt2", "llama")[crc32(test.encode()) % 2]
 
 
 def covering_set(cases: Sequence[Case]) -> set[int]:
