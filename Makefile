@@ -48,11 +48,11 @@ build: $(BUILT)
 # ROME_FAST_BENCH_TEXTS=FILE runs the collections.
 BENCH := .venv/bin/python -m pytest -q -s
 bench: $(BUILT)
-	$(BENCH) benchmarks/bench_edit.py $(PEERS) --save-result edit-cpu
-	$(BENCH) benchmarks/bench_ops.py --benchmark-only --save-result ops-cpu
-	$(BENCH) benchmarks/bench_value_loss.py --benchmark-only --save-result value-loss-cpu
-	$(BENCH) benchmarks/bench_second_moment.py --benchmark-only --save-result second-moment-cpu
-	$(BENCH) benchmarks/bench_collect.py --benchmark-only --save-result collect-cpu
+	$(BENCH) benchmarks/edit/bench_edit.py $(PEERS) --save-result edit-cpu
+	$(BENCH) benchmarks/ops/bench_ops.py --benchmark-only --save-result ops-cpu
+	$(BENCH) benchmarks/ops/bench_value_loss.py --benchmark-only --save-result value-loss-cpu
+	$(BENCH) benchmarks/ops/bench_second_moment.py --benchmark-only --save-result second-moment-cpu
+	$(BENCH) benchmarks/moment/bench_collect.py --benchmark-only --save-result collect-cpu
 
 MODELS := benchmarks/results/models
 models: $(BUILT) $(OLDEST)

@@ -1,13 +1,12 @@
 """Makes result files small: what was timed, on what, and how much it spread."""
 
 import json
-from pathlib import Path
 
 import pytest
 
+from benchmarks.support.results import RESULTS
 from rome_fast.bench.setting import setting
 
-RESULTS = Path(__file__).parent / "results"
 ROWS = pytest.StashKey[list]()
 
 

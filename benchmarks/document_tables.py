@@ -1,18 +1,12 @@
 """Prints the documents' tables of measurements from the committed results; a test compares the two.
 
-python benchmarks/document_tables.py
+python -m benchmarks.document_tables
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any
-
-RESULTS = Path(__file__).parent / "results"
-Row = dict[str, Any]
-Columns = Mapping[str, Callable[[Row], str]]
+from benchmarks.gpu.tables import gpu_goals, gpu_tables
+from benchmarks.support.tables import Columns, Row, beside, read, table, times
 
 SPEED: Columns = {
     "seconds": lambda r: f"{r['seconds_median']:.2f}",
@@ -73,17 +67,6 @@ HALVES: Columns = {
     "added one by one": lambda r: f"{r['direct']:.1%}",
     "float32 sum, rounded once": lambda r: f"{r['sum']:.2%}",
 }
-UNMEASURED = "Nothing has been measured on a GPU yet."
-GOAL: Columns = {
-    "wanted": lambda r: r["wanted"],
-    "reached": lambda r: "" if r["reached"] is None else f"{r['reached']:.3g}",
-    "state": lambda r: r["state"],
-    "backend": lambda r: r["backend"] or "",
-}
-ON_GPU: Columns = {
-    "median": lambda r: f"{r['median_s']:.3f} s" if "median_s" in r else f"{r['median_ms']:.3f} ms",
-    "beside": lambda r: ", ".join(rivals(r)),
-}
 TRIALS: Columns = {
     "success": lambda r: f"{r['success']:.0%}",
     "paraphrases": lambda r: f"{r['paraphrase']:.0%}",
@@ -99,26 +82,6 @@ KINDS = {
     "bf16-to-fp32": "bf16, fp32",
     "fp32-to-fp64": "fp32, fp64",
 }
-
-
-def times(median: float, quartiles: Sequence[float]) -> str:
-    return f"{median:.2f} ({quartiles[0]:.2f}-{quartiles[1]:.2f})" if quartiles else "1"
-
-
-def beside(row: Row) -> str:
-    return times(row["times_beside"], row["times_beside_quartiles"])
-
-
-def table(first: str, columns: Columns, rows: Sequence[tuple[str, Row]]) -> list[str]:
-    """A markdown table as lines."""
-    lines = [f"| {first} | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
-    for name, row in rows:
-        lines.append(f"| {name} | {' | '.join(text(row) for text in columns.values())} |")
-    return lines
-
-
-def read(name: str) -> Any:
-    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def speed_tables() -> dict[str, list[str]]:
@@ -219,36 +182,6 @@ def half_precision_table() -> list[str]:
         HALVES,
         [(f"{row['dtype']}, {row['share']:g}", row) for row in rows],
     )
-
-
-def rivals(row: Row) -> list[str]:
-    """How many times as long each rival took as what it is compared with, with the quartiles."""
-    found = row.get("beside", {}).items()
-    return [f"{name} {times(r['ratio'], r['ratio_quartiles'])}" for name, r in found]
-
-
-def gpu_reports() -> list[Any]:
-    """What benchmarks/gpu.py has measured, a report a card."""
-    return [read(path.stem) for path in sorted(RESULTS.glob("gpu-*.json"))]
-
-
-def gpu_goals() -> list[str]:
-    """The goals on every card, or that there is none."""
-    lines = [UNMEASURED] * (not gpu_reports())
-    for report in gpu_reports():
-        lines += table(report["setting"]["gpu"], GOAL, [(g["goal"], g) for g in report["goals"]])
-    return lines
-
-
-def gpu_tables() -> list[str]:
-    """The goals, and all that was timed on every card."""
-    lines = gpu_goals()
-    for report in gpu_reports():
-        timed = [row for row in report["rows"] if "beside" in row]
-        for part in dict.fromkeys(row["part"] for row in timed):
-            rows = [(row["name"], row) for row in timed if row["part"] == part]
-            lines += table(f"{report['setting']['gpu']}, {part}", ON_GPU, rows)
-    return lines
 
 
 def documents() -> dict[str, list[str]]:

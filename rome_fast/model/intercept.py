@@ -78,7 +78,7 @@ def _slices_pay(hidden: Tensor) -> bool:
 def linear_in_slices(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """F.linear for few rows and a very long weight, whose slices stay in a core's cache.
 
-    On a CPU, in float32, that is faster than one call on the whole (benchmarks/bench_ops.py).
+    On a CPU, in float32, that is faster than one call on the whole (benchmarks/ops/bench_ops.py).
     """
     weights = weight.split(SLICE)
     biases = [None] * len(weights) if bias is None else bias.split(SLICE)

@@ -1,6 +1,7 @@
 """How much memory an edit takes.
 
-The estimate is counted from shapes; benchmarks/memory_estimate.py compares it with measured peaks.
+The estimate is counted from shapes; benchmarks/edit/memory_estimate.py compares it with
+measured peaks.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
-"""benchmarks/gpu.py where there is no GPU: all parts in miniature, and what must not hide what."""
+"""benchmarks/gpu where there is no GPU: all parts in miniature, and what must not hide what."""
 
 from __future__ import annotations
 
 import json
-import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,17 +10,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-ROOT = Path(__file__).parents[2]
-sys.path.append(str(ROOT / "benchmarks"))
-
-import document_tables  # noqa: E402
-import gpu  # noqa: E402
-from gpu_parts import reports, second_moment, validate  # noqa: E402
-from gpu_parts.edits import Bench  # noqa: E402
-from gpu_parts.goals import GOALS, MET, NOT_MET, Goal  # noqa: E402
-from gpu_parts.run import FAILED, MEASURED, MISMATCH, NOT_RUN, SKIPPED, Run  # noqa: E402
-
-from rome_fast.bench.own import RomeFast  # noqa: E402
+from benchmarks.gpu import __main__ as gpu
+from benchmarks.gpu import reports, second_moment, tables, validate
+from benchmarks.gpu.edits import Bench
+from benchmarks.gpu.goals import GOALS, MET, NOT_MET, Goal
+from benchmarks.gpu.run import FAILED, MEASURED, MISMATCH, NOT_RUN, SKIPPED, Run
+from benchmarks.support.results import RESULTS
+from rome_fast.bench.own import RomeFast
 
 
 def run_of(rows, part="part", seconds=60.0):
@@ -114,7 +109,7 @@ rows.flush()
 def test_a_process_that_dies_or_hangs_leaves_its_rows(monkeypatch, tmp_path, ending, why):
     script, rows = tmp_path / "gpu.py", tmp_path / "rows"
     script.write_text(CHILD + ending)
-    monkeypatch.setattr(gpu, "__file__", str(script))
+    monkeypatch.setattr(gpu, "PROGRAM", [str(script)])
     monkeypatch.setattr(gpu, "GRACE_SECONDS", 1)
     begin = time.monotonic()
     gpu.run_in_child("p", 1, rows)
@@ -239,17 +234,17 @@ def test_without_a_gpu_the_program_says_so(capsys):
 
 def test_a_result_is_named_after_its_card():
     path = gpu.path_of({"setting": {"gpu": "NVIDIA H100 80GB HBM3"}})
-    assert path == ROOT / "benchmarks" / "results" / "gpu-nvidia-h100-80gb-hbm3.json"
+    assert path == RESULTS / "gpu-nvidia-h100-80gb-hbm3.json"
 
 
 @pytest.mark.exhaustive
 def test_documents_show_what_was_measured_or_that_nothing_was(monkeypatch, tmp_path, dry):
-    monkeypatch.setattr(document_tables, "RESULTS", tmp_path)
-    assert document_tables.gpu_tables() == [document_tables.UNMEASURED]
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    assert tables.gpu_tables() == [tables.UNMEASURED]
     goals = [goal.judge(dry["rows"]) for goal in GOALS]
     gpu.write(tmp_path / "gpu-x.json", {**dry, "setting": {"gpu": "X"}, "goals": goals})
-    lines = document_tables.gpu_tables()
+    lines = tables.gpu_tables()
     assert lines[0] == "| X | wanted | reached | state | backend |"
-    assert document_tables.UNMEASURED not in lines
+    assert tables.UNMEASURED not in lines
     assert any(line.startswith("| warm edit, tf32 | ") for line in lines)
     assert lines[2].count("|") == 6 and lines[2].startswith("| second moment, bfloat16")

@@ -2,7 +2,7 @@
 
     python -m pytest tests/cuda/on_card.py
 
-Not collected unless it is named (benchmarks/gpu.py does). ROME_FAST_TEST_DEVICE=cpu runs what asks
+Not collected unless it is named (benchmarks/gpu does). ROME_FAST_TEST_DEVICE=cpu runs what asks
 for no stream on the CPU, which tests the tests.
 """
 

@@ -278,7 +278,7 @@ def test_bad_arguments_are_named(gpt2, requests, cheap, arguments, reason):
 def test_a_thousand_records_of_counterfact(_demo, cheap):
     """With one step, as it is not the search that is looked at; every 25th by the plain way too.
 
-    ``benchmarks/evaluate_speed.py`` compares all of them.
+    ``benchmarks/evaluate/evaluate_speed.py`` compares all of them.
     """
     model, tok, _ = _demo
     before = state(model)

@@ -1,0 +1,1 @@
+"""One edit: seconds, memory, quality, and other ways to search for v*."""

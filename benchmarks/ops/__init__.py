@@ -1,0 +1,1 @@
+"""The ops, against what torch offers for the same work."""

@@ -1,0 +1,46 @@
+"""Times value_loss against autograd through the same loss, at an edit's own shape.
+
+Validated against float64 first. The peer is what a user would write: log_softmax, a gather, the
+KL, and torch.autograd.grad. Save the committed results with
+    pytest benchmarks/ops/bench_value_loss.py --benchmark-only --save-result value-loss-cpu
+"""
+
+import pytest
+import torch
+
+from benchmarks.support.timing import random, timed
+from rome_fast.ops import value_loss
+from rome_fast.testing import assert_close
+
+N_READS, KL_FACTOR = 21, 0.0625
+
+
+def by_autograd(logits, target_ids, init):
+    """Loss of one edit and its gradient."""
+    logits = logits.detach().requires_grad_()
+    log_probs = logits.log_softmax(-1)
+    reads, now = log_probs.split([len(target_ids), 1])
+    nll = -reads.gather(-1, target_ids[:, None]).mean()
+    loss = nll + KL_FACTOR * (now.exp() * (now - init)).sum()
+    return loss, torch.autograd.grad(loss, logits)[0]
+
+
+@pytest.mark.parametrize("vocabulary", [50257, 128256])
+def test_value_loss(benchmark, vocabulary):
+    logits = random(N_READS + 1, vocabulary)
+    target_ids = torch.arange(N_READS)
+    edit_of_read = torch.zeros(N_READS, dtype=torch.int64)
+    init = random(1, vocabulary, seed=1).log_softmax(-1)
+
+    def op():
+        args = logits, target_ids, edit_of_read, init
+        return value_loss(*args, kl_factor=KL_FACTOR, backend="torch")
+
+    def peer():
+        return by_autograd(logits, target_ids, init)
+
+    loss, gradient = by_autograd(logits.double(), target_ids, init.double())
+    found = op()
+    assert_close(found[0][0], loss.detach())
+    assert_close(found[1], gradient)
+    timed(benchmark, op, rounds=200, beside=peer, impl="torch", beside_is="autograd")
