@@ -1,10 +1,16 @@
-# make demo | test | lint | build | bench: each sets up .venv first, from constraints.txt.
-# make test-all: what make test leaves out, the cases marked `exhaustive` (docs/testing.md).
-# make cuda-check: compiles the CUDA kernels, without a GPU, and reads what the compiler says.
-# make test-oldest: the tests with the oldest transformers that is tested, in .venv-oldest.
-# make models: docs/models.md, measured with the newest and the oldest transformers.
-# make docs: the documentation as a site, with what it needs in .venv-docs (no torch).
-# Stamps make a second run start in seconds; nothing is fetched twice.
+## make demo         edits a fact of the embedded model, shows what changed, undoes it
+## make test         installs everything and runs the tests
+## make test-all     runs what make test leaves out: repetitions (docs/testing.md)
+## make test-oldest  the tests with the oldest transformers that is supported
+## make lint         ruff, mypy, clang-format
+## make build        installs, compiles the kernels, and says which run natively
+## make cuda-check   compiles the CUDA kernels, without a GPU, and reads what the compiler says
+## make wheel        one wheel for every Python and torch, in dist/, tried in an empty environment
+## make bench        runs the benchmarks and writes benchmarks/results/
+## make models       measures docs/models.md with two versions of transformers
+## make docs         the documentation as a site, in build/site/
+#
+# Each sets up what it needs, in .venv or .venv-*; stamps make a second run start in seconds.
 
 PYTHON ?= $(firstword $(foreach v,3.11 3.12 3.13 3.14 3.10,$(shell command -v python$(v))) python3)
 PIP_INSTALL ?= .venv/bin/python -m pip install --quiet --disable-pip-version-check
@@ -12,11 +18,16 @@ PIP_OLDEST := $(subst .venv/,.venv-oldest/,$(PIP_INSTALL))
 DEPS := .venv/deps.stamp
 BUILT := .venv/build.stamp
 OLDEST := .venv-oldest/deps.stamp
+PIP_WHEEL := $(subst .venv/,.venv-wheel/,$(PIP_INSTALL))
+WHEEL := .venv-wheel/deps.stamp
 PIP_DOCS := $(subst .venv/,.venv-docs/,$(PIP_INSTALL))
 DOCS := .venv-docs/deps.stamp
 NATIVE := $(shell find csrc -type f -not -name '*.pyc')
 
-.PHONY: demo test test-all test-oldest lint cuda-check build bench models docs
+.PHONY: help demo test test-all test-oldest lint cuda-check build wheel bench models docs
+help:
+	@sed -n 's/^## //p' Makefile
+
 demo: $(BUILT)
 	.venv/bin/rome-fast demo
 
@@ -42,6 +53,19 @@ cuda-check: $(DEPS)
 
 build: $(BUILT)
 	.venv/bin/python -m rome_fast.info
+
+# By way of a source distribution, so that nothing lying in build/ gets in. torch's libraries are those
+# of the user's torch. TORCHES="2.10.0 2.13.0" tries more than the one of constraints.txt.
+TORCHES ?= $(shell sed -n 's/^torch==//p' constraints.txt)
+wheel: $(DEPS) $(WHEEL)
+	rm -rf build/wheel dist/rome_fast-*
+	.venv/bin/python -c 'from setuptools import build_meta; build_meta.build_sdist("dist")' >/dev/null
+	ROME_FAST_BUILD=cpu ROME_FAST_ABI3=1 .venv/bin/python -m pip wheel --quiet --no-cache-dir \
+		--no-build-isolation --no-deps --wheel-dir build/wheel dist/rome_fast-*.tar.gz
+	PATH="$(CURDIR)/.venv-wheel/bin:$$PATH" auditwheel repair --wheel-dir dist \
+		--exclude 'libtorch*.so' --exclude libc10.so build/wheel/*.whl
+	.venv-wheel/bin/abi3audit --strict dist/*.whl
+	$(PYTHON) tools/check_wheel.py dist/*.whl --torch $(TORCHES)
 
 # One process a file, so that none heats, fragments or fills the caches of another's; each writes
 # benchmarks/results/<NAME>.json. PEERS="--peer kmeng01=PATH" adds rows to the edits, and
@@ -86,6 +110,11 @@ $(OLDEST): Makefile constraints.txt pyproject.toml
 $(DOCS): constraints-docs.txt
 	test -x .venv-docs/bin/python || $(PYTHON) -m venv .venv-docs
 	$(PIP_DOCS) -r constraints-docs.txt
+	@touch $@
+
+$(WHEEL): constraints-wheel.txt
+	test -x .venv-wheel/bin/python || $(PYTHON) -m venv .venv-wheel
+	$(PIP_WHEEL) -r constraints-wheel.txt
 	@touch $@
 
 # Without build isolation the native library is compiled against the torch in .venv;

@@ -6,6 +6,8 @@ ROME_FAST_BUILD=cpu             for the CPU, or fail with the reason
 ROME_FAST_BUILD=cuda            for the CPU and for CUDA, or fail with the reason
 ROME_FAST_BUILD=none            pure Python
 
+ROME_FAST_ABI3=1                a wheel for every Python from 3.10 on (`make wheel`)
+
 TORCH_CUDA_ARCH_LIST says for which GPUs (csrc/nvcc_build.py has the default).
 """
 
@@ -18,6 +20,7 @@ from pathlib import Path
 from setuptools import Extension, setup
 
 MODE = os.environ.get("ROME_FAST_BUILD", "auto")
+ABI3 = os.environ.get("ROME_FAST_ABI3") == "1"
 MINIMUM_TORCH = (2, 10)
 BUILDING = {"build", "build_ext", "bdist_wheel", "editable_wheel", "develop", "install"}
 COMPILE_ARGS = ["-O3", "-g0", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wno-psabi"]
@@ -65,6 +68,7 @@ def native_build():
             "csrc/register_cpu.cpp",
             *sorted(glob.glob("csrc/glue/*_cpu.cpp")),
             *sorted(glob.glob("csrc/kernels/cpu/*.cpp")),
+            *(["csrc/old_glibc.cpp"] if ABI3 else []),
         ],
         include_dirs=[CSRC],
         define_macros=STABLE_ABI,
@@ -72,7 +76,11 @@ def native_build():
         py_limited_api=True,
     )
     extensions = [ops, facts_extension(torch, cpp_extension, cuda), *([cuda] if cuda else [])]
-    return {"ext_modules": extensions, "cmdclass": {"build_ext": build_command(cpp_extension)}}
+    return {
+        "ext_modules": extensions,
+        "cmdclass": {"build_ext": build_command(cpp_extension)},
+        "options": {"bdist_wheel": {"py_limited_api": "cp310"}} if ABI3 else {},
+    }
 
 
 def facts_extension(torch, cpp_extension, cuda):
@@ -88,6 +96,7 @@ def facts_extension(torch, cpp_extension, cuda):
         define_macros=[(name, f'"{value}"') for name, value in facts.items()],
         extra_compile_args=["-O1", "-g0", "-fvisibility=hidden"],
         language="c++",
+        py_limited_api=ABI3,
     )
 
 

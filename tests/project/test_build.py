@@ -90,6 +90,27 @@ def test_wheel_carries_every_data_file(project):
     assert data - files == set()
 
 
+def test_a_wheel_for_every_python_says_with_what_it_was_built(project, tmp_path):
+    if shutil.which(get_cxx_compiler()) is None:
+        pytest.skip("no C++ compiler here: there is no native wheel")
+    (project / "csrc" / "register_cpu.cpp").write_text("")
+    for source in [*project.glob("csrc/glue/*.cpp"), *project.glob("csrc/kernels/cpu/*.cpp")]:
+        if source.name != "isa.cpp":
+            source.unlink()  # nothing to wait for
+    modes = dict(ROME_FAST_BUILD="cpu", ROME_FAST_ABI3="1")
+    process = call_backend(project, "build_wheel", with_torch=True, **modes)
+    assert process.returncode == 0, process.stderr
+    name, files = wheel_contents(project)
+    assert "-cp310-abi3-" in name
+    libraries = {file for file in files if file.endswith(".so")}
+    assert libraries == {"rome_fast/_C.abi3.so", "rome_fast/_facts.abi3.so"}
+    zipfile.ZipFile(project / "out" / name).extract("rome_fast/_facts.abi3.so", tmp_path)
+    code = "import _facts; print(sorted(_facts.build_facts()))"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tmp_path / "rome_fast", capture_output=True, text=True)
+    assert done.stdout.strip() == "['compiler', 'simd', 'torch']", done.stderr
+
+
 def test_demanding_the_library_without_torch_is_an_error(project):
     process = call_backend(project, "build_wheel", ROME_FAST_BUILD="cpu")
     assert process.returncode != 0
