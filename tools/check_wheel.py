@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import subprocess
 import sys
@@ -89,12 +90,16 @@ def edit_with(wheel: Path, torch: str, folder: Path) -> dict[str, Any]:
     others = (ROOT / "constraints.txt").read_text().splitlines()
     constraints = folder / "constraints.txt"
     constraints.write_text("\n".join(line for line in others if not line.startswith("torch==")))
-    pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    # -I: with a PYTHONPATH into a checkout pip would find the package installed already.
+    pip = [python, "-I", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     subprocess.run([*pip, "-c", constraints, f"torch=={torch}", wheel], check=True)
     empty = folder / "empty"
     empty.mkdir()
+    command = [python, "-I", "-c", EDIT]
+    # An empty cache too: the second moment is summed, not read.
+    environment = {**os.environ, "XDG_CACHE_HOME": str(empty)}
     done = subprocess.run(
-        [python, "-I", "-c", EDIT], cwd=empty, check=True, stdout=subprocess.PIPE, text=True
+        command, cwd=empty, env=environment, check=True, stdout=subprocess.PIPE, text=True
     )
     facts: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return facts
