@@ -8,13 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tqdm.auto import tqdm
-
 from rome_fast.editor import Editor
 from rome_fast.errors import EditWarning, InvalidArgumentError, InvalidRequestError
 from rome_fast.hparams import RomeHparams
 from rome_fast.model.open_model import open_model
 from rome_fast.model.owner import locked
+from rome_fast.timings import progress_bar
 from rome_fast.types import EditRequest, EditResult
 
 if TYPE_CHECKING:
@@ -147,7 +146,7 @@ def _edit_in_windows(
     editor: Editor, requests: Sequence[EditRequest], size: int, strict: bool, progress: bool
 ) -> list[EditResult]:
     results: list[EditResult] = []
-    with tqdm(total=len(requests), desc="edits", unit="edit", disable=not progress) as bar:
+    with progress_bar(show=progress, total=len(requests), desc="edits", unit="edit") as bar:
         while len(results) < len(requests):
             made = editor.edit(requests[len(results) : len(results) + size], strict)
             results += made

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import warnings
@@ -30,6 +31,8 @@ console = Console(highlight=False)
 
 EDIT_FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 
+# What the notices hold, by logger.
+_NOTICES = {"torchao": "Failed to load ", "torch.utils._pytree": "register_constant() on Enum"}
 _SHOWN = (SecondMomentWarning, SessionWarning, RecordWarning)
 
 
@@ -108,6 +111,15 @@ def no_loading_bars() -> None:
     logging.disable_progress_bar()
 
 
+def no_notices_of_torchao() -> None:
+    """transformers imports torchao wherever it is installed; what that cannot load, no edit uses.
+
+    Nothing else of the two loggers is kept back.
+    """
+    for name in _NOTICES:
+        logging.getLogger(name).addFilter(_is_news)
+
+
 def parsed_layers(text: str) -> list[int]:
     """The numbers of ``--layers``, each once and in order."""
     try:
@@ -116,6 +128,10 @@ def parsed_layers(text: str) -> list[int]:
         raise InvalidArgumentError(
             f"--layers must be numbers with commas between, like 5,6; got {text!r}"
         ) from error
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return _NOTICES[record.name] not in record.getMessage()
 
 
 def _show_in_one_line() -> None:

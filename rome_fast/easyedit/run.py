@@ -8,11 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tqdm.auto import tqdm
-
 from rome_fast.easyedit.metrics import compare_locality, measure
 from rome_fast.errors import EditWarning
-from rome_fast.timings import Timings
+from rome_fast.timings import Timings, progress_bar
 from rome_fast.types import EditRequest, EditResult
 
 if TYPE_CHECKING:
@@ -91,8 +89,8 @@ class Run:
         metrics["post"] = post
 
     def _progress(self, what: str) -> Any:
-        quiet = not self.verbose or len(self.requests) == 1
-        return tqdm(range(len(self.requests)), desc=what, unit="edit", disable=quiet)
+        show = self.verbose and len(self.requests) > 1
+        return progress_bar(range(len(self.requests)), show=show, desc=what, unit="edit")
 
 
 def _line(result: EditResult, metrics: dict[str, Any]) -> str:

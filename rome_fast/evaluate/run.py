@@ -23,6 +23,7 @@ from rome_fast.evaluate.modes import judge_alone, judge_in_sequence
 from rome_fast.evaluate.result import CaseResult, Checkpoint
 from rome_fast.model.hashes import config_hash, fingerprint, model_hash, tokenizer_hash, versions
 from rome_fast.moment.collect.ranks import Ranks
+from rome_fast.timings import progress_bar
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -151,9 +152,8 @@ class _Run:
             self._drift["before"] = self._judge.drift()
 
     def _bar(self, total: int, done: int) -> tqdm:
-        return tqdm(
-            total=total, initial=done, desc="cases", unit="case", disable=not self._progress
-        )
+        show = self._progress
+        return progress_bar(show=show, total=total, initial=done, desc="cases", unit="case")
 
     def _result(
         self,

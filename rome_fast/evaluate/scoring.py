@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from tqdm.auto import tqdm
 
 from rome_fast.errors import InvalidRequestError
 from rome_fast.model.intercept import hooked
@@ -21,6 +20,7 @@ from rome_fast.model.nonfinite import located
 from rome_fast.model.spec import embedding_rows, input_device, max_positions
 from rome_fast.prompt.readback import log_probs_of, logits_at
 from rome_fast.prompt.target import continuations
+from rome_fast.timings import progress_bar
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -151,7 +151,7 @@ def score_encoded(
     scores: dict[int, Score] = {}
     n_tokens = tokens_of_a_forward(model)
     n_rows = max(1, BATCH_LOGITS // embedding_rows(model))
-    with tqdm(total=len(rows), desc="questions", unit="row", disable=not progress) as bar:
+    with progress_bar(show=progress, total=len(rows), desc="questions", unit="row") as bar:
         for batch in batches([len(row.ids) for row in rows], n_tokens, n_rows):
             asked = [(at, i) for at, row in enumerate(batch) for i in askers[rows[row]]]
             with tried(trial, [rows[row].edit for row in batch]):

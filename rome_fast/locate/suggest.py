@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from tqdm.auto import tqdm
 
 from rome_fast.errors import (
     HparamsError,
@@ -25,6 +24,7 @@ from rome_fast.model.open_model import frozen
 from rome_fast.model.spec import DownProjection, ModelSpec, check_tokenizer
 from rome_fast.moment.collect.sampled import sampled_second_moments
 from rome_fast.prompt.contexts import check_context_templates, sample_context_templates
+from rome_fast.timings import progress_bar
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -110,7 +110,7 @@ def suggest_layer(
         moments = _moments(second_moment, spec, tok, tried, base)
         trials = Trials(spec, tok, records, contexts)
         found = []
-        with tqdm(total=len(tried) * len(records), desc="trials", disable=not progress) as bar:
+        with progress_bar(show=progress, total=len(tried) * len(records), desc="trials") as bar:
             for projection in tried:
                 at = _hparams_at(spec, hparams, projection.layer)
                 found.append(trials.run(at, moments[projection.layer], bar.update))
@@ -145,7 +145,7 @@ def trace_mlps(
     prompts = [TracedPrompt.of(spec.model, tok, record.request) for record in records]
     spread, width = embedding_spread(spec.model, prompts)
     total = torch.zeros(spec.n_layers, dtype=torch.float64)
-    for prompt in tqdm(prompts, desc="tracing", disable=not progress):
+    for prompt in progress_bar(prompts, show=progress, desc="tracing"):
         noise = settings.draw(prompt, spread, width)
         tracer = Tracer(spec, prompt.ids, prompt.subject, noise, ["mlp"])
         last = prompt.subject[1] - 1

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from tqdm.auto import tqdm
 
 from rome_fast.errors import InvalidArgumentError, InvalidRequestError
 from rome_fast.locate.parts import KINDS
@@ -20,6 +19,7 @@ from rome_fast.prompt.chat import Frame
 from rome_fast.prompt.encode import passage_of
 from rome_fast.prompt.ids import decode
 from rome_fast.prompt.lookup import locate_subject
+from rome_fast.timings import progress_bar
 from rome_fast.types import EditRequest
 
 if TYPE_CHECKING:
@@ -205,7 +205,7 @@ def _all_scores(
 ) -> dict[str, Tensor]:
     scores = {}
     total = len(kinds) * n_tokens * n_layers
-    with tqdm(total=total, desc="tracing", unit="state", disable=not progress) as bar:
+    with progress_bar(show=progress, total=total, desc="tracing", unit="state") as bar:
         for kind in kinds:
             cells = [
                 Cell(kind, token, restored_layers(settings, kind, layer, n_layers))

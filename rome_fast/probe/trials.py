@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tqdm.auto import tqdm
-
 from rome_fast.edit import Request, trial
 from rome_fast.errors import (
     EditRejectedError,
@@ -23,6 +21,7 @@ from rome_fast.model.spec import ModelSpec, check_tokenizer
 from rome_fast.probe.anatomy import Anatomy
 from rome_fast.prompt.contexts import sample_context_templates
 from rome_fast.prompt.encode import encode
+from rome_fast.timings import progress_bar
 from rome_fast.types import EditRequest
 from rome_fast.value.memory import estimate
 
@@ -145,7 +144,7 @@ def probe(
     chosen = range(spec.n_layers) if layers is None else layers
     tried = [
         _try(model, tok, parsed, layer, contexts)
-        for layer in tqdm(chosen, desc="trial edits", unit="layer", disable=not progress)
+        for layer in progress_bar(chosen, show=progress, desc="trial edits", unit="layer")
     ]
     return Probe(anatomy, parsed, tuple(tried))
 

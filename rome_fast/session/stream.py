@@ -8,9 +8,8 @@ from collections.abc import Callable, Iterable, Iterator, Sized
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from tqdm.auto import tqdm
-
 from rome_fast.errors import InvalidRequestError, SessionWarning
+from rome_fast.timings import progress_bar
 from rome_fast.types import EditRequest
 
 if TYPE_CHECKING:
@@ -41,7 +40,7 @@ class EditStream(Iterator["Outcome"]):
         self._done: deque[Outcome] = deque()
         self._started = False
         total = len(requests) if isinstance(requests, Sized) else None
-        self._bar = tqdm(total=total, desc="edits", unit="edit", disable=not progress)
+        self._bar = progress_bar(show=progress, total=total, desc="edits", unit="edit")
 
     def __next__(self) -> Outcome:
         self._started = True

@@ -5,9 +5,8 @@ from __future__ import annotations
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from tqdm.auto import tqdm
-
 from rome_fast.moment.collect.convergence import TOLERANCE
+from rome_fast.timings import progress_bar
 
 if TYPE_CHECKING:
     from rome_fast.moment.collect.convergence import Convergence
@@ -23,8 +22,9 @@ class Progress:
 
     def __init__(self, budget: int | None, show: bool) -> None:
         self._budget = budget
-        self._bar = tqdm(
-            total=budget, desc="second moment", unit="tok", unit_scale=True, disable=not show
+        # It goes when it is full: what was collected is said by its result.
+        self._bar = progress_bar(
+            show=show, total=budget, desc="second moment", unit="tok", unit_scale=True, leave=False
         )
 
     def __enter__(self) -> Progress:
