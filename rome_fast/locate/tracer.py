@@ -71,7 +71,7 @@ class Tracer:
         with ExitStack() as stack:
             for key, part in self._parts.items():
                 stack.enter_context(hooked(part, self._keeping_clean(key)))
-            clean = self._logits(1)[0]
+            clean = self._logits(1)[0].detach()
         self.answer_id = int(clean.argmax())
         self.high = float(self._probability(clean[None])[0])
         self._corrupted: list[Any] = []
