@@ -31,9 +31,11 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory):
-    """No test reads or writes the user's cache."""
+    """No test reads or writes the user's cache; workers share one, so that they sample once."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
     patch = pytest.MonkeyPatch()
-    patch.setenv("ROME_FAST_CACHE", str(tmp_path_factory.mktemp("cache")))
+    patch.setenv("ROME_FAST_CACHE", str(folder / "cache"))
     yield
     patch.undo()
 

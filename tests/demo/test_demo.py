@@ -96,6 +96,7 @@ def test_facts_ship_with_the_held_out_phrasings() -> None:
         assert list(fact.paraphrase_prompts) == [h.format(fact.subject) for h in forms["held_out"]]
 
 
+@pytest.mark.exhaustive
 def test_facts_are_recalled(loaded: tuple[Any, Any, list[demo.DemoFact]]) -> None:
     model, tok, facts = loaded
     pairs = [(fact.prompt.format(fact.subject), fact.target) for fact in facts]

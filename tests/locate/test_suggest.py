@@ -197,6 +197,7 @@ def test_bad_arguments_are_named(gpt2, hparams, options, error, message):
         suggested(*gpt2, options.pop("requests"), options.pop("hparams"), **options)
 
 
+@pytest.mark.exhaustive
 def test_the_embedded_model_is_edited_best_where_its_facts_lie():
     model, tok, facts = demo.load()
     before = state(model)

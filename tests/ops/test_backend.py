@@ -47,6 +47,7 @@ def test_auto_is_native_where_the_library_is_built(native_library):
     assert output_of(UPDATE) == "native"
 
 
+@pytest.mark.exhaustive
 def test_everything_works_without_the_library():
     assert output_of(HIDE_LIBRARY + UPDATE) == "torch"
 
