@@ -178,6 +178,7 @@ import torch
 assert not torch.cuda.is_initialized()
 assert "transformers" not in sys.modules
 assert "torch.utils.cpp_extension" not in sys.modules
+assert "torch._dynamo" not in sys.modules, "it takes two seconds"
 from rome_fast.ops import _native
 assert _native.load.cache_info().currsize == 0, "the library was loaded by an import"
 print("lean")
