@@ -213,7 +213,9 @@ def show(report: Row) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> Row | None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.gpu", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--dry-run", action="store_true", help="in miniature on the CPU")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART")
     parser.add_argument("--commit", default=None, help="where there is no git to ask")

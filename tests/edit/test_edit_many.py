@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from helpers import REQUEST, same_bits, state
@@ -194,8 +196,11 @@ def test_contexts_without_the_bare_prompt(tiny, independent):
     assert [result.window for result in results] == [2, 2]
 
 
-def test_a_bar_counts_the_edits_and_warnings_name_the_callers_line(gpt2, settings, capsys):
+def test_a_bar_counts_the_edits_and_warnings_name_the_callers_line(
+    gpt2, settings, capsys, monkeypatch
+):
     model, tok = gpt2
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)  # elsewhere there is no bar
     settings["hparams"] = settings["hparams"].replace(v_num_grad_steps=2)
     with pytest.warns(EditWarning) as caught:
         rome_fast.edit_many(model, tok, REQUESTS[:2], **settings)
