@@ -71,15 +71,15 @@ class Tracer:
         with ExitStack() as stack:
             for key, part in self._parts.items():
                 stack.enter_context(hooked(part, self._keeping_clean(key)))
-            clean = self._logits(1)[0].detach()
+            clean = self._logits(1)[0]
         self.answer_id = int(clean.argmax())
-        self.high = float(self._probability(clean[None])[0])
+        self.high = float(self._probability(clean[None]).detach()[0])
         self._corrupted: list[Any] = []
         with ExitStack() as stack:
             stack.enter_context(self._noised(1))
             for block in spec.blocks:
                 stack.enter_context(hooked(block, self._keep_corrupted))
-            self.low = float(self._probability(self._logits(self.n_samples)).mean())
+            self.low = float(self._probability(self._logits(self.n_samples)).detach().mean())
 
     @property
     def n_samples(self) -> int:
