@@ -20,7 +20,7 @@ from rome_fast.model.open_model import frozen
 from rome_fast.model.spec import ModelSpec, check_tokenizer
 from rome_fast.probe.anatomy import Anatomy
 from rome_fast.prompt.contexts import sample_context_templates
-from rome_fast.prompt.encode import encode
+from rome_fast.prompt.encode import TokenizedEdit, encode
 from rome_fast.timings import progress_bar
 from rome_fast.types import EditRequest
 from rome_fast.value.memory import estimate
@@ -141,9 +141,10 @@ def probe(
     with frozen(spec):
         lengths = RomeHparams(layers=(0,)).context_template_length_params
         contexts = sample_context_templates(spec.model, tok, lengths)
+    tokens = encode(tok, parsed, contexts)
     chosen = range(spec.n_layers) if layers is None else layers
     tried = [
-        _try(model, tok, parsed, layer, contexts)
+        _try(model, spec, tok, parsed, tokens, layer, contexts)
         for layer in progress_bar(chosen, show=progress, desc="trial edits", unit="layer")
     ]
     return Probe(anatomy, parsed, tuple(tried))
@@ -151,13 +152,14 @@ def probe(
 
 def _try(
     model: PreTrainedModel,
+    spec: ModelSpec,
     tok: PreTrainedTokenizerBase,
     request: EditRequest,
+    tokens: TokenizedEdit,
     layer: int,
     contexts: Sequence[str],
 ) -> TriedLayer:
     options = {"second_moment": "identity", "context_templates": contexts}
-    spec, tokens = ModelSpec.of(model), encode(tok, request, contexts)
     try:
         memory = estimate(spec, spec.down_projection(layer), [tokens]).total
         hparams, _ = defaults_for(spec, layer)
