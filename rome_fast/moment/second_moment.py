@@ -250,12 +250,8 @@ class SecondMoment(MomentSum):
             damping=stored.damping,
             source=stored.source,
         )
-        vars(made).update(
-            moment_sum=stored.moment_sum,
-            compensation=stored.compensation,
-            count=stored.count,
-            info=stored.info,
-        )
+        made.moment_sum, made.compensation = stored.moment_sum, stored.compensation
+        made.count, made.info = stored.count, stored.info
         return made
 
     def _require_width(self, keys: Tensor) -> None:
