@@ -54,11 +54,12 @@ class WholeModel:
         model, hparams, moment = case.model, case.hparams, case.second_moment
         moment_ready = None if moment is None else factored(moment)
         timings = Timings()
-        projection = ModelSpec.of(model).down_projection(hparams.layer)
+        spec = ModelSpec.of(model)
+        projection = spec.down_projection(hparams.layer)
         tokens = encode(case.tok, case.request, case.context_templates, hparams.fact_token)
         batch = EditBatch.of([tokens])
         timings.lap("prepare")
-        with torch.inference_mode(False), frozen(ModelSpec.of(model)):
+        with torch.inference_mode(False), frozen(spec):
             run = _whole_forward(model, batch)
             keys = _keys(run, projection, batch)
             timings.lap("key")

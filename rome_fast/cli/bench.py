@@ -134,25 +134,26 @@ def _case(
     """The contexts and C that all implementations get; making them is not timed."""
     from rome_fast.bench.case import Case
 
-    with frozen(ModelSpec.of(model)):
+    spec = ModelSpec.of(model)
+    with frozen(spec):
         contexts = sample_context_templates(
             model, tok, hparams.context_template_length_params, seed=hparams.seed
         )
     return Case(
-        model, tok, request, hparams, tuple(contexts), _damped(model, tok, hparams, second_moment)
+        model, tok, request, hparams, tuple(contexts), _damped(spec, tok, hparams, second_moment)
     )
 
 
 def _damped(
-    model: PreTrainedModel,
+    spec: ModelSpec,
     tok: PreTrainedTokenizerBase,
     hparams: RomeHparams,
     second_moment: str,
 ) -> Tensor | None:
     """C with its ridge added, [d_key, d_key], since peers add none."""
-    projection = ModelSpec.of(model).down_projection(hparams.layer)
+    projection = spec.down_projection(hparams.layer)
     dtype = getattr(torch, hparams.mom2_dtype)
-    moment = resolve_second_moment(second_moment, ModelSpec.of(model), tok, projection, dtype)
+    moment = resolve_second_moment(second_moment, spec, tok, projection, dtype)
     if moment is None:
         return None
     damped = moment.moment()

@@ -182,7 +182,7 @@ def _setting(
             "name": Path(str(model.config._name_or_path)).name,
             "class": type(model).__name__,
             "config": config_hash(model),
-            "weights": model_hash(model),
+            "weights": model_hash(editor.spec),
             "dtype": str(projection.weight.dtype).removeprefix("torch."),
             "device": projection.weight.device.type,
             "tokenizer": tokenizer_hash(editor.tok),

@@ -86,9 +86,9 @@ def weights_hash(spec: ModelSpec, projection: DownProjection) -> str:
     return sampled_hash(chosen)
 
 
-def model_hash(model: PreTrainedModel) -> str:
+def model_hash(spec: ModelSpec) -> str:
     """Hash of all parameters that are not offloaded, sampled as in ``weights_hash``."""
-    return sampled_hash(p for p in model.parameters() if not p.is_meta)
+    return sampled_hash(p for p in spec.parameters.values() if not p.is_meta)
 
 
 def sampled_hash(parameters: Iterable[Tensor]) -> str:

@@ -79,7 +79,7 @@ def test_collect_samples_text_for_the_layer_that_edit_takes(folder, tmp_path):
         assert (file["mom2.count"], file["sample_size"]) == (500, 7)
 
 
-@pytest.mark.exhaustive
+@pytest.mark.covering(tokens=["auto"])
 @pytest.mark.parametrize("tokens", [12_090, "auto"])
 def test_two_processes_equal_one(folder, texts, tmp_path, tokens):
     """189 rows, the last one shorter; or as many as it takes, with the same checks."""
