@@ -109,7 +109,8 @@ def test_the_ridge_of_a_file_is_part_of_c(gpt2):
 
     moment = SecondMoment.from_moment(tiny_second_moment(256), 10_000, damping=0.5)
     key = torch.linspace(-1, 1, 256, dtype=torch.float64)
-    damped = _damped(*gpt2, RomeHparams(layers=(1,)), moment)
+    model, tok = gpt2
+    damped = _damped(ModelSpec.of(model), tok, RomeHparams(layers=(1,)), moment)
     torch.testing.assert_close(torch.linalg.solve(damped, key), moment.solve(key))
 
 
