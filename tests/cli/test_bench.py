@@ -106,6 +106,7 @@ def test_a_given_c_and_a_peer_that_knows_none(folder, settings, tmp_path, monkey
 def test_the_ridge_of_a_file_is_part_of_c(gpt2):
     from rome_fast.cli.bench import _damped
     from rome_fast.hparams import RomeHparams
+    from rome_fast.model.spec import ModelSpec
 
     moment = SecondMoment.from_moment(tiny_second_moment(256), 10_000, damping=0.5)
     key = torch.linspace(-1, 1, 256, dtype=torch.float64)
