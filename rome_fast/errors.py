@@ -43,6 +43,10 @@ class TokenizerMismatchError(RomeFastError, ValueError):
     """The tokenizer does not belong to the model, or cannot report character offsets."""
 
 
+class ModelFileError(RomeFastError, OSError):
+    """A model's file is absent, damaged or of a kind that cannot be read."""
+
+
 class SecondMomentError(RomeFastError, ValueError):
     """The second moment is unusable: wrong size or layer, not finite, or singular."""
 

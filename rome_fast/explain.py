@@ -6,12 +6,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from rome_fast.errors import InvalidArgumentError
+from rome_fast.moment.collect.collection import ENOUGH_KEYS
 from rome_fast.types import Diagnostics, EditResult
 from rome_fast.value.optimize import NOT_CONVERGED
 
-# Keys per dimension at which C^-1 k has mostly settled; with half as many it is poor
-# (docs/numerics.md, section 3).
-ENOUGH_KEYS = 16
 # Edits of 200 facts in a good layer change at most 0.45 of the weight's norm
 # (benchmarks/results/edit-quality.json).
 LARGE_UPDATE = 0.5
@@ -201,9 +199,9 @@ def _second_moment(result: EditResult, numbers: Diagnostics) -> Iterator[Finding
             "identity",
             "the second moment is the identity",
             "the target is said as well as with one, but similar keys get their share of the edit",
-            "mom2_adjustment=True and second_moment=None (sampled from the model), or texts",
+            "mom2_adjustment=True and second_moment=None (ordinary text), or texts",
         )
-    elif numbers.n_keys < ENOUGH_KEYS * d_key / 2:
+    elif numbers.n_keys < d_key:
         yield Finding(
             "few keys",
             f"the second moment has {numbers.n_keys:,} keys for {d_key:,} dimensions",

@@ -21,8 +21,8 @@ def _demo():
 
 @pytest.fixture(scope="module")
 def moment(_demo):
-    """Of as many keys as 16 a dimension, in all directions alike."""
-    return rome_fast.SecondMoment.from_moment(0.1 * torch.eye(1024), 16 * 1024)
+    """Of one key a dimension, in all directions alike: the fewest that nothing is said of."""
+    return rome_fast.SecondMoment.from_moment(0.1 * torch.eye(1024), 1024)
 
 
 @pytest.fixture
@@ -84,8 +84,10 @@ def test_a_layer_that_the_fact_has_left(causes):
 
 def test_no_second_moment_and_a_poor_one(causes):
     assert list(causes(second_moment="identity")) == ["identity"]
-    few = rome_fast.SecondMoment.from_moment(0.1 * torch.eye(1024), 2048)
-    assert "2,048 keys for 1,024 dimensions" in causes(second_moment=few)["few keys"].what
+    few = rome_fast.SecondMoment.from_moment(0.1 * torch.eye(1024), 1023)
+    found = causes(second_moment=few)["few keys"]
+    assert "1,023 keys for 1,024 dimensions" in found.what
+    assert found.remedy == "collect_second_moment with 4,096 tokens or more"
 
 
 def test_a_subject_that_ends_in_one_letter(causes):

@@ -26,7 +26,7 @@ from rome_fast.bench.own import RomeFast
 from rome_fast.bench.table import case_facts, quartiles, remarks, row_facts, table_of
 from rome_fast.bench.whole_model import WholeModel
 from rome_fast.model.spec import ModelSpec
-from rome_fast.moment.collect.sampled import sampled_second_moment
+from rome_fast.moment.collect.ordinary import ordinary_second_moment
 
 TOKENIZER = SHARED / "tokenizers" / "gpt2"
 STEPS, ROUNDS, N_SEQUENCE = 20, 3, 50
@@ -127,7 +127,7 @@ def test_embedded_sequence(embedded, rows):
     model, tok, facts = embedded
     hparams = rome_fast.RomeHparams.for_model(model)
     projection = ModelSpec.of(model).down_projection(hparams.layer)
-    moment = sampled_second_moment(ModelSpec.of(model), tok, projection, torch.float32)
+    moment = ordinary_second_moment(ModelSpec.of(model), tok, projection, torch.float32)
     run_sequence("embedded model", model, tok, facts, hparams, moment, rows)
 
 

@@ -33,7 +33,8 @@ def bench(
     model: Annotated[
         str | None,
         typer.Option(
-            help="folder (or hub name) of a Hugging Face decoder", show_default="the embedded one"
+            help="folder or hub name of a decoder, .gguf file, or smollm2",
+            show_default="the embedded one",
         ),
     ] = None,
     prompt: Annotated[

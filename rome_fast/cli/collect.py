@@ -23,9 +23,8 @@ from rome_fast.cli.output import Output, check_sample_size, set_sample_size
 from rome_fast.errors import InvalidArgumentError
 from rome_fast.hparams import RomeHparams
 from rome_fast.moment.collect.collector import collect_second_moment
-from rome_fast.moment.collect.convergence import TOLERANCE
+from rome_fast.moment.collect.ordinary import ORDINARY_TEXT
 from rome_fast.moment.collect.ranks import Ranks, torchrun_group
-from rome_fast.moment.collect.sampled import sampled_documents
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -39,7 +38,9 @@ _SUMS = {
 
 
 def collect(
-    model: Annotated[str, typer.Option(help="folder (or hub name) of a Hugging Face decoder")],
+    model: Annotated[
+        str, typer.Option(help="folder or hub name of a decoder, .gguf file, or smollm2")
+    ],
     out: Annotated[
         Path,
         typer.Option(
@@ -50,7 +51,7 @@ def collect(
     texts: Annotated[
         Path | None,
         typer.Option(
-            help="UTF-8 file with one text a line", show_default="text sampled from the model"
+            help="UTF-8 file with one text a line", show_default="ordinary text of the package"
         ),
     ] = None,
     layers: Annotated[
@@ -65,8 +66,7 @@ def collect(
         str,
         typer.Option(
             metavar="auto|N",
-            help="how many to read; auto stops when C^-1 k of held-out keys has settled within "
-            f"{TOLERANCE:.0%}, or when the texts end",
+            help="how many to read at most; auto: four a dimension of the key",
         ),
     ] = "auto",
     max_length: Annotated[int, typer.Option(help="tokens of a row; memory grows with it")] = 1024,
@@ -129,7 +129,7 @@ def collect(
             moments = collect_second_moment(
                 loaded,
                 tok,
-                sampled_documents(loaded, tok) if texts is None else texts,
+                ORDINARY_TEXT if texts is None else texts,
                 wanted,
                 tokens=budget,
                 max_length=max_length,
@@ -137,7 +137,7 @@ def collect(
                 first_token=first_token,  # type: ignore[arg-type]
                 dtype=sum_dtype,
                 compensated=compensated,
-                source="text sampled from the model" if texts is None else None,
+                source="ordinary text" if texts is None else None,
                 checkpoint=output.checkpoint,
                 resume=resume,
                 distributed=distributed,

@@ -18,6 +18,7 @@ from rich.console import Console
 from rome_fast.errors import (
     EditWarning,
     InvalidArgumentError,
+    ModelFileError,
     RecordWarning,
     RomeFastError,
     SecondMomentWarning,
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 console = Console(highlight=False)
+
+SMOLLM2 = "smollm2"  # what --model calls the real model of rome_fast.demo
 
 EDIT_FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 
@@ -70,14 +73,43 @@ def is_first_process() -> bool:
 
 
 def load_model(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model and tokenizer in a folder, or of a hub name.
+    """The model and tokenizer of ``--model``: a folder, a GGUF file, "smollm2", or a hub name.
 
     Raises:
-        OSError: there is none; the message names ``--model``.
+        ModelFileError, OSError: there is none, or it cannot be read; the message names ``--model``.
     """
+    no_loading_bars()
+    if path == SMOLLM2 and not Path(path).exists():
+        from rome_fast.demo import load
+
+        return load(SMOLLM2)[:2]
+    if (file := _gguf_file(path)) is not None:
+        from rome_fast.model.gguf import load_gguf
+
+        complain(f"{file.name}: the weights are those that its quantisation has rounded")
+        return load_gguf(file)
+    return _load_checkpoint(path)
+
+
+def _gguf_file(path: str) -> Path | None:
+    """The GGUF file that is named, or the only one of a folder without a checkpoint."""
+    named = Path(path)
+    if named.suffix.lower() == ".gguf":
+        return named
+    files = sorted(named.glob("*.gguf")) if named.is_dir() else []
+    if files and (named / "config.json").exists():
+        raise ModelFileError(
+            f"--model {path}: the folder holds a checkpoint and {files[0].name}: name the file, or "
+            "move one of the two"
+        )
+    if len(files) > 1:
+        raise ModelFileError(f"--model {path}: the folder holds {len(files)} GGUF files: name one")
+    return files[0] if files else None
+
+
+def _load_checkpoint(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    no_loading_bars()
     try:
         model = AutoModelForCausalLM.from_pretrained(path)
         tok = AutoTokenizer.from_pretrained(path)
@@ -92,7 +124,7 @@ def load_model(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 def load_model_or_demo(
     path: str | None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model of a folder or hub name, on a GPU if there is one; None: the embedded one."""
+    """The model of ``--model``, on a GPU if there is one; None: the embedded one."""
     if path is None:
         from rome_fast.demo import load
 

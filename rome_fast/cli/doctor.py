@@ -11,7 +11,9 @@ from rome_fast.cli.common import EDIT_FAILED, console, load_model, one_line_erro
 
 
 def doctor(
-    model: Annotated[str, typer.Option(help="folder (or hub name) of a Hugging Face decoder")],
+    model: Annotated[
+        str, typer.Option(help="folder or hub name of a decoder, .gguf file, or smollm2")
+    ],
     prompt: Annotated[str, typer.Option(help="a sentence with the subject, or with {} for it")],
     subject: Annotated[str, typer.Option(help="whom or what the fact is about")],
     target: Annotated[str, typer.Option(help="what the model shall say next")],

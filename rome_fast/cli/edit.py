@@ -18,7 +18,9 @@ from rome_fast.types import EditRequest
 
 
 def edit(
-    model: Annotated[str, typer.Option(help="folder (or hub name) of a Hugging Face decoder")],
+    model: Annotated[
+        str, typer.Option(help="folder or hub name of a decoder, .gguf file, or smollm2")
+    ],
     prompt: Annotated[
         str | None, typer.Option(help="a sentence with the subject, or with {} for it")
     ] = None,

@@ -26,7 +26,8 @@ def evaluate(
     model: Annotated[
         str | None,
         typer.Option(
-            help="folder (or hub name) of a Hugging Face decoder", show_default="the embedded model"
+            help="folder or hub name of a decoder, .gguf file, or smollm2",
+            show_default="the embedded model",
         ),
     ] = None,
     format: FormatOption = "auto",

@@ -26,7 +26,8 @@ PICTURES = (".png", ".svg", ".pdf")
 ModelOption = Annotated[
     str | None,
     typer.Option(
-        help="folder (or hub name) of a Hugging Face decoder", show_default="the embedded model"
+        help="folder or hub name of a decoder, .gguf file, or smollm2",
+        show_default="the embedded model",
     ),
 ]
 
@@ -105,7 +106,7 @@ def plan(
         str | None,
         typer.Option(
             help="folder of `stats collect`, with a file for each layer to try, or 'identity'",
-            show_default="sampled from the model",
+            show_default="of ordinary text",
         ),
     ] = None,
 ) -> None:

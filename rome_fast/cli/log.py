@@ -41,7 +41,9 @@ def log(
 
 def apply(
     file: _File,
-    model: Annotated[str, typer.Option(help="folder (or hub name) of the unedited model")],
+    model: Annotated[
+        str, typer.Option(help="folder or hub name of the unedited model, .gguf file, or smollm2")
+    ],
     save: Annotated[Path, typer.Option(help="folder for the edited model")],
     without: _Without = None,
 ) -> None:

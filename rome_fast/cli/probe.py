@@ -20,7 +20,11 @@ from rome_fast.types import EditRequest
 
 def probe(
     model: Annotated[
-        str | None, typer.Option(help="folder (or hub name); default: the embedded model")
+        str | None,
+        typer.Option(
+            help="folder or hub name of a decoder, .gguf file, or smollm2",
+            show_default="the embedded model",
+        ),
     ] = None,
     prompt: Annotated[
         str | None, typer.Option(help="a sentence with the subject, or with {} for it")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from rich import box
@@ -33,11 +33,6 @@ def print_moment(moment: SecondMoment, path: Path) -> None:
     values = _eigenvalues(moment)
     console.print(Text(f"{path.name}: {moment.source}"))
     console.print(_facts({**_described(moment), **_conditioning(moment, values)}))
-    if report := moment.info.get("convergence"):
-        verdict = "converged" if report["converged"] else "not converged"
-        stop = f"{verdict} (stops at {report['tolerance']:.0%})"
-        console.print(f"\nC^-1 k of held-out keys, from check to check: {stop}")
-        console.print(_convergence(report["checks"]))
     floor = max(float(values[0]) / 2, _noise(moment, values))
     console.print(f"eigenvalues of C, bars on a log scale from {floor:.1e} to {values[-1]:.1e}")
     console.print(_spectrum(values, floor))
@@ -117,22 +112,6 @@ def _facts(facts: dict[str, str]) -> Table:
     table.add_column(overflow="fold")
     for name, value in facts.items():
         table.add_row(name, Text(str(value)))
-    return table
-
-
-def _convergence(checks: list[dict[str, Any]]) -> Table:
-    """The checks, one per line; the first has nothing to compare with."""
-    table = Table(box=box.SIMPLE_HEAD)
-    for column in ("keys", "ridge", "change", "cosine"):
-        table.add_column(column, justify="right")
-    for check in checks:
-        compared = "change" in check
-        table.add_row(
-            f"{check['count']:,}",
-            f"{check['ridge']:.2e}",
-            f"{check['change']:.1%}" if compared else "",
-            f"{check['cosine']:.4f}" if compared else "",
-        )
     return table
 
 

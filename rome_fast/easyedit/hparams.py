@@ -46,8 +46,7 @@ class ROMEHyperParams:
         mom2_adjustment: False stands for the identity, and every edit warns of it.
         stats_dir, mom2_dataset, mom2_n_samples, mom2_dtype: name the file of statistics, as
             kmeng01/rome and EasyEdit lay it out; it is used where it is there. Where it is not,
-            texts are sampled from the model: at most ``mom2_n_samples`` of 64 tokens, fewer where
-            they suffice. No data set is downloaded.
+            ordinary text that ships with rome_fast is read. No data set is downloaded.
 
     Accepted without effect: ``rewrite_module_tmp`` (a warning where it names another matrix than
     the one that is edited), the other module names, ``v_loss_layer``, and ``max_length`` (nothing

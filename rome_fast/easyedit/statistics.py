@@ -1,4 +1,4 @@
-"""Which second moment the settings ask for: given, statistics, or text of the model's own."""
+"""Which second moment the settings ask for: given, statistics, or ordinary text."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import torch
 from rome_fast.errors import SecondMomentWarning
 from rome_fast.model.spec import DownProjection, ModelSpec
 from rome_fast.moment.collect.resolve import resolve_second_moment
-from rome_fast.moment.collect.sampled import sampled_second_moment
 from rome_fast.moment.second_moment import SecondMoment
 
 if TYPE_CHECKING:
@@ -46,9 +45,8 @@ def find_second_moment(
         given = _statistics_file(hparams, spec.model, projection)
     if given is None:
         if hparams.mom2_dataset is not None:
-            _warn_of_sampling(hparams)
-        return sampled_second_moment(spec, tok, projection, dtype, hparams.mom2_n_samples)
-    if isinstance(given, Iterable) and not isinstance(given, str | Mapping | torch.Tensor):
+            _warn_of_ordinary_text(hparams)
+    elif isinstance(given, Iterable) and not isinstance(given, str | Mapping | torch.Tensor):
         given = islice(given, hparams.mom2_n_samples)
     return resolve_second_moment(given, spec, tok, projection, dtype) or "identity"
 
@@ -70,12 +68,10 @@ def _statistics_file(
     return None
 
 
-def _warn_of_sampling(hparams: ROMEHyperParams) -> None:
-    bound = "" if hparams.mom2_n_samples is None else f"at most {hparams.mom2_n_samples:,} "
+def _warn_of_ordinary_text(hparams: ROMEHyperParams) -> None:
     warnings.warn(
         f"there is no file of {hparams.mom2_dataset!r} statistics in {hparams.stats_dir!r}: the "
-        f"second moment is that of {bound}texts sampled from the model; second_moment= takes "
-        "texts, or a file of statistics",
+        "second moment is that of ordinary text; second_moment= takes texts, or a saved one",
         SecondMomentWarning,
         stacklevel=5,
     )

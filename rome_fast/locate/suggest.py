@@ -22,7 +22,7 @@ from rome_fast.locate.tracing import TracedPrompt, TraceSettings, embedding_spre
 from rome_fast.locate.trials import Trials
 from rome_fast.model.open_model import frozen
 from rome_fast.model.spec import DownProjection, ModelSpec, check_tokenizer
-from rome_fast.moment.collect.sampled import sampled_second_moments
+from rome_fast.moment.collect.ordinary import ordinary_second_moments
 from rome_fast.prompt.contexts import check_context_templates, sample_context_templates
 from rome_fast.timings import progress_bar
 
@@ -69,8 +69,8 @@ def suggest_layer(
             each layer.
         layers: to try; None tries the layer of the hparams and the five of the largest effect.
         second_moment: {layer: SecondMoment} as ``collect_second_moment`` returns it, or paths of
-            saved ones, or ``"identity"``. None samples text from the model once for all layers
-            and caches the results, which ``edit`` then takes.
+            saved ones, or ``"identity"``. None takes ordinary text for all layers and caches the
+            results, which ``edit`` then takes.
         context_templates: as in ``edit``, for all trials.
         noise, samples, window, seed: of the tracing, as in ``locate``.
         progress: show bars.
@@ -189,7 +189,7 @@ def _moments(
         return dict.fromkeys(layers, "identity")
     if given is None:
         dtype = getattr(torch, hparams.mom2_dtype)
-        return sampled_second_moments(spec, tok, projections, dtype)
+        return ordinary_second_moments(spec, tok, projections, dtype)
     missing = [layer for layer in layers if layer not in given]
     if missing:
         raise InvalidArgumentError(

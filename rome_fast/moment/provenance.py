@@ -25,7 +25,7 @@ _BINDING = {
     "weights": "the weights below the layer (hash)",
 }
 _COUNTED = ("tokens", "sample_size")
-_OF_ONE_PART = {"convergence", *_COUNTED}
+_OF_ONE_PART = {"convergence", *_COUNTED}  # the first is of files before version 0.3
 
 
 def provenance(
@@ -70,7 +70,7 @@ def _conflicts(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[tupl
 
 
 def merged_info(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields that hold for the sum; what was measured on one part (convergence) is dropped."""
+    """The fields that hold for the sum."""
     info = {k: v for k, v in first.items() if second.get(k) == v and k not in _OF_ONE_PART}
     for counted in _COUNTED:
         if counted in first and counted in second:

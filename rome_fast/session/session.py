@@ -110,7 +110,7 @@ class Session:
         Args:
             model: the unedited model, as it was loaded when the journal was begun.
             second_moment: the file or SecondMoment that the journal was begun with; needed only if
-                it was begun with one. What was sampled or collected is kept beside the journal.
+                it was begun with one. What was collected is kept beside the journal.
 
         Raises:
             JournalError: absent, damaged, open elsewhere, or begun with another second moment or

@@ -22,7 +22,7 @@ from tiny import tiny_second_moment
 import rome_fast
 from rome_fast.bench.case import Case
 from rome_fast.bench.peers import load_peer
-from rome_fast.errors import InvalidArgumentError, TokenizerMismatchError, UnsupportedModelError
+from rome_fast.errors import InvalidArgumentError, TokenizerMismatchError
 from rome_fast.model.spec import ModelSpec
 from rome_fast.types import EditRequest
 
@@ -165,8 +165,8 @@ def test_a_peer_that_fails_leaves_the_weights(stand_in, gpt2, hparams):
     assert peer._main.CONTEXT_TEMPLATES_CACHE is None and peer._compute_v.torch is torch
 
 
-def test_kmeng01_on_a_model_that_is_not_its_own_is_refused(stand_in, _pristine, hparams):
-    with pytest.raises(UnsupportedModelError, match="n_embd, which LlamaConfig lacks"):
+def test_kmeng01_with_a_tokenizer_that_adds_a_bos_is_refused(stand_in, _pristine, hparams):
+    with pytest.raises(TokenizerMismatchError, match="counts the BOS"):
         edit(load_peer(f"kmeng01={stand_in}"), *_pristine["llama"], hparams)
 
 

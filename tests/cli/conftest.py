@@ -25,8 +25,9 @@ def texts(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def arguments(folder, texts):
-    """About 17,000 tokens: several batches and checks."""
-    return ["collect", "--model", folder, "--texts", texts, "--layers", "1,2"]
+    """All of about 17,000 tokens: several batches and checkpoints."""
+    wanted = ["--layers", "1,2", "--tokens", 100_000]
+    return ["collect", "--model", folder, "--texts", texts, *wanted]
 
 
 @pytest.fixture(scope="module")

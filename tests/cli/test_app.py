@@ -104,7 +104,7 @@ def test_demo_edits_shows_and_undoes():
     assert result.exit_code == 0, result.output
     for wanted in ("Ray Charles plays the", "violin", "bit-identical to before"):
         assert wanted in result.output
-    assert result.output.count("paraphrase") == 2
+    assert result.output.count("paraphrase") == 3
     assert result.output.count("neighbour") == 3
 
 

@@ -68,22 +68,20 @@ def test_collect_writes_what_the_api_returns(arguments, texts, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_collect_samples_text_for_the_layer_that_edit_takes(folder, tmp_path):
+def test_collect_reads_ordinary_text_at_the_layer_that_edit_takes(folder, tmp_path):
     out = tmp_path / "layer.npz"
     more = ["--tokens", 500, "--sample-size", 7, "--out", out]
     result = stats("collect", "--model", folder, *more)
     assert result.exit_code == 0, result.output
     assert "layer 1, the one that `edit` takes" in result.stdout
-    assert "500 keys of text sampled from the model" in result.stdout
+    assert "500 keys of ordinary text" in result.stdout
     with np.load(out) as file:
         assert (file["mom2.count"], file["sample_size"]) == (500, 7)
 
 
-@pytest.mark.covering(tokens=["auto"])
-@pytest.mark.parametrize("tokens", [12_090, "auto"])
-def test_two_processes_equal_one(folder, texts, tmp_path, tokens):
-    """189 rows, the last one shorter; or as many as it takes, with the same checks."""
-    arguments = ["--model", folder, "--texts", texts, "--layers", 1, "--tokens", tokens]
+def test_two_processes_equal_one(folder, texts, tmp_path):
+    """189 rows, the last one shorter."""
+    arguments = ["--model", folder, "--texts", texts, "--layers", 1, "--tokens", 12_090]
     arguments += ["--max-length", 64]
     one, two = tmp_path / "one.safetensors", tmp_path / "two.safetensors"
     assert stats("collect", *arguments, "--out", one).exit_code == 0
@@ -94,11 +92,7 @@ def test_two_processes_equal_one(folder, texts, tmp_path, tokens):
     assert done.stdout.count("saved: ") == 1
     alone, shared = SecondMoment.load(one), SecondMoment.load(two)
     assert_same_moment(shared, alone)
-    if tokens == "auto":
-        checks = [moment.info["convergence"]["checks"] for moment in (alone, shared)]
-        assert len(checks[0]) > 1
-        for mine, theirs in zip(*checks, strict=True):
-            assert mine == pytest.approx(theirs, rel=1e-3)
+    assert alone.count == 12_090
     assert sorted(path.name for path in tmp_path.iterdir()) == [one.name, two.name]
 
 
@@ -207,7 +201,7 @@ def test_what_would_fail_at_the_end_is_refused_before(
         (["--layers", 9], "HparamsError"),
         (["--documents", "mixed"], "documents must be 'separate' or 'joined', got 'mixed'"),
         (["--first-token", "drop"], "first_token must be 'keep' or 'skip', got 'drop'"),
-        (["--max-length", 1], "max_length must be at least"),
+        (["--max-length", 0], "max_length must be at least 1, got 0"),
         (["--tokens", 0], "tokens must be 'auto' or at least 1, got 0"),
     ],
 )

@@ -105,7 +105,7 @@ def test_show_says_all_that_was_collected_in_80_columns(uninterrupted, tmp_path)
     for wanted in (
         "layer_1.safetensors: ", "model.layers.1.mlp.down_proj", "1 of a llama", "texts.txt",
         "auto: ridge", "with the ridge", info["weights"][:8], info["config"][:8],
-        info["tokenizer"][:8], "rome_fast 0.", f"{info['convergence']['checks'][-1]['count']:,}",
+        info["tokenizer"][:8], "rome_fast 0.", f"{info['tokens']:,}",
     ):  # fmt: skip
         assert wanted in result.stdout
     assert max(map(len, result.stdout.splitlines())) <= 80

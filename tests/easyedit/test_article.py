@@ -8,9 +8,15 @@ import pytest
 import torch
 from helpers import same_bits, state
 
-from rome_fast import demo
+from rome_fast import SecondMoment, demo
 from rome_fast.easyedit import BaseEditor, ROMEHyperParams
-from rome_fast.errors import EditWarning, HparamsError, InvalidArgumentError, RomeFastError
+from rome_fast.errors import (
+    EditWarning,
+    HparamsError,
+    InvalidArgumentError,
+    RomeFastError,
+    SecondMomentWarning,
+)
 from rome_fast.evaluate.generation import ngram_entropy
 from rome_fast.prompt.readback import greedy_continuations
 
@@ -177,15 +183,34 @@ def test_the_articles_settings_take_effect(quick, field, value):
 
 
 def test_mom2_settings_take_effect(editor):
-    editor.hparams.mom2_n_samples = 50
-    with pytest.warns(match="at most 50 texts sampled from the model"):
+    with pytest.warns(
+        SecondMomentWarning, match="no file of 'wikipedia' statistics in .* that of ordinary text"
+    ):
         editor.edit(**FACT, verbose=False)
-    assert editor.results[0].second_moment.startswith("3,136 keys")
+    assert "4,096 keys of ordinary text" in editor.results[0].second_moment
     editor.results[0].revert()
     editor.hparams.mom2_adjustment = False
     with pytest.warns(EditWarning, match="mom2_adjustment is false: C is the identity"):
         editor.edit(**FACT, verbose=False)
     assert editor.results[0].second_moment == "identity"
+
+
+def test_mom2_n_samples_bounds_the_texts_that_are_given_and_names_the_file(path, tmp_path):
+    hparams = ROMEHyperParams.from_hparams(path)
+    hparams.mom2_n_samples = 3
+    editor = BaseEditor.from_hparams(hparams, second_moment=iter(["Ray Charles, the piano"] * 9))
+    editor.edit(**FACT, verbose=False)
+    n_keys = 3 * len(editor.tok("Ray Charles, the piano")["input_ids"])
+    given = f"{n_keys} keys of texts given by the caller"
+    assert editor.results[0].second_moment.startswith(given)
+    moment = SecondMoment.from_moment(0.1 * torch.eye(1024), 5000)
+    moment.info["sample_size"] = 3
+    folder = tmp_path / "data" / "stats" / demo.model_path().name / "wikipedia_stats"
+    folder.mkdir(parents=True)
+    moment.save(folder / "transformer.h.2.mlp.c_proj_float32_mom2_3.npz")
+    editor = BaseEditor.from_hparams(hparams)
+    editor.edit(**FACT, verbose=False)
+    assert "float32_mom2_3.npz" in editor.results[0].second_moment
 
 
 def test_nothing_is_printed_or_seeded_unless_asked_for(quick, capsys):

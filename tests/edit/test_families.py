@@ -84,7 +84,7 @@ def test_a_wrapper_is_edited_as_its_text_part_is(name):
     assert found.prob_after == pytest.approx(expected.prob_after, rel=1e-4)
 
 
-def test_contexts_and_second_moment_of_a_wrapper_are_sampled_from_its_text_part():
+def test_contexts_and_second_moment_of_a_wrapper_are_those_of_its_text_part():
     tok = metaspace_tokenizer()
     model, text = multimodal.build("Gemma3 multimodal", len(tok))
     hparams = rome_fast.RomeHparams(

@@ -17,7 +17,7 @@ from rome_fast.errors import (
 from rome_fast.evaluate.records import EditRecord, Question
 from rome_fast.locate import suggest
 from rome_fast.model.spec import ModelSpec
-from rome_fast.moment.collect.sampled import sampled_second_moment
+from rome_fast.moment.collect.ordinary import ordinary_second_moment
 from rome_fast.types import EditRequest
 
 REQUESTS = [
@@ -158,7 +158,7 @@ def test_an_interruption_leaves_the_weights(gpt2, hparams, monkeypatch):
     assert same_bits(model, before)
 
 
-def test_one_sample_of_text_serves_all_layers_and_the_edit_after_it(
+def test_one_pass_over_text_serves_all_layers_and_the_edit_after_it(
     gpt2, hparams, monkeypatch, tmp_path
 ):
     monkeypatch.setenv("ROME_FAST_CACHE", str(tmp_path))
@@ -169,10 +169,10 @@ def test_one_sample_of_text_serves_all_layers_and_the_edit_after_it(
         calls.append(layers)
         return collect(model, tok, texts, layers, **options)
 
-    monkeypatch.setattr("rome_fast.moment.collect.sampled.collect_second_moment", counted)
+    monkeypatch.setattr("rome_fast.moment.collect.ordinary.collect_second_moment", counted)
     plan = suggested(model, tok, REQUESTS[:1], hparams, layers=[1, 2], second_moment=None)
     assert calls == [[1, 2]]
-    moment = sampled_second_moment(
+    moment = ordinary_second_moment(
         ModelSpec.of(model), tok, ModelSpec.of(model).down_projection(plan.layer)
     )
     assert moment.source.endswith(", cached")

@@ -53,8 +53,12 @@ def test_merge_keeps_what_holds_for_both_and_refuses_other_models(keys):
     first, second = SecondMoment(24, source="one"), SecondMoment(24, source="two")
     first.add(keys[:80])
     second.add(keys[80:])
-    first.info = {"module": "m", "weights": "abc", "tokens": 80, "sample_size": 3, "convergence": 1}
-    second.info = {"module": "m", "weights": "xyz", "tokens": 120, "sample_size": 4}
+    first.info = {
+        "module": "m", "weights": "abc", "tokens": 80, "sample_size": 3, "texts": "one"
+    }  # fmt: skip
+    second.info = {
+        "module": "m", "weights": "xyz", "tokens": 120, "sample_size": 4, "texts": "two"
+    }  # fmt: skip
     before = first.moment()
     with pytest.raises(SecondMomentError, match=r"the weights below .* differs: abc and xyz"):
         first.merge(second)

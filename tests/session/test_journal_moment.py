@@ -18,15 +18,15 @@ def moment_of(seed, n_keys=600):
 
 
 @pytest.fixture
-def sampled(monkeypatch):
-    """Each call samples other keys, as another machine does, or one whose cache is empty."""
+def collected(monkeypatch):
+    """Each call gives other keys, as a version of the package with another text would."""
     seeds = []
 
-    def sample(model, tok, projection, dtype):
+    def collect(spec, tok, projection, dtype):
         seeds.append(len(seeds))
         return moment_of(seeds[-1])
 
-    monkeypatch.setattr(resolve, "sampled_second_moment", sample)
+    monkeypatch.setattr(resolve, "ordinary_second_moment", collect)
     return seeds
 
 
@@ -38,7 +38,7 @@ def begun(gpt2, options, requests, path, moment):
     return model
 
 
-def test_a_sampled_moment_is_kept_with_the_journal(gpt2, options, requests, tmp_path, sampled):
+def test_the_default_moment_is_kept_with_the_journal(gpt2, options, requests, tmp_path, collected):
     path, (model, tok) = tmp_path / "edits.journal", gpt2
     edited = begun(gpt2, options, requests, path, None)
     with Session.resume(path, model, tok) as session:
@@ -47,10 +47,10 @@ def test_a_sampled_moment_is_kept_with_the_journal(gpt2, options, requests, tmp_
         assert torch.equal(moment.exact_sum().tril(), moment_of(0).exact_sum().tril())
         assert moment.source == "file edits.journal.moment.safetensors (seed 0)"
         session.edit(requests[1])
-    assert sampled == [0]
+    assert collected == [0]
 
 
-def test_a_lost_moment_is_told(gpt2, options, requests, tmp_path, sampled):
+def test_a_lost_moment_is_told(gpt2, options, requests, tmp_path, collected):
     path, (model, tok) = tmp_path / "edits.journal", gpt2
     begun(gpt2, options, requests, path, None)
     beside = tmp_path / "edits.journal.moment.safetensors"
@@ -92,9 +92,9 @@ def test_another_moment_is_refused(gpt2, options, requests, tmp_path):
         assert same_bits(model, before)
 
 
-def test_the_identity_is_known_without_being_given(gpt2, options, requests, tmp_path, sampled):
+def test_the_identity_is_known_without_being_given(gpt2, options, requests, tmp_path, collected):
     path, (model, tok) = tmp_path / "edits.journal", gpt2
     begun(gpt2, options, requests, path, "identity")
     with Session.resume(path, model, tok) as session:
         assert session._editor.second_moment is None
-    assert sampled == []
+    assert collected == []

@@ -12,14 +12,16 @@ What is replaced while an edit runs, and why; its files stay as they are:
 
 Its rules are left alone: it stops at a loss below 0.05, runs the whole model in every step on all
 templates, splits prefix and subject at a space to count tokens, and puts a space before the target.
-With ``fact_token`` "last" it looks at the last column of a padded batch, which is padding in all
-but the longest row: not comparable. Configurations without ``n_embd`` (Llama) are not its: it would
-fail on them, and it counts the BOS of a tokenizer that adds one twice, so would edit another place.
+With ``fact_token`` "last" it looks at the last column of a padded batch, which is padding in
+all but the longest row: not comparable. It reads the width as ``config.n_embd``, which is put there
+while it runs; the BOS of a tokenizer that adds one it counts twice, so would edit another place.
 Tokens are counted in slices of a batch, which only the batches of fast tokenizers give it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,17 +38,18 @@ from rome_fast.bench.peers.harness import (
     torch_view,
 )
 from rome_fast.bench.peers.isolate import commit_of, import_modules, require_files, stub
-from rome_fast.errors import TokenizerMismatchError, UnsupportedModelError
+from rome_fast.errors import TokenizerMismatchError
 from rome_fast.model.spec import ModelSpec
+from rome_fast.prompt.ids import leading_ids
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
     from rome_fast.bench.case import Case
 
 
 class Kmeng01:
-    """Peer ``kmeng01``: GPT-2 and GPT-J, float32."""
+    """Peer ``kmeng01``: decoders whose tokenizer adds no BOS, float32."""
 
     name = "kmeng01"
     c_modes: tuple[str, ...] = (GIVEN,)
@@ -71,10 +74,9 @@ class Kmeng01:
         """One edit as ``Peer.edit`` says.
 
         Raises:
-            UnsupportedModelError: the configuration has no ``n_embd``.
-            TokenizerMismatchError: the tokenizer is not a fast one.
+            TokenizerMismatchError: the tokenizer is not a fast one, or adds a BOS.
         """
-        _check(case.model, case.tok)
+        _check(case.tok)
         model, request = case.model, case.request
         spec = ModelSpec.of(model)
         projection = spec.down_projection(case.hparams.layer)
@@ -89,29 +91,43 @@ class Kmeng01:
             "target_new": {"str": request.target},
         }
         inverse = self._inverse(case.second_moment, device)
-        return run_edit(
-            self._main,
-            projection,
-            (model, peer_tok, [peer_request], peer_hparams),
-            [
-                (self._main, {"CONTEXT_TEMPLATES_CACHE": list(case.context_templates)}),
-                (self._compute_u, {"get_inv_cov": lambda *args, **kwargs: inverse}),
-                (self._compute_v, {"torch": torch_view(device)}),
-            ],
-        )
+        with _named_width(model.config):
+            return run_edit(
+                self._main,
+                projection,
+                (model, peer_tok, [peer_request], peer_hparams),
+                [
+                    (self._main, {"CONTEXT_TEMPLATES_CACHE": list(case.context_templates)}),
+                    (self._compute_u, {"get_inv_cov": lambda *args, **kwargs: inverse}),
+                    (self._compute_v, {"torch": torch_view(device)}),
+                ],
+            )
 
 
-def _check(model: PreTrainedModel, tok: PreTrainedTokenizerBase) -> None:
-    if not hasattr(model.config, "n_embd"):
-        raise UnsupportedModelError(
-            f"peer 'kmeng01' reads model.config.n_embd, which {type(model.config).__name__} lacks: "
-            "compare it on a GPT-2 or a GPT-J"
-        )
+def _check(tok: PreTrainedTokenizerBase) -> None:
     if not tok.is_fast:
         raise TokenizerMismatchError(
             f"peer 'kmeng01' needs a fast tokenizer, got {type(tok).__name__}: load it with "
             "use_fast=True"
         )
+    if leading_ids(tok):
+        raise TokenizerMismatchError(
+            "peer 'kmeng01' counts the BOS that this tokenizer adds twice, and edits another "
+            "place: compare it on a model without one"
+        )
+
+
+@contextmanager
+def _named_width(config: PretrainedConfig) -> Iterator[None]:
+    """While open, the width of the residual stream is called ``n_embd`` too."""
+    if hasattr(config, "n_embd"):
+        yield
+        return
+    config.n_embd = config.get_text_config().hidden_size
+    try:
+        yield
+    finally:
+        del config.n_embd
 
 
 class _Encoding(BatchEncoding):

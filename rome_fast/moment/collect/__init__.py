@@ -1,4 +1,4 @@
 """Texts -> second moments, and the forms that ``second_moment=`` of edit() takes.
 
-corpus -> packing -> forward -> (SecondMoment.add) -> convergence; ``collector`` runs them in order.
+corpus -> packing -> forward -> (SecondMoment.add); ``collector`` runs them in order.
 """

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 from rome_fast.atomic_files import write_whole
 from rome_fast.errors import SecondMomentError
-from rome_fast.moment.collect.convergence import Convergence
 from rome_fast.moment.files import pack, unpack_
 
 if TYPE_CHECKING:
@@ -48,12 +47,7 @@ class Checkpoint:
     def due(self) -> bool:
         return self.path is not None and time.monotonic() - self._last >= SECONDS_BETWEEN
 
-    def save(
-        self,
-        progress: dict[str, Any],
-        moments: dict[int, SecondMoment],
-        convergences: dict[int, Convergence],
-    ) -> None:
+    def save(self, progress: dict[str, Any], moments: dict[int, SecondMoment]) -> None:
         """Write ``progress`` (JSON-able) and the state of every layer, atomically."""
         if self.path is None:
             return
@@ -61,9 +55,9 @@ class Checkpoint:
 
         tensors, layers = {}, {}
         for layer, moment in moments.items():
-            for name, tensor in _state(moment, convergences[layer]).items():
+            for name, tensor in _state(moment).items():
                 tensors[f"{layer}.{name}"] = tensor
-            layers[layer] = {"count": moment.count, "checks": convergences[layer].checks}
+            layers[layer] = {"count": moment.count}
         state = {"settings": self._settings, "progress": progress, "layers": layers}
         metadata = {"checkpoint": json.dumps(state)}
         write_whole(
@@ -73,9 +67,7 @@ class Checkpoint:
         )
         self._last = time.monotonic()
 
-    def load(
-        self, moments: dict[int, SecondMoment], convergences: dict[int, Convergence]
-    ) -> dict[str, Any] | None:
+    def load(self, moments: dict[int, SecondMoment]) -> dict[str, Any] | None:
         """Fill the layers from the file and return its progress; None where there is no file.
 
         Raises:
@@ -102,9 +94,6 @@ class Checkpoint:
             if moment.compensation is not None:
                 unpack_(moment.compensation, mine["compensation"])
             moment.count = state["layers"][str(layer)]["count"]
-            convergences[layer] = Convergence(
-                mine["held_out"], mine.get("solutions"), state["layers"][str(layer)]["checks"]
-            )
         progress: dict[str, Any] = state["progress"]
         return progress
 
@@ -121,12 +110,10 @@ class Checkpoint:
             ) from error
 
 
-def _state(moment: SecondMoment, convergence: Convergence) -> dict[str, Tensor]:
-    tensors = {"moment_sum": pack(moment.moment_sum), "held_out": convergence.keys}
+def _state(moment: SecondMoment) -> dict[str, Tensor]:
+    tensors = {"moment_sum": pack(moment.moment_sum)}
     if moment.compensation is not None:
         tensors["compensation"] = pack(moment.compensation)
-    if convergence.solutions is not None:
-        tensors["solutions"] = convergence.solutions.contiguous()
     return tensors
 
 

@@ -14,12 +14,6 @@ from rome_fast.errors import InvalidArgumentError, NonFiniteError, SecondMomentE
 from rome_fast.model.hashes import versions
 from rome_fast.model.spec import max_positions
 from rome_fast.moment.collect.checkpoint import Checkpoint, RowDigest, deferred_interrupt
-from rome_fast.moment.collect.convergence import (
-    HELD_OUT_PER_ROW,
-    HELD_OUT_ROWS,
-    Convergence,
-    held_out_of,
-)
 from rome_fast.moment.collect.corpus import Corpus
 from rome_fast.moment.collect.forward import KeyReader
 from rome_fast.moment.collect.packing import Row, pack_rows
@@ -33,6 +27,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from rome_fast.model.spec import DownProjection, ModelSpec
+
+# Keys a dimension that tokens="auto" stands for: more change nothing that an edit does
+# (docs/second_moments.md).
+ENOUGH_KEYS = 4
 
 # Tokens per forward. On a CPU few tokens are faster: their activations stay in the cache.
 _TOKENS_AT_ONCE = {"cpu": 1024, "cuda": 8192}
@@ -51,10 +49,8 @@ class Settings:
     def __post_init__(self) -> None:
         if self.tokens != "auto" and (type(self.tokens) is not int or self.tokens < 1):
             raise InvalidArgumentError(f"tokens must be 'auto' or at least 1, got {self.tokens!r}")
-        if type(self.max_length) is not int or self.max_length < HELD_OUT_PER_ROW:
-            raise InvalidArgumentError(
-                f"max_length must be at least {HELD_OUT_PER_ROW}, got {self.max_length!r}"
-            )
+        if type(self.max_length) is not int or self.max_length < 1:
+            raise InvalidArgumentError(f"max_length must be at least 1, got {self.max_length!r}")
         for name, known in (
             ("documents", ("separate", "joined")),
             ("first_token", ("keep", "skip")),
@@ -87,7 +83,9 @@ class Collection:
         self.reader = KeyReader(
             spec.model, projections, separate=separate, rows_at_once=self.rows_at_once
         )
-        self.moments, self.convergences = {}, {}
+        most = max(p.d_key for p in projections)
+        self.budget = ENOUGH_KEYS * most if settings.tokens == "auto" else settings.tokens
+        self.moments = {}
         for p in projections:
             moment = SecondMoment(
                 p.d_key,
@@ -98,11 +96,7 @@ class Collection:
             )
             moment.info = provenance(spec, tok, p)
             self.moments[p.layer] = moment
-            self.convergences[p.layer] = Convergence.of(p.d_key)
         self.rows_read = self.tokens_read = 0
-        # The first check comes after all held-out keys have been seen.
-        self.next_check = max(HELD_OUT_ROWS * self.length, *(2 * p.d_key for p in projections))
-        self.checked = False
         self.digest = RowDigest()
 
     def identity(self) -> dict[str, Any]:
@@ -123,13 +117,12 @@ class Collection:
             },
         }
 
-    def run(self, corpus: Corpus, checkpoint: Checkpoint, show: bool) -> None:
+    def run(self, corpus: Corpus, checkpoint: Checkpoint, show: bool, title: str) -> None:
         """Read rows until there are enough of them, or no more."""
-        budget = None if self.settings.tokens == "auto" else self.settings.tokens
-        rows = pack_rows(corpus, self.length, budget)
+        rows = pack_rows(corpus, self.length, self.budget)
         enough = self._resume(checkpoint, rows)
-        with deferred_interrupt() as interrupt, Progress(budget, show) as bar:
-            bar.update(self.tokens_read, corpus.fraction_read, self.convergences)
+        with deferred_interrupt() as interrupt, Progress(self.budget, show, title) as bar:
+            bar.update(self.tokens_read, corpus.fraction_read)
             while not enough:
                 batch = self._next_batch(rows)
                 if not self.ranks.all_equal(self.digest.number()):
@@ -137,22 +130,18 @@ class Collection:
                 if not batch:
                     break
                 self.reader.read(batch[self.ranks.rank :: self.ranks.size], self._take)
-                enough = self._check_due() and self._check()
-                bar.update(self.tokens_read, corpus.fraction_read, self.convergences)
+                bar.update(self.tokens_read, corpus.fraction_read)
                 stop, save = self.ranks.any(interrupt.pressed, checkpoint.due)
                 if stop or save:
-                    checkpoint.save(self._progress(enough), self.moments, self.convergences)
+                    checkpoint.save(self._progress(enough=False), self.moments)
                 if stop:
                     raise KeyboardInterrupt
-            checkpoint.save(self._progress(enough=True), self.moments, self.convergences)
+            checkpoint.save(self._progress(enough=True), self.moments)
 
     def results(self, source: str) -> dict[int, SecondMoment]:
         """The sums over all ranks, and all that is known about them."""
         finished = {}
         for layer, mine in self.moments.items():
-            convergence = self.convergences[layer]
-            if not self.checked:
-                mine.add(convergence.taken_back().to(mine.moment_sum))
             moment = self._total(mine)
             if not moment.count:
                 raise SecondMomentError("texts hold no token")
@@ -165,21 +154,14 @@ class Collection:
                 first_token=self.settings.first_token,
                 versions=versions(),
             )
-            if self.settings.tokens == "auto":
-                moment.info["convergence"] = convergence.report()
-                moment.source += convergence.summary()
             finished[layer] = moment
         return finished
 
     def _next_batch(self, rows: Iterator[Row]) -> list[Row]:
-        """The rows of one step, for all ranks together; fewer where a check is due."""
-        batch: list[Row] = []
-        while len(batch) < self.rows_at_once * self.ranks.size and not self._check_due():
-            row = next(rows, None)
-            if row is None:
-                break
+        """The rows of one step, for all ranks together."""
+        batch = list(islice(rows, self.rows_at_once * self.ranks.size))
+        for row in batch:
             self._count(row)
-            batch.append(row)
         return batch
 
     def _count(self, row: Row) -> None:
@@ -188,38 +170,13 @@ class Collection:
         self.tokens_read += len(row)
 
     def _take(self, projection: DownProjection, keys: Tensor, rows: list[Row]) -> None:
-        """Add the keys of one layer, [n * t, d_key], except those that are held out or skipped."""
-        moment, convergence = self.moments[projection.layer], self.convergences[projection.layer]
-        length = len(rows[0])
-        mask = torch.ones(len(rows), length, dtype=torch.bool)
-        if self.settings.first_token == "skip":
-            mask &= torch.tensor([row.positions for row in rows]) > 0
-        if self.settings.tokens == "auto":
-            for i, row in enumerate(rows):
-                # A row that is not full may be the only one: nothing is held out of it.
-                full = mask[i].nonzero().flatten().tolist() if length == self.length else []
-                if held_out := held_out_of(row.index, full):
-                    convergence.hold_out(row.index, keys[i * length : (i + 1) * length], held_out)
-                    mask[i, held_out] = False
+        """Add the keys of one layer, [n * t, d_key], except those that are skipped."""
+        positions = torch.tensor([row.positions for row in rows], device=keys.device)
+        mask = None if self.settings.first_token == "keep" else positions > 0
         try:
-            moment.add(keys, mask.to(keys.device))
+            self.moments[projection.layer].add(keys, mask)
         except NonFiniteError as error:
             raise NonFiniteError(f"second moment of {projection.name}: {error}") from error
-
-    def _check_due(self) -> bool:
-        return self.settings.tokens == "auto" and self.tokens_read >= self.next_check
-
-    def _check(self) -> bool:
-        """Check every layer with the keys so far; True if all have converged."""
-        while self._check_due():
-            self.next_check *= 2
-        for layer, mine in self.moments.items():
-            convergence = self.convergences[layer]
-            if not self.checked:
-                self.ranks.add_up_(convergence.keys)
-            convergence.check(self._total(mine))
-        self.checked = True
-        return all(self.ranks.any(*(c.converged for c in self.convergences.values())))
 
     def _total(self, mine: SecondMoment) -> SecondMoment:
         """The sum over all ranks; with a single rank, ``mine`` itself."""
@@ -242,14 +199,12 @@ class Collection:
             "rows": self.rows_read,
             "digest": self.digest.hexdigest(),
             "rows_at_once": self.reader.rows_at_once,
-            "next_check": self.next_check,
-            "checked": self.checked,
             "enough": enough,
         }
 
     def _resume(self, checkpoint: Checkpoint, rows: Iterator[Row]) -> bool:
         """Restore the checkpoint's state and skip its rows; True if they were already enough."""
-        progress = checkpoint.load(self.moments, self.convergences)
+        progress = checkpoint.load(self.moments)
         done = progress["rows"] if progress else 0
         if not self.ranks.all_equal(done):
             raise SecondMomentError(
@@ -265,6 +220,4 @@ class Collection:
                 "ones, or delete it"
             )
         self.reader.rows_at_once = progress["rows_at_once"]
-        self.next_check = progress["next_check"]
-        self.checked = progress["checked"]
         return bool(progress["enough"])

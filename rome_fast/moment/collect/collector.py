@@ -42,6 +42,7 @@ def collect_second_moment(
     resume: bool = False,
     distributed: bool = False,
     progress: bool = True,
+    title: str = "second moment",
 ) -> dict[int, SecondMoment]:
     """Second moments of the keys of ordinary text, for all wanted layers in one pass.
 
@@ -54,8 +55,7 @@ def collect_second_moment(
         texts: the path of a text file (one text a line), or an iterable of strings, of token ids,
             or of rows of a data set (``datasets``).
         layers: 0-based.
-        tokens: how many to read; ``"auto"`` stops when C^-1 k of 64 held-out keys has changed by
-            less than 30 % (median) since half as many tokens, or when the texts end.
+        tokens: how many to read, at most; ``"auto"`` is four a dimension of the widest key.
         max_length: of a row; the model's own limit holds where it is less.
         documents: ``"separate"`` keeps the documents of a row from seeing each other (through
             position ids and mask, where the model allows: ``info["documents"]`` says so),
@@ -72,10 +72,10 @@ def collect_second_moment(
             without interruption. Without a checkpoint the collection starts at the beginning.
         distributed: share the rows among the processes of ``torch.distributed``; every rank
             returns the sum over all.
-        progress: show a bar with tokens/s and the time left.
+        progress: show a bar with tokens/s and the time left; title: what it says.
 
     Returns:
-        {layer: SecondMoment}; ``info["convergence"]`` holds the changes that were measured.
+        {layer: SecondMoment}.
 
     Raises:
         InvalidArgumentError: a bad argument, or a text of no known kind (its index is named).
@@ -112,5 +112,5 @@ def collect_second_moment(
             )
         if documents == "separate" and collection.reader.documents == "joined":
             warn("this model cannot keep the documents of a row apart: they are joined")
-        collection.run(corpus, state, progress and ranks.rank == 0)
+        collection.run(corpus, state, progress and ranks.rank == 0, title)
         return collection.results(source or corpus.name)

@@ -11,7 +11,7 @@ import torch
 from rome_fast.errors import InvalidArgumentError, SecondMomentError
 from rome_fast.model.spec import DownProjection, ModelSpec
 from rome_fast.moment.collect.collector import collect_second_moment
-from rome_fast.moment.collect.sampled import sampled_second_moment
+from rome_fast.moment.collect.ordinary import ordinary_second_moment
 from rome_fast.moment.provenance import differences
 from rome_fast.moment.second_moment import SecondMoment
 
@@ -30,7 +30,7 @@ def resolve_second_moment(
 
     Args:
         given: a SecondMoment, the path of a saved one (safetensors or the reference's .npz), an
-            iterable of texts, ``"identity"``, or None for the cached or freshly sampled one.
+            iterable of texts, ``"identity"``, or None for that of ordinary text.
 
     Raises:
         SecondMomentError: it belongs to another layer or model; the fields that differ are named.
@@ -39,7 +39,7 @@ def resolve_second_moment(
     if isinstance(given, str) and given == "identity":
         return None
     if given is None:
-        return sampled_second_moment(spec, tok, projection, dtype)
+        return ordinary_second_moment(spec, tok, projection, dtype)
     if isinstance(given, SecondMoment):
         moment = given
     elif isinstance(given, Mapping):

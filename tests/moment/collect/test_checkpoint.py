@@ -49,9 +49,10 @@ def stop_after(texts, n):
 
 
 @pytest.mark.covering
-@pytest.mark.parametrize("tokens", ["auto", 1300])
-@pytest.mark.parametrize("n", [0, 3, 20, 40])
+@pytest.mark.parametrize("tokens", ["auto", 1300, 10**6])
+@pytest.mark.parametrize("n", [0, 3, 20, 30])
 def test_resumed_is_the_same_bits(gpt2, many, tmp_path, tokens, n):
+    """Ended by a budget, at the end of a row or in its midst, and by the texts."""
     model, tok = gpt2
     whole = collect_second_moment(model, tok, many, tokens=tokens, **OPTIONS)
     options = {**OPTIONS, "tokens": tokens, "checkpoint": tmp_path / "c", "resume": True}

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import io
+
 import pytest
 import torch
 from helpers import REQUEST
+from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import rome_fast
 from rome_fast.errors import HparamsError, InvalidArgumentError, NonFiniteError, SecondMomentError
 from rome_fast.model.spec import ModelSpec
+from rome_fast.moment.collect.collection import ENOUGH_KEYS
 from rome_fast.moment.collect.collector import collect_second_moment
-from rome_fast.moment.collect.convergence import TOLERANCE
 from rome_fast.prompt.ids import all_text_ids
 
 
@@ -162,53 +165,49 @@ def test_model_of_128k_positions_is_collected_in_bounded_memory(tiny):
     assert max(shape[0] * shape[1] for shape in shapes) <= 1024
 
 
-def test_auto_stops_when_the_solutions_have_converged(gpt2):
-    """Endless text: it ends by itself, and the figures are in the result."""
-    model, tok = gpt2
-
-    def endless():
-        generator = torch.Generator().manual_seed(0)
-        while True:
-            yield torch.randint(1, 300, (40,), generator=generator)
-
-    moment = collected(model, tok, endless(), [0, 1])[1]
-    report = moment.info["convergence"]
-    checks = report["checks"]
-    assert report["converged"] and checks[-1]["change"] <= report["tolerance"]
-    assert all(check["change"] > report["tolerance"] for check in checks[1:-1])
-    assert 0.9 < checks[-1]["cosine"] <= 1 + 1e-9 and checks[-1]["count"] == moment.count
-    assert moment.count == moment.info["tokens"] - 64, "64 keys are held out"
-    assert f"C^-1 k within {checks[-1]['change']:.0%}" in str(moment)
-
-
-def test_auto_without_a_ridge_waits_until_c_can_be_solved(gpt2):
-    """Held-out keys and skipped first tokens count as read, and not as keys."""
-    model, tok = gpt2
+def endless():
     generator = torch.Generator().manual_seed(0)
-    few = [torch.randint(1, 300, (4,), generator=generator) for _ in range(2000)]
-    moment = collected(model, tok, few, 1, damping=0.0, first_token="skip")[1]
-    assert moment.info["convergence"]["checks"][0]["count"] >= 256
-    # Every row holds whole documents: a quarter are first tokens, none of which is held out.
-    assert moment.count == moment.info["tokens"] * 3 // 4 - 64
+    while True:
+        yield torch.randint(1, 300, (4,), generator=generator)
 
 
-def test_held_out_keys_are_added_where_no_check_came(gpt2, texts):
+def test_auto_reads_a_few_keys_for_each_dimension_of_the_widest(llama):
+    """Of endless text; and the same tokens for all layers."""
+    model, tok = llama
+    assert collected(model, tok, endless())[1].count == ENOUGH_KEYS * 176
+    mlp = model.model.layers[2].mlp
+    mlp.gate_proj, mlp.up_proj = (torch.nn.Linear(64, 200, bias=False) for _ in range(2))
+    mlp.down_proj = torch.nn.Linear(200, 64, bias=False)
+    moments = collected(model, tok, endless(), [1, 2])
+    assert [(m.d_key, m.count) for m in moments.values()] == [(176, 800), (200, 800)]
+
+
+def test_auto_counts_skipped_tokens_as_read(gpt2):
+    """Every row holds whole documents of four tokens: a quarter are first tokens."""
+    moment = collected(*gpt2, endless(), first_token="skip")[1]
+    assert moment.info["tokens"] == ENOUGH_KEYS * 256 and moment.count == 3 * 256
+
+
+def test_auto_reads_all_of_texts_that_are_short(gpt2, texts):
     model, tok = gpt2
     n_tokens = sum(map(len, all_text_ids(tok, texts)))
-    assert collected(model, tok, texts, max_length=8)[1].count == n_tokens
-    short = collected(model, tok, [list(range(1, 65))], max_length=8)[1]
-    assert short.count == 64
-
-
-def test_auto_says_when_the_texts_were_too_few(gpt2, texts):
-    model, tok = gpt2
+    assert n_tokens < ENOUGH_KEYS * 256
     moment = collected(model, tok, texts)[1]
-    assert moment.info["convergence"] == {
-        "converged": False,
-        "tolerance": TOLERANCE,
-        "checks": [],
-    }
-    assert "too few to tell whether they are enough" in str(moment)
+    assert moment.count == n_tokens
+    assert torch.equal(moment.moment(), collected(model, tok, texts, tokens=10**6)[1].moment())
+
+
+def test_the_bar_has_its_title_and_ends_where_the_texts_do(gpt2, texts, monkeypatch):
+    bars = []
+
+    def drawn(show, **options):
+        bars.append(tqdm(**options, file=io.StringIO()))
+        return bars[-1]
+
+    monkeypatch.setattr("rome_fast.moment.collect.progress.progress_bar", drawn)
+    moment = collect_second_moment(*gpt2, texts, 1, title="text for C")[1]
+    [bar] = bars
+    assert bar.desc == "text for C" and bar.total == bar.n == moment.count
 
 
 def test_moments_can_be_edited_with_and_name_themselves(gpt2, texts, settings):
@@ -242,7 +241,7 @@ def test_training_mode_and_gradients_are_as_before(gpt2, texts):
     [
         ({"tokens": 0}, InvalidArgumentError, "tokens must be 'auto' or at least 1, got 0"),
         ({"tokens": "all"}, InvalidArgumentError, "tokens must be 'auto' .* got 'all'"),
-        ({"max_length": 4}, InvalidArgumentError, "max_length must be at least 8, got 4"),
+        ({"max_length": 0}, InvalidArgumentError, "max_length must be at least 1, got 0"),
         ({"documents": "mixed"}, InvalidArgumentError, "'separate' or 'joined', got 'mixed'"),
         ({"first_token": True}, InvalidArgumentError, "'keep' or 'skip', got True"),
         ({"damping": -1}, InvalidArgumentError, "damping must be 'auto' or finite"),

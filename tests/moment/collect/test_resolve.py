@@ -24,7 +24,7 @@ def test_edit_names_its_second_moment(gpt2, hparams, texts, tmp_path):
     moment.save(tmp_path / "c.npz")
     sources = {
         "identity": "identity",
-        None: "text sampled from the model",
+        None: "1,024 keys of ordinary text",
         tmp_path / "c.safetensors": "file c.safetensors",
         str(tmp_path / "c.safetensors"): "file c.safetensors",
         tmp_path / "c.npz": "file c.npz",

@@ -1,0 +1,88 @@
+"""v* of many records, found once and kept: another C or variant needs no new search.
+
+A file a window, so that a run that is cut off goes on where it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from rome_fast.model.open_model import open_model
+from rome_fast.prompt.contexts import sample_context_templates
+from rome_fast.prompt.encode import encode
+from rome_fast.timings import Timings
+from rome_fast.update.solve import Constraint, build_constraint
+from rome_fast.value.key import Keys
+from rome_fast.value.window import KeyValueSearch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from rome_fast.evaluate.records import EditRecord
+    from rome_fast.hparams import RomeHparams
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """One record's keys and value, and what the search took."""
+
+    keys: Keys
+    value_delta: Tensor
+    losses: tuple[float, ...]
+    seconds: float
+
+    def constraint(self, variant: str) -> Constraint:
+        return build_constraint(variant, self.keys, self.value_delta)
+
+
+def find_values(
+    model: PreTrainedModel,
+    tok: PreTrainedTokenizerBase,
+    records: Sequence[EditRecord],
+    hparams: RomeHparams,
+    folder: Path,
+    *,
+    templates: Sequence[str] | None = None,
+    window: int = 8,
+) -> list[Found]:
+    """One Found a record, in order; read from ``folder`` where it is there already."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if templates is None:
+        lengths = hparams.context_template_length_params
+        templates = sample_context_templates(model, tok, lengths, seed=hparams.seed)
+    found: list[Found] = []
+    with open_model(model) as spec:
+        projection = spec.down_projection(hparams.layer)
+        search = KeyValueSearch(spec, tok, projection, hparams)
+        for start in range(0, len(records), window):
+            part = records[start : start + window]
+            path = folder / f"{_name(part, hparams, templates)}.pt"
+            if not path.exists():
+                began = time.perf_counter()
+                edits = [encode(tok, r.request, templates, hparams.fact_token) for r in part]
+                made = search.find(spec, edits, Timings())
+                seconds = (time.perf_counter() - began) / len(part)
+                rows = [
+                    (asdict(f.keys), f.value.value_delta, f.value.losses, seconds) for f in made
+                ]
+                torch.save(rows, partial := path.with_suffix(f".{time.time_ns()}"))
+                partial.rename(path)
+            found += [Found(Keys(**row[0]), *row[1:]) for row in torch.load(path)]
+    return found
+
+
+def _name(records: Sequence[EditRecord], hparams: RomeHparams, templates: Sequence[str]) -> str:
+    """Of everything that a value depends on but the model."""
+    fields = asdict(hparams)
+    fields["variant"] = "original" if hparams.variant == "original" else "another stop rule"
+    key = [[asdict(r.request) for r in records], fields, list(templates)]
+    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
