@@ -62,7 +62,8 @@ def edit(
     if isinstance(request, list | tuple):
         raise InvalidRequestError("request is a list: edit_many() takes several")
     parsed = [EditRequest.parse(request)]
-    with opened(model, tok, hparams, variant, backend, context_templates, second_moment) as editor:
+    shared = (hparams, variant, backend, context_templates, second_moment)
+    with opened(model, tok, *shared, parsed) as editor:
         return _edit_in_windows(editor, parsed, 1, strict, progress=False)[0]
 
 
@@ -106,7 +107,8 @@ def edit_many(
     """
     size = check_order(order, window)
     parsed = _parsed(requests)
-    with opened(model, tok, hparams, variant, backend, context_templates, second_moment) as editor:
+    shared = (hparams, variant, backend, context_templates, second_moment)
+    with opened(model, tok, *shared, parsed) as editor:
         return _edit_in_windows(editor, parsed, size, strict, progress)
 
 
@@ -128,11 +130,15 @@ def opened(
     backend: str,
     context_templates: Sequence[str] | None,
     second_moment: object,
+    requests: Sequence[EditRequest] = (),
 ) -> Iterator[Editor]:
-    """An editor with all that its requests share; an error undoes all that it has done."""
+    """An editor with all that its requests share; an error undoes all that it has done.
+
+    ``requests``: all that will be edited, where they are known.
+    """
     with open_model(model) as spec:
         editor = Editor(spec, tok, hparams, variant, backend)
-        editor.prepare(context_templates, second_moment)
+        editor.prepare(context_templates, second_moment, requests)
         try:
             yield editor
         except BaseException:

@@ -24,6 +24,7 @@ from rome_fast.types import Diagnostics, EditRequest, EditResult, RankOneUpdate,
 from rome_fast.update.joint import apply_updates_, count_independent
 from rome_fast.update.solve import Constraint, apply_update_, build_constraint
 from rome_fast.update.undo import UndoHandle, WeightHistory
+from rome_fast.value import sink
 from rome_fast.value.window import KeyValue, KeyValueSearch
 
 if TYPE_CHECKING:
@@ -60,6 +61,8 @@ class Editor:
         self.timings = Timings()
         self.spec, self.tok = spec, tok
         self.notes: list[str] = []
+        self._asked_backend, self._changes = backend, {"variant": variant, "v_stop_loss": stop_loss}
+        self._is_derived = hparams is None
         check_tokenizer(self.model, tok)
         if not isinstance(hparams, RomeHparams | None):
             raise HparamsError(
@@ -69,22 +72,39 @@ class Editor:
         if hparams is None:
             hparams, note = defaults_for(spec)
             self.notes += [note] if note else []
-        changes = {"variant": variant, "v_stop_loss": stop_loss}
-        self.hparams = hparams.replace(**{k: v for k, v in changes.items() if v is not None})
-        site = EditSite.of(spec, self.hparams.layer, self.hparams.shared_expert, backend)
-        self.projection, self.backend = site.projection, site.backend
-        self.notes += site.notes
-        self.history = WeightHistory(self.projection, self.backend)
-        self._search = KeyValueSearch(spec, tok, self.projection, self.hparams, backend)
         self._tokens: dict[EditRequest, TokenizedEdit] = {}
+        self._take(hparams)
         self.timings.lap("prepare")
 
     @property
     def model(self) -> PreTrainedModel:
         return self.spec.model
 
-    def prepare(self, context_templates: Sequence[str] | None, second_moment: object) -> None:
-        """Set contexts and second moment; not given: sampled ones, and that of ordinary text."""
+    def _take(self, hparams: RomeHparams) -> None:
+        """Set the hyper-parameters, and with them the place of the edit."""
+        changes = {k: v for k, v in self._changes.items() if v is not None}
+        self.hparams = hparams.replace(**changes)
+        site = EditSite.of(
+            self.spec, self.hparams.layer, self.hparams.shared_expert, self._asked_backend
+        )
+        self.projection, self.backend = site.projection, site.backend
+        self.notes += site.notes
+        self.history = WeightHistory(self.projection, self.backend)
+        self._search = KeyValueSearch(
+            self.spec, self.tok, self.projection, self.hparams, self._asked_backend
+        )
+
+    def prepare(
+        self,
+        context_templates: Sequence[str] | None,
+        second_moment: object,
+        requests: Sequence[EditRequest] = (),
+    ) -> None:
+        """Set contexts and second moment; not given: sampled ones, and that of ordinary text.
+
+        Where no hyper-parameters were given and all ``requests`` open their texts with the
+        subject's only token, the layer becomes one in which their keys are their own.
+        """
         hparams = self.hparams
         if context_templates is None:
             self.context_templates = sample_context_templates(
@@ -96,6 +116,8 @@ class Editor:
         else:
             self.context_templates = check_context_templates(context_templates)
         self.timings.lap("contexts")
+        if self._is_derived:
+            self._leave_the_sink(requests)
         if second_moment is None and not hparams.mom2_adjustment:
             second_moment = "identity"
             self.notes.append(
@@ -111,6 +133,13 @@ class Editor:
                 f"{self.projection.d_key}: one a dimension or more protects neighbours better"
             )
         self.timings.lap("second moment")
+
+    def _leave_the_sink(self, requests: Sequence[EditRequest]) -> None:
+        """Go down to a layer in which the keys of first tokens are their own, if they are all."""
+        layer = sink.deepest_own_key(self.spec, self._encoded(requests), self.hparams.layer)
+        if layer != self.hparams.layer:
+            self.notes = [sink.moved(self.hparams.layer, layer)]
+            self._take(defaults_for(self.spec, layer)[0])
 
     def edit(self, requests: Sequence[EditRequest], strict: bool) -> list[EditResult]:
         """Edit a window of requests, all searched on the present weights and solved together.
@@ -257,6 +286,7 @@ class Editor:
             second_moment="identity" if self.second_moment is None else str(self.second_moment),
             context_templates=tuple(self.context_templates),
             warnings=(
+                *sink.findings(tokens, found.keys),
                 *self.notes,
                 *tokens.findings,
                 *value.findings(),

@@ -34,6 +34,7 @@ from rome_fast.model.open_model import open_model
 from rome_fast.model.spec import embedding_rows
 from rome_fast.moment.collect.corpus import Corpus
 from rome_fast.moment.collect.forward import KeyReader
+from rome_fast.moment.collect.ordinary import ORDINARY_TEXT
 from rome_fast.moment.collect.packing import pack_rows
 from rome_fast.moment.second_moment import SecondMoment
 from rome_fast.prompt.contexts import sample_ids
@@ -54,6 +55,7 @@ LENGTH = 128
 
 class Study:
     def __init__(self, args: argparse.Namespace) -> None:
+        self.wanted = args.sources
         self.model, self.tok, _ = rome_fast.demo.load("smollm2")
         self.model.requires_grad_(False)
         records = known_records(self.model, self.tok, args.work / "ranks.json")
@@ -79,6 +81,18 @@ class Study:
 
     def sources(self) -> Iterator[tuple[str, Iterator[list[int]], tuple[int, ...]]]:
         """(name, documents, sizes in keys a dimension)."""
+        facts = [
+            f"{text} {fact.target}."
+            for fact in rome_fast.demo.load_facts()
+            if fact.real
+            for text in (fact.prompt.replace("{}", fact.subject), fact.paraphrase_prompts[0])
+        ]
+        random.Random(0).shuffle(facts)
+        ordinary = _lines(ORDINARY_TEXT)
+        yield "ordinary text of the package", self._ids(ordinary), (1, 4)
+        yield "sentences of facts", self._ids(facts), (1, 4)
+        mixed = [line for pair in zip(ordinary, facts[::4], strict=False) for line in pair]
+        yield "both in turns", self._ids(mixed), (1, 4)
         topics = list(pydoc_data.topics.topics.values())
         random.Random(0).shuffle(topics)
         yield "pydoc_data.topics", self._ids(topics), (1, 4)
@@ -95,6 +109,8 @@ class Study:
         yield "none (C = I)", 0, 0, None
         d_key = self.projection.d_key
         for source, documents, sizes in self.sources():
+            if self.wanted and source not in self.wanted:
+                continue
             keys = self._keys(documents, max(sizes) * d_key)
             for size in sizes:
                 if len(keys) < size * d_key:
@@ -175,6 +191,7 @@ def main() -> None:
     parser.add_argument("--layer", type=int, required=True)
     parser.add_argument("--records", type=int, default=100)
     parser.add_argument("--work", type=Path, required=True, help="where found values are kept")
+    parser.add_argument("--sources", nargs="*", help="of the text, by name; default: all")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     warnings.simplefilter("ignore")
