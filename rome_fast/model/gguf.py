@@ -23,6 +23,7 @@ import torch
 from rome_fast.cache import cache_dir
 from rome_fast.errors import ModelFileError
 from rome_fast.model.memory import format_bytes
+from rome_fast.timings import progress_bar
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -161,12 +162,17 @@ def _check_room(path: Path, folder: Path, dtype: torch.dtype) -> None:
 def _write_checkpoint(path: Path, folder: Path, dtype: torch.dtype) -> None:
     from transformers import AutoTokenizer
 
-    with _quiet(), _typed_errors(path):
-        config = _config(path)
-        model = _dequantised(path, config, dtype)
-        tok = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, config=config)
-        model.save_pretrained(folder)
-        tok.save_pretrained(folder)
+    title = f"{path.name}: dequantised, once"
+    with progress_bar(show=True, total=3, desc=title, unit="step", leave=False) as bar:
+        with _quiet(), _typed_errors(path):
+            config = _config(path)
+            tok = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, config=config)
+            bar.update()
+            model = _dequantised(path, config, dtype)
+            bar.update()
+            model.save_pretrained(folder)
+            tok.save_pretrained(folder)
+            bar.update()
 
 
 def _config(path: Path) -> Any:
