@@ -62,6 +62,10 @@ class RealModelJudge:
         """One row a record, of the model as it is."""
         return self._rows(self._before, range(len(self.records)))
 
+    def now(self) -> list[Row]:
+        """One row a record, of the model as its weights are now."""
+        return self._rows(score_encoded(self.model, self._encoded), range(len(self.records)))
+
     def __call__(self, updates: Sequence[RankOneUpdate | None]) -> list[Row]:
         """One row a record, each under its own update; None: the edit was refused."""
         made = [i for i, update in enumerate(updates) if update is not None]

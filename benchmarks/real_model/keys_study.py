@@ -4,7 +4,7 @@
         --out benchmarks/results/real-model-keys-layer3.json
 
 v* of every record is found once (it does not depend on C). For every second moment the updates are
-solved anew and tried, each alone on the unedited model.
+solved anew and tried, each alone on the unedited model; with --joint all are solved as one.
 """
 
 from __future__ import annotations
@@ -144,6 +144,19 @@ class Study:
         return {"rows": rows, "drift": drifts}
 
     @torch.no_grad()
+    def joint(self, moment: SecondMoment | None) -> dict[str, Any]:
+        """All records solved as one and written together."""
+        constraints = [found.constraint(self.hparams.variant) for found in self.found]
+        updates = solve_updates(self.projection, constraints, moment)
+        total = sum(update.dense() for update in updates)
+        before = self.projection.weight.clone()
+        self.projection.weight.add_(total)
+        rows, drift = self.judge.now(), self.drift.measure(self.model)
+        self.projection.weight.copy_(before)
+        norm = float(total.norm() / before.norm())
+        return {"rows": [{**row, "norm": norm, "refused": False} for row in rows], **drift}
+
+    @torch.no_grad()
     def _keys(self, documents: Iterator[list[int]], count: int) -> torch.Tensor:
         """The first keys of documents, [count, d_key] or fewer."""
         kept: list[torch.Tensor] = []
@@ -191,6 +204,7 @@ def main() -> None:
     parser.add_argument("--layer", type=int, required=True)
     parser.add_argument("--records", type=int, default=100)
     parser.add_argument("--work", type=Path, required=True, help="where found values are kept")
+    parser.add_argument("--joint", action="store_true", help="all records solved as one")
     parser.add_argument("--sources", nargs="*", help="of the text, by name; default: all")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
@@ -200,11 +214,17 @@ def main() -> None:
     print("unedited", means(unedited), flush=True)
     for source, size, shrinkage, moment in study.moments():
         began = time.perf_counter()
-        made = study.cell(shrinkage, moment)
-        rows, figures = made["rows"], means([r for r in made["rows"] if not r["refused"]])
-        if base is None:
-            base = rows
-        figures["drift"] = sum(made["drift"]) / len(made["drift"]) if made["drift"] else None
+        if args.joint:
+            if shrinkage not in (0, "auto"):
+                continue
+            made = study.joint(moment)
+            rows = made.pop("rows")
+            figures = {**means(rows), **made}
+        else:
+            made = study.cell(shrinkage, moment)
+            rows, figures = made["rows"], means([r for r in made["rows"] if not r["refused"]])
+            figures["drift"] = sum(made["drift"]) / len(made["drift"]) if made["drift"] else None
+        base = base or rows
         cell = {"source": source, "keys_per_dim": size, "shrinkage": shrinkage, **figures}
         cell["ridge"] = None if moment is None else moment.ridge()
         for name in ("NS", "PS", "unchanged"):
