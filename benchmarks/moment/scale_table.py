@@ -10,14 +10,13 @@ import json
 from dataclasses import dataclass
 
 from benchmarks.support.results import RESULTS
+from rome_fast.moment.collect.collection import ENOUGH_KEYS
 
-KEYS_PER_DIM = 32
 # H100 SXM, dense, TFLOP/s; the share of it that is assumed to be reached.
 FORWARD = 989e12 * 0.4  # bfloat16
 ADD = 67e12 * 0.6  # float32 outside of tensor cores, both triangles
 FACTOR = 67e12 * 0.3  # float64
 REDUCE = 50e9  # bytes per second of an all-reduce between machines
-CHECKS = 8
 
 
 @dataclass(frozen=True)
@@ -50,10 +49,10 @@ SHAPES = [
 
 def seconds_on_gpus(shape: Shape, gpus: int) -> float:
     """Forward and sum shared, factorisation and reduction not."""
-    d, tokens = shape.d_key, KEYS_PER_DIM * shape.d_key
+    d, tokens = shape.d_key, ENOUGH_KEYS * shape.d_key
     shared = tokens * (shape.flop_per_token / FORWARD + 2 * d * d / ADD)
-    alone = CHECKS * d**3 / 3 / FACTOR
-    reduce = 0 if gpus == 1 else CHECKS * 2 * 4 * d * d / REDUCE
+    alone = d**3 / 3 / FACTOR
+    reduce = 0 if gpus == 1 else 2 * 4 * d * d / REDUCE
     return shared / gpus + alone + reduce
 
 
@@ -78,17 +77,17 @@ def main() -> None:
     for s in SHAPES:
         d = s.d_key
         print(
-            f"| {s.name}, layer {s.layer} | {d:,} | {KEYS_PER_DIM * d / 1e6:.1f} M "
+            f"| {s.name}, layer {s.layer} | {d:,} | {ENOUGH_KEYS * d / 1e3:.0f} k "
             f"| {s.flop_per_token / 1e9:.1f}, {d * d / 1e9:.2f} "
             f"| {4 * d * d / 1e9:.2f} GB | {16 * d * d / 1e9:.1f} GB |"
         )
     print("\n| model | two CPU cores | 1 GPU | 8 GPUs | 64 GPUs |")
     print("|---|---|---|---|---|")
     for s in SHAPES:
-        tokens = KEYS_PER_DIM * s.d_key
+        tokens = ENOUGH_KEYS * s.d_key
         cpu = tokens * (s.flop_per_token / forward + s.d_key**2 / add)
         gpus = " | ".join(f"{seconds_on_gpus(s, n):.1f} s" for n in (1, 8, 64))
-        print(f"| {s.name} | {cpu / 3600:.1f} h | {gpus} |")
+        print(f"| {s.name} | {cpu / 60:.0f} min | {gpus} |")
     print(f"\nCPU: forward {forward / 1e9:.0f} GFLOP/s, sum {add / 1e9:.0f} GFLOP/s.")
 
 
