@@ -117,7 +117,7 @@ class Editor:
             self.context_templates = check_context_templates(context_templates)
         self.timings.lap("contexts")
         if self._is_derived:
-            self._leave_the_sink(requests)
+            self._leave_the_sink(requests, context_templates is None)
         if second_moment is None and not hparams.mom2_adjustment:
             second_moment = "identity"
             self.notes.append(
@@ -134,12 +134,15 @@ class Editor:
             )
         self.timings.lap("second moment")
 
-    def _leave_the_sink(self, requests: Sequence[EditRequest]) -> None:
+    def _leave_the_sink(self, requests: Sequence[EditRequest], are_sampled: bool) -> None:
         """Go down to a layer in which the keys of first tokens are their own, if they are all."""
         layer = sink.deepest_own_key(self.spec, self._encoded(requests), self.hparams.layer)
         if layer != self.hparams.layer:
             self.notes = [sink.moved(self.hparams.layer, layer)]
             self._take(defaults_for(self.spec, layer)[0])
+            if are_sampled:
+                self.context_templates = sink.more_of_the_prompt(self.context_templates)
+                self._tokens = {}
 
     def edit(self, requests: Sequence[EditRequest], strict: bool) -> list[EditResult]:
         """Edit a window of requests, all searched on the present weights and solved together.

@@ -50,6 +50,12 @@ def test_other_subjects_stay_where_they_are(toy, monkeypatch):
     assert sink.deepest_own_key(spec, [], 3) == 3
 
 
+def test_the_prompt_is_a_third_of_the_contexts():
+    others = [f"Text {i}. {{}}" for i in range(20)]
+    assert sink.more_of_the_prompt(["{}", *others]) == ["{}"] * 5 + others[::2]
+    assert sink.more_of_the_prompt(["{}"]) == ["{}"]
+
+
 def test_an_edit_moves_and_says_so(toy, monkeypatch):
     model, tok, _ = toy
     agreements(monkeypatch, [0.9, 0.9, 0.1, 0.1])
