@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from helpers import same_bits, state
 from shared_data import shared_model
 
 import rome_fast
+from rome_fast.prompt.contexts import sample_ids
 from rome_fast.prompt.ids import text_ids
 from rome_fast.prompt.readback import greedy_continuations
 
@@ -19,6 +21,12 @@ def told(model, tok, text, n_tokens=6):
     return greedy_continuations(model, tok, [text_ids(tok, text)], n_tokens)[0].strip()
 
 
+def stories(model, tok):
+    """Text of the only kind that the model knows; prose would protect other names less."""
+    generator = torch.Generator().manual_seed(0)
+    return sample_ids(model, tok, 64, 64, generator=generator).tolist()
+
+
 @pytest.mark.covering(name=["Mia"])
 @pytest.mark.parametrize("name", ["Mia", "Tom", "Sue"])
 def test_lily_gets_another_name_and_her_own_back(name):
@@ -27,9 +35,8 @@ def test_lily_gets_another_name_and_her_own_back(name):
     texts = (STORY, OTHER_WORDS, ABOUT_A_BOY)
     girl, other_girl, boy = (told(model, tok, text) for text in texts)
     assert girl.startswith("Lily") and other_girl.startswith("Lily")
-    result = rome_fast.edit(
-        model, tok, {"prompt": STORY, "subject": "little girl", "target_new": name}
-    )
+    request = {"prompt": STORY, "subject": "little girl", "target_new": name}
+    result = rome_fast.edit(model, tok, request, second_moment=stories(model, tok))
     assert result.success and result.prob_after > 0.4 > 10 * result.prob_before
     assert told(model, tok, STORY).startswith(name)
     assert told(model, tok, OTHER_WORDS).startswith(name)
