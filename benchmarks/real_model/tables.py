@@ -6,7 +6,9 @@ from benchmarks.support.tables import Columns, read, table
 
 KEYS: Columns = {
     "keys / d": lambda r: f"{r['keys_per_dim']}" if r["keys_per_dim"] else "",
-    "ridge": lambda r: "" if r["ridge"] is None else f"{r['ridge']:.2g}",
+    "ridge": lambda r: (
+        "" if r["ridge"] is None else ("auto, " * (r["shrinkage"] == "auto") + f"{r['ridge']:.2g}")
+    ),
     "rewrite": lambda r: f"{100 * r['ES']:.0f}",
     "paraphrase": lambda r: f"{100 * r['PS']:.0f}",
     "neighbours": lambda r: f"{100 * r['NS']:.1f}",

@@ -88,7 +88,7 @@ def edit(
                     journal, loaded, tok, parsed, chosen, together, options
                 )
         if requests is None:
-            console.print(str(results[0]), markup=False)
+            console.print(str(results[0]), markup=False, soft_wrap=True)
             failed = not results[0].success
         else:
             failed = bool(n_refused) | (print_all(loaded, tok, rows) if rows else False)
