@@ -27,7 +27,7 @@ from benchmarks.support.results import write
 from rome_fast.bench.setting import setting
 from rome_fast.hparams import VARIANTS
 from rome_fast.model.spec import ModelSpec
-from rome_fast.moment import collect
+from rome_fast.moment.collect.resolve import resolve_second_moment
 from rome_fast.prompt.contexts import sample_context_templates
 from rome_fast.prompt.encode import TokenizedEdit, encode
 from rome_fast.prompt.readback import greedy_continuations
@@ -51,7 +51,7 @@ class Started:
     @classmethod
     def on(cls, bench: Bench, tokens: TokenizedEdit) -> Started:
         batch = EditBatch.of([tokens])
-        first = run_first_pass(ModelSpec.of(bench.model), bench.projection, batch)
+        first = run_first_pass(bench.spec, bench.projection, batch)
         return cls(batch, first, mean_keys(bench.projection, batch, first)[0])
 
 
@@ -62,9 +62,10 @@ class Bench:
         self.model, self.tok, self.facts = rome_fast.demo.load()
         self.hparams = rome_fast.RomeHparams.for_model(self.model).replace(**hparams)
         self.model.requires_grad_(False)
-        self.projection = ModelSpec.of(self.model).down_projection(self.hparams.layer)
-        self.moment = collect.resolve_second_moment(
-            second_moment, self.model, self.tok, self.projection, torch.float32
+        self.spec = ModelSpec.of(self.model)
+        self.projection = self.spec.down_projection(self.hparams.layer)
+        self.moment = resolve_second_moment(
+            second_moment, self.spec, self.tok, self.projection, torch.float32
         )
         self.contexts = sample_context_templates(
             self.model, self.tok, self.hparams.context_template_length_params
@@ -118,7 +119,7 @@ class Bench:
         hparams = self.hparams.replace(variant=variant)
         value_init = started.keys.value_init[None]
         [value] = optimize_values(
-            self.model, self.projection, started.batch, started.first, value_init, hparams
+            self.spec, self.projection, started.batch, started.first, value_init, hparams
         )
         return value, time.perf_counter() - begin
 

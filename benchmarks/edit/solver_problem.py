@@ -15,7 +15,7 @@ import rome_fast
 from benchmarks.edit.solver_candidates import Ball, Evaluation
 from rome_fast.model.activations import read_activations
 from rome_fast.model.spec import ModelSpec
-from rome_fast.moment import collect
+from rome_fast.moment.collect.resolve import resolve_second_moment
 from rome_fast.prompt.contexts import sample_context_templates
 from rome_fast.prompt.encode import TokenizedEdit, encode
 from rome_fast.prompt.readback import greedy_continuations
@@ -31,10 +31,9 @@ class Bench:
     def __init__(self, model: Any, tok: Any) -> None:
         self.model, self.tok = model.eval().requires_grad_(False), tok
         self.hparams = rome_fast.RomeHparams.for_model(model)
-        self.projection = ModelSpec.of(model).down_projection(self.hparams.layer)
-        self.moment = collect.resolve_second_moment(
-            None, model, tok, self.projection, torch.float32
-        )
+        spec = ModelSpec.of(model)
+        self.projection = spec.down_projection(self.hparams.layer)
+        self.moment = resolve_second_moment(None, spec, tok, self.projection, torch.float32)
         self.contexts = sample_context_templates(
             model, tok, self.hparams.context_template_length_params
         )
