@@ -48,7 +48,7 @@ def more_of_the_prompt(templates: Sequence[str]) -> list[str]:
     """Half of the sampled contexts, and the bare prompt half as often as those.
 
     A sink's key is another one than in contexts, also where it is the token's own: one row of 21 is
-    too few for it (of 20 such edits 13 did not take; with these contexts all do).
+    too few for it: with that, many such edits did not take.
     """
     others = [template for template in templates if template != SLOT][::2]
     return [SLOT] * max(1, len(others) // 2) + others
