@@ -136,6 +136,9 @@ class Editor:
 
     def _leave_the_sink(self, requests: Sequence[EditRequest], are_sampled: bool) -> None:
         """Go down to a layer in which the keys of first tokens are their own, if they are all."""
+        # Most calls end here: only the first of their requests is encoded before its window.
+        if not any(map(sink.opens_its_text, self._encoded(requests[:1]))):
+            return
         layer = sink.deepest_own_key(self.spec, self._encoded(requests), self.hparams.layer)
         if layer != self.hparams.layer:
             self.notes = [sink.moved(self.hparams.layer, layer)]

@@ -87,7 +87,7 @@ def main() -> None:
     facts = [EIFFEL_TOWER, *with_neighbours(known_facts())]
     numbered = [{**fact, "case_id": number} for number, fact in enumerate(facts)]
     lines = ",\n".join(json.dumps(fact, ensure_ascii=False) for fact in numbered)
-    (DEMO / smollm2.FACTS).write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+    (DEMO / "smollm2_facts.json").write_text(f"[\n{lines}\n]\n", encoding="utf-8")
     print(f"{len(numbered)} facts")
 
 

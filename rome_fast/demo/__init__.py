@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 __all__ = ["DemoFact", "NeighborhoodPrompt", "load", "load_facts", "model_path"]
 
 _HERE = Path(__file__).parent
-NAMES = ("toy", "smollm2")
+_FACTS = {"toy": "facts.json", "smollm2": "smollm2_facts.json"}
+NAMES = tuple(_FACTS)
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,7 @@ def model_path() -> Path:
 
 def load_facts(name: str = "toy") -> list[DemoFact]:
     """Every fact that the model knows, in the order of ``case_id``."""
-    file = "facts.json" if _checked(name) == "toy" else "smollm2_facts.json"
-    records = json.loads((_HERE / file).read_text(encoding="utf-8"))
+    records = json.loads((_HERE / _FACTS[_checked(name)]).read_text(encoding="utf-8"))
     return [_fact(record) for record in records]
 
 

