@@ -37,7 +37,6 @@ from rome_fast.moment.collect.forward import KeyReader
 from rome_fast.moment.collect.ordinary import ORDINARY_TEXT
 from rome_fast.moment.collect.packing import pack_rows
 from rome_fast.moment.second_moment import SecondMoment
-from rome_fast.prompt.contexts import sample_ids
 from rome_fast.update.joint import solve_updates
 
 PER_DIM = (1, 2, 4, 8, 16, 64)
@@ -169,30 +168,25 @@ class Study:
         return iter(Corpus(texts, self.tok, embedding_rows(self.model)))
 
     def _sampled(self, start: str, length: int) -> Iterator[list[int]]:
-        generator = torch.Generator().manual_seed(0)
+        torch.manual_seed(0)
         firsts = {"bos": self.tok.bos_token_id, "end": 0, "any": None}
         while True:
             first = firsts[start]
-            given = None if first is None else torch.full((64, 1), first)
-            if given is None:
-                given = torch.randint(
-                    len(self.tok.all_special_ids), len(self.tok), (64, 1), generator=generator
-                )
-            drawn = _continued(self, given, length, generator)
-            yield from drawn.tolist()
-
-
-def _continued(
-    study: Study, firsts: torch.Tensor, length: int, generator: torch.Generator
-) -> torch.Tensor:
-    """Rows that begin with the given tokens, which are kept unless they are special."""
-    special = set(study.tok.all_special_ids) | {0}
-    drawn = sample_ids(
-        study.model, study.tok, len(firsts), length, generator=generator, first=firsts
-    )
-    if int(firsts[0, 0]) in special:
-        return drawn
-    return torch.cat([firsts, drawn[:, :-1]], dim=1)
+            if first is None:
+                low, high = len(self.tok.all_special_ids), len(self.tok)
+                given = torch.randint(low, high, (64, 1))
+            else:
+                given = torch.full((64, 1), first)
+            drawn = self.model.generate(
+                given,
+                attention_mask=torch.ones_like(given),
+                max_new_tokens=length - (first is None),
+                suppress_tokens=self.tok.all_special_ids,
+                do_sample=True,
+                top_k=0,
+            )
+            # What a text begins with is no text.
+            yield from drawn[:, first is not None :].tolist()
 
 
 def _lines(path: Path) -> list[str]:

@@ -76,18 +76,15 @@ def sample_ids(
     *,
     generator: torch.Generator,
     top_k: int | None = None,
-    first: Tensor | None = None,
 ) -> Tensor:
     """Sample from the model, int64 [n_rows, n_tokens] on the CPU, without the start token.
-
-    ``first`` [n_rows, 1] are the tokens to start from; None: the tokenizer's own start.
 
     Special tokens are never drawn, so no row ends early. The generator lives on the CPU: equal
     seeds draw alike on every device that computes the same logits.
     """
     device = input_device(model)
     special = [i for i in tok.all_special_ids if i < embedding_rows(model)]
-    first = torch.full((n_rows, 1), start_token(tok)) if first is None else first
+    first = torch.full((n_rows, 1), start_token(tok))
     last = first.to(device)
     drawn: list[Tensor] = []
     cache = None
@@ -101,7 +98,7 @@ def sample_ids(
         cache = out.past_key_values
         logits = out.logits[:, -1].float().cpu()
         if not torch.isfinite(logits).all():
-            so_far = torch.cat([first.cpu(), *drawn], dim=1)
+            so_far = torch.cat([first, *drawn], dim=1)
             again = partial(logits_at, model, so_far.tolist(), [(0, 0)])
             raise NonFiniteError(
                 "the model's logits are NaN or infinite while sampling from it: "

@@ -51,14 +51,3 @@ def test_top_k_draws_only_the_likeliest(gpt2):
         logits = model(input_ids=torch.tensor([[tok.bos_token_id]])).logits[0, -1]
     logits[tok.all_special_ids] = float("-inf")
     assert set(drawn.flatten().tolist()) <= set(logits.topk(5).indices.tolist())
-
-
-def test_samples_may_go_on_from_given_tokens(gpt2):
-    model, tok = gpt2
-    first, generator = torch.tensor([[5], [70], [9]]), torch.Generator().manual_seed(0)
-    drawn = sample_ids(model, tok, 3, 2, generator=generator, top_k=1, first=first)
-    assert drawn.shape == (3, 2)
-    with torch.no_grad():
-        logits = model(input_ids=torch.cat([first, drawn], dim=1)).logits[:, :-1]
-    logits[..., tok.all_special_ids] = float("-inf")
-    assert torch.equal(drawn, logits.argmax(-1))
