@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
+from rome_fast.errors import RevertError
 from rome_fast.prompt.request import EditRequest
 
 if TYPE_CHECKING:
@@ -69,6 +70,16 @@ class Undo(Protocol):
     """Reverts an edit."""
 
     def revert(self) -> None: ...
+
+
+class _OfTheOriginal:
+    """The undo of a copied result: the weight is the original's."""
+
+    def revert(self) -> None:
+        raise RevertError(
+            "this result is a copy or comes from a pickle, and holds no weight to put back: revert "
+            "the result that the edit returned"
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,9 +151,14 @@ class EditResult:
         Edits of one weight are undone in reverse order.
 
         Raises:
-            RevertError: the weight was changed after this edit, or the edit is already undone.
+            RevertError: the weight was changed after this edit, the edit is already undone, or
+                this result is a copy.
         """
         self._undo.revert()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Of copies and pickles: a copied undo would put back a copy of the weight."""
+        return {**self.__dict__, "_undo": _OfTheOriginal()}
 
     def __str__(self) -> str:
         phase, most = max(self.seconds.items(), key=lambda item: item[1])

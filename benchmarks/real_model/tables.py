@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from benchmarks.support.tables import Columns, read, table
 
 KEYS: Columns = {
@@ -29,6 +31,50 @@ FIRST: Columns = {
     "norm": lambda r: f"{r['norm']:.3f}",
 }
 
+SCORES: Columns = {
+    "rewrite": lambda r: f"{100 * r['ES']:.1f}",
+    "paraphrase": lambda r: f"{100 * r['PS']:.1f}",
+    "neighbours": lambda r: f"{100 * r['NS']:.1f}",
+    "unchanged": lambda r: f"{100 * r['unchanged']:.1f}",
+}
+DEFAULTS: Columns = {
+    "n": lambda r: f"{r['records']}",
+    **SCORES,
+    "paraphrase + neighbours": lambda r: f"{100 * (r['PS'] + r['NS']):.1f}",
+    "norm": lambda r: f"{r['norm']:.3f}",
+    "steps": lambda r: f"{r['steps']:.0f}",
+}
+PAIRED = ("PS", "NS", "unchanged")
+CHANGES: Columns = {
+    **DEFAULTS,
+    **{
+        f"{name} beyond the base": lambda r, name=name: (
+            "{:+.1f} to {:+.1f}".format(*(100 * x for x in r[f"{name}_beyond_base"]))
+            if f"{name}_beyond_base" in r
+            else ""
+        )
+        for name in PAIRED
+    },
+}
+SEQUENCE: Columns = {
+    **SCORES,
+    "perplexity": lambda r: f"{r.get('perplexity', 1):.3f}",
+    "drift, KL": lambda r: f"{r.get('kl', 0):.3f}",
+    "norm": lambda r: f"{r.get('norm', 0):.2f}",
+    "s an edit": lambda r: f"{r['seconds']:.1f}" if "seconds" in r else "",
+}
+EDITED: Columns = {
+    **SCORES,
+    "magnitude": lambda r: " / ".join(
+        f"{100 * r[f'{name}_magnitude']:.0f}" for name in ("ES", "PS", "NS")
+    ),
+    "greedy": lambda r: " / ".join(
+        f"{100 * r[f'{name}_greedy']:.0f}" for name in ("ES", "PS", "NS")
+    ),
+    "answer is the target": lambda r: f"{100 * r['says']:.0f}",
+    "norm, median": lambda r: f"{r['norm']:.3f}" if "norm" in r else "",
+}
+
 
 def keys_table(layer: int) -> list[str]:
     """Every second moment of the study, the unedited model's neighbours in the head."""
@@ -40,3 +86,38 @@ def keys_table(layer: int) -> list[str]:
 def first_tokens_table() -> list[str]:
     summary = read("real-model-first-tokens")["summary"]
     return table("subjects that open the prompt", FIRST, list(summary.items()))
+
+
+def layers_table() -> list[str]:
+    """Every layer that was tried, with the derived settings."""
+    cells = [cell for cell in read("real-model-defaults")["cells"] if not cell["change"]]
+    return table("layer", DEFAULTS, [(str(cell["layer"]), cell) for cell in cells])
+
+
+def changes_table() -> list[str]:
+    """Every change of the derived settings, beside them."""
+    cells = [cell for cell in read("real-model-defaults")["cells"] if cell["change"]]
+    rows = [(f"{cell['layer']}, `{json.dumps(cell['change'])}`", cell) for cell in cells]
+    return table("layer, change", CHANGES, rows)
+
+
+def sequence_table() -> list[str]:
+    report = read("real-model-sequence")
+    rows = [("unedited", report["unedited"]), *report["ways"].items()]
+    return table(f"after {report['records']} edits", SEQUENCE, rows)
+
+
+def counterfact_tables() -> tuple[list[str], list[str]]:
+    """This library's variants; and what others made of the first of the same records."""
+    report = read("real-model-counterfact")
+    shown = {
+        name: {"seconds": lambda r: f"{r['seconds']:.1f}" if "seconds" in r else "", **EDITED}
+        if name == "beside"
+        else EDITED
+        for name in ("variants", "beside")
+    }
+    made = []
+    for name, columns in shown.items():
+        rows = list(report[name].items())
+        made.append(table(f"{rows[0][1]['n']} records", columns, rows) if rows else [])
+    return made[0], made[1]

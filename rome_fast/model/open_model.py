@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from rome_fast import ops
+from rome_fast.errors import UnsupportedModelError
 from rome_fast.model.owner import check_free, locked
 from rome_fast.model.spec import DownProjection, ModelSpec
 from rome_fast.model.wrappers import adapter_notes, eager
@@ -76,12 +77,20 @@ class EditSite:
         """Find a layer's down-projection and check it; no later step checks it again.
 
         Raises:
-            HparamsError, UnsupportedModelError, NonFiniteError: as ``ModelSpec.down_projection``.
+            HparamsError, UnsupportedModelError, NonFiniteError: as ``ModelSpec.down_projection``;
+                or other layers share the weight.
             SessionError: an open Session edits the weight.
             BackendUnavailableError: the requested backend is not available.
         """
         projection = spec.down_projection(layer, shared_expert)
         weight = projection.weight
+        sharers = [i for i in spec.layers_of(weight) if i != layer]
+        if sharers:
+            raise UnsupportedModelError(
+                f"{projection.name}.weight is also the matrix of layer "
+                f"{', '.join(map(str, sharers))}, which an edit would change too: give layer "
+                f"{layer} a Parameter of its own, a clone, before editing it"
+            )
         check_free(weight, f"{projection.name}.weight")
         notes = adapter_notes(spec.modules.values(), weight)
         if weight.dtype == torch.float16 and weight.device.type == "cpu":

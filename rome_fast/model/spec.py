@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from rome_fast.errors import HparamsError, TokenizerMismatchError, UnsupportedModelError
-from rome_fast.model.structure import down_projections, find_blocks, routed_experts
+from rome_fast.model.structure import down_projections, find_blocks, is_conv1d, routed_experts
 from rome_fast.model.weights import check_weight
 from rome_fast.model.wrappers import base_modules, inner, plain_name, unwrapped
 
@@ -96,7 +96,8 @@ class ModelSpec:
         d_model = getattr(text_config(model), "hidden_size", None)
         if d_model is None:
             raise UnsupportedModelError(f"the configuration of {kind} has no hidden_size")
-        blocks = tuple(map(inner, found.children()))
+        # children() would leave out a block that stands in a second place.
+        blocks = tuple(map(inner, found))
         return cls(model, name, blocks, int(d_model), dict(model.named_modules()))
 
     @property
@@ -119,6 +120,11 @@ class ModelSpec:
         path = re.compile(rf"{re.escape(self.blocks_name)}\.(\d+)\.")
         found = {name: path.match(plain_name(name)) for name in self.parameters}
         return {name: match and int(match[1]) for name, match in found.items()}
+
+    def layers_of(self, weight: Tensor) -> list[int]:
+        """The layers that hold a matrix; several where they share it, or are one module."""
+        blocks = enumerate(self.blocks)
+        return [i for i, block in blocks if any(p is weight for p in block.parameters())]
 
     def _tensors(self, kind: str) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
@@ -154,7 +160,7 @@ class ModelSpec:
                 f"0 to {self.n_layers - 1}"
             )
         name, module = self._only_projection(layer, shared_expert)
-        layout = "in_out" if type(module).__name__ == "Conv1D" else "out_in"
+        layout = "in_out" if is_conv1d(module) else "out_in"
         projection = DownProjection(f"{self.blocks_name}.{layer}.{name}", module, layer, layout)
         check_weight(f"{projection.name}.weight", module, self.model)
         return projection

@@ -26,7 +26,7 @@ _EXPERTS = re.compile(r"(^|\.)(experts|router)($|\.)")
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
-def find_blocks(model: PreTrainedModel) -> tuple[str, nn.Module]:
+def find_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     """(path, list) of the text decoder's blocks.
 
     That is the list nearest to the token embedding in the module tree; of equally near ones, the
@@ -56,13 +56,19 @@ def find_blocks(model: PreTrainedModel) -> tuple[str, nn.Module]:
     return name, lists[name]
 
 
+def is_conv1d(module: nn.Module) -> bool:
+    """Whether it is GPT-2's Conv1D, which keeps its matrix as [inputs, outputs]."""
+    # Parametrised modules are of a class that torch derives.
+    return any(kind.__name__ == "Conv1D" for kind in type(module).__mro__)
+
+
 def sizes(module: nn.Module) -> tuple[int, int] | None:
     """(inputs, outputs) of a linear map, however its weight is stored; None for other modules.
 
     The shape of a quantised weight is not that of its matrix.
     """
     weight = getattr(module, "weight", None)
-    if type(module).__name__ == "Conv1D" and isinstance(weight, torch.Tensor):
+    if is_conv1d(module) and isinstance(weight, torch.Tensor):
         return int(weight.shape[0]), int(weight.shape[1])
     n_in, n_out = (getattr(module, name, None) for name in ("in_features", "out_features"))
     return (n_in, n_out) if isinstance(n_in, int) and isinstance(n_out, int) else None

@@ -6,12 +6,19 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 from rome_fast.errors import NonFiniteError, QuantizedWeightError, UnsupportedModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+# Modules of torch whose hooks write the weight before each forward, and how to be rid of them.
+_CURES = {
+    "torch.nn.utils.prune": "torch.nn.utils.prune.remove(module, 'weight')",
+    "torch.nn.utils.weight_norm": "torch.nn.utils.remove_weight_norm(module)",
+    "torch.nn.utils.spectral_norm": "torch.nn.utils.remove_spectral_norm(module)",
+}
 _EDITABLE = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -20,7 +27,8 @@ def check_weight(name: str, module: nn.Module, model: PreTrainedModel) -> None:
 
     Raises:
         QuantizedWeightError: it is quantised.
-        UnsupportedModelError: it is offloaded, sharded or made under inference mode.
+        UnsupportedModelError: it is offloaded, sharded, made under inference mode, or rebuilt from
+            others at each forward.
         NonFiniteError: it holds NaN or infinity.
     """
     method = _quantisation(module, model)
@@ -29,6 +37,12 @@ def check_weight(name: str, module: nn.Module, model: PreTrainedModel) -> None:
             f"{name} is quantised ({method}) and cannot be edited in place: edit the same model "
             "in bfloat16 or float32 (loaded so, or model.dequantize()) in a rome_fast.Session, "
             "write session.log.to_lora(path), and load that adapter on this model with PEFT"
+        )
+    cure = _cure_of_rebuilt(module)
+    if cure is not None:
+        raise UnsupportedModelError(
+            f"{name} is computed from other tensors at each forward, where an edit of it would be "
+            f"lost: call {cure} first, with its module"
         )
     weight = module.weight
     assert isinstance(weight, torch.Tensor)
@@ -50,6 +64,16 @@ def check_weight(name: str, module: nn.Module, model: PreTrainedModel) -> None:
         raise UnsupportedModelError(f"{name} is a {type(weight).__name__}, not a plain Parameter")
     if not torch.isfinite(weight).all():
         raise NonFiniteError(f"{name} already holds NaN or infinity: the model is damaged")
+
+
+def _cure_of_rebuilt(module: nn.Module) -> str | None:
+    """What makes the weight a parameter again; None where it is one."""
+    if parametrize.is_parametrized(module, "weight"):
+        return "torch.nn.utils.parametrize.remove_parametrizations(module, 'weight')"
+    if "weight" in module._parameters:
+        return None
+    hooks = (type(hook).__module__ for hook in module._forward_pre_hooks.values())
+    return next((_CURES[origin] for origin in hooks if origin in _CURES), None)
 
 
 def _quantisation(module: nn.Module, model: PreTrainedModel) -> str | None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 import torch
 from helpers import CONTEXTS, REQUEST, same_bits, state
@@ -128,6 +131,21 @@ def test_revert_sees_a_replaced_parameter(gpt2, settings):
     projection.weight = torch.nn.Parameter(projection.weight.detach().clone())
     with pytest.raises(RevertError, match=r"c_proj\.weight was replaced or cast"):
         result.revert()
+
+
+def test_a_copied_result_does_not_pretend_to_revert(gpt2, settings):
+    model, tok = gpt2
+    before = state(model)
+    result = rome_fast.edit(model, tok, REQUEST, **settings)
+    pickled = pickle.dumps(result)
+    weight = model.get_parameter(result.weight_name)
+    assert len(pickled) < weight.nbytes
+    for other in (pickle.loads(pickled), copy.copy(result), copy.deepcopy(result)):
+        assert str(other) == str(result)
+        with pytest.raises(RevertError, match="is a copy"):
+            other.revert()
+    result.revert()
+    assert same_bits(model, before)
 
 
 def test_edit_works_under_inference_mode(gpt2, settings):
