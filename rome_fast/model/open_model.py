@@ -17,6 +17,7 @@ from rome_fast import ops
 from rome_fast.errors import UnsupportedModelError
 from rome_fast.model.owner import check_free, locked
 from rome_fast.model.spec import DownProjection, ModelSpec
+from rome_fast.model.weights import check_not_inference
 from rome_fast.model.wrappers import adapter_notes, eager
 
 if TYPE_CHECKING:
@@ -41,10 +42,18 @@ def open_model(model: PreTrainedModel) -> Iterator[ModelSpec]:
 
 @contextmanager
 def frozen(spec: ModelSpec) -> Iterator[None]:
-    """While open: evaluation mode, no gradients to parameters, no compiled code. Undone after."""
+    """While open: evaluation mode, no gradients to parameters, no compiled code. Undone after.
+
+    Raises:
+        UnsupportedModelError: a parameter that wants gradients was made under inference mode, where
+            they could not be asked for again.
+    """
     modules = list(spec.modules.values())
     training = [module for module in modules if module.training]
-    trainable = [p for p in spec.parameters.values() if p.requires_grad]
+    wanting = {name: p for name, p in spec.parameters.items() if p.requires_grad}
+    for name, parameter in wanting.items():
+        check_not_inference(name, parameter)
+    trainable = list(wanting.values())
     for module in training:
         module.training = False
     for parameter in trainable:

@@ -62,7 +62,8 @@ class ModelSpec:
         model: the transformers model, without what torch.compile or PEFT put around it.
         blocks_name: path of the list of blocks in it.
         d_model: width of the residual stream.
-        modules: all of its modules by path, an adapter's included.
+        modules: all of its modules by path, an adapter's included; one that stands in several
+            places under each of its paths.
     """
 
     model: PreTrainedModel
@@ -98,7 +99,9 @@ class ModelSpec:
             raise UnsupportedModelError(f"the configuration of {kind} has no hidden_size")
         # children() would leave out a block that stands in a second place.
         blocks = tuple(map(inner, found))
-        return cls(model, name, blocks, int(d_model), dict(model.named_modules()))
+        return cls(
+            model, name, blocks, int(d_model), dict(model.named_modules(remove_duplicate=False))
+        )
 
     @property
     def n_layers(self) -> int:
@@ -117,14 +120,21 @@ class ModelSpec:
     @cached_property
     def block_of(self) -> dict[str, int | None]:
         """The block that each parameter lies in; None for those outside all blocks."""
-        path = re.compile(rf"{re.escape(self.blocks_name)}\.(\d+)\.")
-        found = {name: path.match(plain_name(name)) for name in self.parameters}
+        found = {name: self._in_block.match(plain_name(name)) for name in self.parameters}
         return {name: match and int(match[1]) for name, match in found.items()}
 
     def layers_of(self, weight: Tensor) -> list[int]:
-        """The layers that hold a matrix; several where they share it, or are one module."""
-        blocks = enumerate(self.blocks)
-        return [i for i, block in blocks if any(p is weight for p in block.parameters())]
+        """The layers that hold a matrix; several where they share it, or a module with it."""
+        holders = (
+            self._in_block.match(plain_name(name))
+            for name, module in self.modules.items()
+            if any(parameter is weight for parameter in module._parameters.values())
+        )
+        return [int(match[1]) for match in holders if match]
+
+    @cached_property
+    def _in_block(self) -> re.Pattern[str]:
+        return re.compile(rf"{re.escape(self.blocks_name)}\.(\d+)\.")
 
     def _tensors(self, kind: str) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}

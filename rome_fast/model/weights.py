@@ -50,10 +50,7 @@ def check_weight(name: str, module: nn.Module, model: PreTrainedModel) -> None:
         raise UnsupportedModelError(
             f"{name} is offloaded (meta device): load the model fully before editing"
         )
-    if weight.is_inference():
-        raise UnsupportedModelError(
-            f"{name} was made under torch.inference_mode(): load the model outside of it"
-        )
+    check_not_inference(name, weight)
     if hasattr(weight, "placements"):
         how = ", ".join(map(repr, weight.placements))
         raise UnsupportedModelError(
@@ -64,6 +61,14 @@ def check_weight(name: str, module: nn.Module, model: PreTrainedModel) -> None:
         raise UnsupportedModelError(f"{name} is a {type(weight).__name__}, not a plain Parameter")
     if not torch.isfinite(weight).all():
         raise NonFiniteError(f"{name} already holds NaN or infinity: the model is damaged")
+
+
+def check_not_inference(name: str, weight: torch.Tensor) -> None:
+    """Raise UnsupportedModelError if a parameter was made under inference mode."""
+    if weight.is_inference():
+        raise UnsupportedModelError(
+            f"{name} was made under torch.inference_mode(): load the model outside of it"
+        )
 
 
 def _cure_of_rebuilt(module: nn.Module) -> str | None:

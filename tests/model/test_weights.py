@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 
 import pytest
@@ -90,10 +91,25 @@ def before_of(before, model, layer):
     return before[f"{name}.weight"]
 
 
-def test_a_block_that_stands_in_two_places_is_refused(tiny, settings):
+def test_a_model_made_under_inference_mode_is_refused_and_left_as_it_was(tiny, settings):
     model, tok = tiny
-    spec = ModelSpec.of(model)
-    blocks = model.get_submodule(spec.blocks_name)
-    blocks[2] = blocks[1]
+    model.train()
+    with torch.inference_mode():
+        made = copy.deepcopy(model)
+        with pytest.raises(UnsupportedModelError, match=r"made under torch.inference_mode\(\)"):
+            rome_fast.edit(made, tok, REQUEST, **settings)
+    assert all(module.training for module in made.modules())
+    assert all(parameter.requires_grad for parameter in made.parameters())
+    assert same_bits(made, state(model))
+
+
+@pytest.mark.parametrize("part", ["block", "mlp"])
+def test_a_module_that_stands_in_two_places_is_refused(tiny, settings, part):
+    model, tok = tiny
+    blocks = model.get_submodule(ModelSpec.of(model).blocks_name)
+    if part == "block":
+        blocks[2] = blocks[1]
+    else:
+        blocks[2].mlp = blocks[1].mlp
     with pytest.raises(UnsupportedModelError, match="also the matrix of layer 2"):
         rome_fast.edit(model, tok, REQUEST, **settings)
