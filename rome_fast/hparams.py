@@ -16,6 +16,7 @@ from rome_fast.errors import EditWarning, HparamsError
 from rome_fast.model.activations import typical_value_norm
 from rome_fast.model.open_model import frozen
 from rome_fast.model.spec import ModelSpec, text_config
+from rome_fast.text_files import not_utf8
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -149,14 +150,21 @@ def read_file(path: str | Path) -> dict[str, Any]:
 
     try:
         path = Path(path)
-        # JSON is YAML, so one reader serves both.
-        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise HparamsError(f"hparams: {str(path)!r} {not_utf8(Path(path), error)}") from error
     except (OSError, TypeError) as error:
         raise HparamsError(f"hparams: there is no file {str(path)!r} ({error})") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        where = getattr(error, "problem_mark", None)
-        line = f" (line {where.line + 1})" if where else ""
-        raise HparamsError(f"hparams: {str(path)!r} is neither JSON nor YAML{line}") from error
+    try:
+        fields = json.loads(text)
+    except ValueError:
+        # Most JSON is YAML too, but not all: YAML knows no tabs.
+        try:
+            fields = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            where = getattr(error, "problem_mark", None)
+            line = f" (line {where.line + 1})" if where else ""
+            raise HparamsError(f"hparams: {str(path)!r} is neither JSON nor YAML{line}") from error
     if not isinstance(fields, dict):
         raise HparamsError(f"hparams: {str(path)!r} must hold a mapping, got {fields!r:.80}")
     return fields

@@ -109,6 +109,19 @@ def test_broken_files(tmp_path, content, message):
         RomeHparams.from_file(tmp_path / "absent.json")
 
 
+def test_json_with_tabs_and_a_byte_order_mark(tmp_path):
+    path = tmp_path / "hparams.json"
+    path.write_text(json.dumps(KMENG, indent="\t"), encoding="utf-8-sig")
+    assert RomeHparams.from_file(path).layers == (17,)
+
+
+def test_a_file_of_another_encoding_is_named(tmp_path):
+    path = tmp_path / "hparams.yaml"
+    path.write_text(EASYEDIT, encoding="utf-16")
+    with pytest.raises(HparamsError, match="is UTF-16: save it as UTF-8"):
+        RomeHparams.from_file(path)
+
+
 @pytest.mark.parametrize(
     ("model_type", "n_layers", "width", "layer", "steps"),
     [

@@ -17,6 +17,7 @@ from rome_fast.cli.common import (
 from rome_fast.cli.records import FormatOption, LimitOption, SkipBadOption, read_records
 from rome_fast.errors import InvalidArgumentError
 from rome_fast.moment.collect.ranks import torchrun_group
+from rome_fast.text_files import not_utf8
 
 
 def evaluate(
@@ -112,7 +113,9 @@ def _lines(path: Path | None) -> list[str]:
     if path is None:
         return []
     try:
-        texts = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        texts = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise InvalidArgumentError(f"--held-texts {path} {not_utf8(path, error)}") from error
+    except OSError as error:
         raise InvalidArgumentError(f"--held-texts {path} cannot be read: {error}") from error
     return [text for text in texts if text.strip()]

@@ -20,6 +20,7 @@ from rome_fast.errors import (
 )
 from rome_fast.evaluate.formats import FORMATS, JSON_COLUMNS, Format, parse_record
 from rome_fast.evaluate.records import EditRecord
+from rome_fast.text_files import not_utf8
 from rome_fast.types import EditRequest
 
 # Reasons that one warning spells out.
@@ -175,7 +176,9 @@ def _from_file(path: Path) -> Iterator[_Item]:
         # A CSV from a spreadsheet may begin with a byte order mark; cells may hold line ends.
         with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
             yield from _READERS[suffix](file)
-    except (OSError, EOFError, zlib.error, UnicodeError, csv.Error) as error:
+    except UnicodeError as error:
+        raise InvalidArgumentError(f"source {path} {not_utf8(path, error)}") from error
+    except (OSError, EOFError, zlib.error, csv.Error) as error:
         raise InvalidArgumentError(f"source {path} cannot be read: {error}") from error
 
 

@@ -183,7 +183,10 @@ def test_unreadable_files(tmp_path, name, text, message):
 def test_file_that_is_not_utf8(tmp_path):
     path = tmp_path / "facts.csv"
     path.write_bytes("prompt,subject,target\n{} trinkt,Jörg,Tee\n".encode("latin-1"))
-    with pytest.raises(InvalidArgumentError, match="cannot be read: 'utf-8' codec"):
+    with pytest.raises(InvalidArgumentError, match=r"facts\.csv is not UTF-8: 'utf-8' codec"):
+        load_records(path)
+    path.write_bytes("prompt,subject,target\n".encode("utf-16"))
+    with pytest.raises(InvalidArgumentError, match=r"facts\.csv is UTF-16: save it as UTF-8"):
         load_records(path)
 
 

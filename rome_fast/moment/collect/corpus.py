@@ -18,6 +18,7 @@ import torch
 
 from rome_fast.errors import InvalidArgumentError
 from rome_fast.prompt.ids import all_text_ids
+from rome_fast.text_files import not_utf8
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -119,7 +120,7 @@ class Corpus:
                     yield line.decode("utf-8").strip()
                 except UnicodeDecodeError as error:
                     raise InvalidArgumentError(
-                        f"texts: {str(path)!r} is not UTF-8 in line {number}: {error}"
+                        f"texts: {str(path)!r}, line {number}, {not_utf8(path, error)}"
                     ) from error
 
     def _tokenized(self, chunk: list[tuple[int, Any]]) -> Iterator[tuple[int, list[int]]]:

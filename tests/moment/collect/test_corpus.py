@@ -52,7 +52,7 @@ def test_file_is_read_line_by_line(corpus, tmp_path):
     assert list(corpus(path)) == list(corpus(["He is a man.", "Étude 東京"]))
     assert list(corpus(str(path))) == list(corpus(path)) and corpus(path).name == "texts.txt"
     path.write_bytes(b"fine\n\xff\xfe\n")
-    with pytest.raises(InvalidArgumentError, match="not UTF-8 in line 2"):
+    with pytest.raises(InvalidArgumentError, match="line 2, is not UTF-8"):
         list(corpus(path))
 
 
