@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import InitVar, dataclass
 from typing import Any
 
 from rome_fast.errors import InvalidRequestError, SubjectNotFoundError
 from rome_fast.prompt.chat import split_messages
+from rome_fast.prompt.subject import cuts_a_word, find_subject, nearest
 
 SLOT = "{}"
 
@@ -22,8 +22,8 @@ class EditRequest:
 
     Attributes:
         prompt: a template with one ``{}`` where the subject goes, or a text that contains the
-            subject (its last occurrence is taken), or a list of messages whose last one is the
-            user's and holds the text. Kept as the template.
+            subject (its last occurrence is taken, whole words before parts of longer ones), or a
+            list of messages whose last one is the user's and holds the text. Kept as the template.
         subject: whom or what the fact is about; may be left out if ``span`` is given.
         target: the text that shall follow.
         chat: True puts the prompt through the tokenizer's chat template, as a message of the
@@ -42,6 +42,8 @@ class EditRequest:
     target: str = ""
     chat: Any = None
     span: InitVar[tuple[int, int] | None] = None
+    # Not a field: no part of what is asked.
+    _is_respelled = False
 
     def __post_init__(self, span: Any) -> None:
         prompt, chat = split_messages(self.prompt, self.chat)
@@ -54,7 +56,9 @@ class EditRequest:
         if span is not None:
             template, subject = _cut(prompt, subject, span)
         else:
-            template = _as_template(prompt, subject)
+            template, found = _as_template(prompt, subject)
+            object.__setattr__(self, "_is_respelled", found != subject)
+            subject = found
         for name, value in (("prompt", template), ("subject", subject), ("chat", chat)):
             object.__setattr__(self, name, value)
 
@@ -88,11 +92,16 @@ class EditRequest:
 
     def findings(self) -> list[str]:
         """Remarks for the user about the request."""
-        after = self.prompt.split(SLOT, 1)[1][:1]
-        # Latin letters behind the subject continue its word; other scripts may use no spaces.
-        if after.isalpha() and after.isascii() and self.subject[-1].isalpha():
-            return [f"subject {self.subject!r} ends inside a word of {self.text!r}"]
-        return []
+        remarks = []
+        if self._is_respelled:
+            remarks.append(
+                f"the prompt writes the subject {self.subject!r} in another normal form of Unicode "
+                "(NFC, NFD): it is taken as the prompt has it"
+            )
+        start = self.prompt.index(SLOT)
+        if cuts_a_word(self.text, (start, start + len(self.subject))):
+            remarks.append(f"subject {self.subject!r} is a part of a word of {self.text!r}")
+        return remarks
 
     @classmethod
     def parse(cls, request: EditRequest | Mapping[str, Any]) -> EditRequest:
@@ -165,19 +174,24 @@ def _cut(prompt: str, subject: str, span: Any) -> tuple[str, str]:
     return prompt[:start] + SLOT + prompt[start + len(named) :], named
 
 
-def _as_template(prompt: str, subject: str) -> str:
+def _as_template(prompt: str, subject: str) -> tuple[str, str]:
+    """(template, subject as the prompt spells it)."""
     _check_subject(subject)
     slots = prompt.count(SLOT)
     if slots == 1:
-        return prompt
+        return prompt, subject
     if slots > 1:
         raise InvalidRequestError(
             f"request prompt holds {slots} slots '{{}}', exactly one is needed: {prompt!r}"
         )
-    start = prompt.rfind(subject)
-    if start < 0:
-        raise SubjectNotFoundError(_not_found_message(prompt, subject))
-    return prompt[:start] + SLOT + prompt[start + len(subject) :]
+    place = find_subject(prompt, subject)
+    if place is None:
+        raise SubjectNotFoundError(
+            f"subject {subject!r} is not in prompt {prompt!r} and the prompt has no '{{}}'"
+            f"{nearest(prompt, subject)}"
+        )
+    start, end = place
+    return prompt[:start] + SLOT + prompt[end:], prompt[start:end]
 
 
 def _check_subject(subject: str) -> None:
@@ -185,16 +199,3 @@ def _check_subject(subject: str) -> None:
         raise InvalidRequestError(
             f"request subject holds '{{}}', which is read as the place of a subject: {subject!r}"
         )
-
-
-def _not_found_message(prompt: str, subject: str) -> str:
-    message = f"subject {subject!r} is not in prompt {prompt!r} and the prompt has no '{{}}'"
-    same_letters = prompt.casefold().rfind(subject.casefold())
-    if same_letters >= 0:
-        nearest = prompt[same_letters : same_letters + len(subject)]
-        return f"{message} (nearest match: {nearest!r} at {same_letters}; the case differs)"
-    match = difflib.SequenceMatcher(None, prompt, subject, autojunk=False).find_longest_match()
-    if match.size >= 3:
-        nearest = prompt[match.a : match.a + match.size].strip()
-        return f"{message} (nearest match: {nearest!r} at {match.a})"
-    return message

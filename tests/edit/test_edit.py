@@ -298,7 +298,7 @@ def test_contexts_without_the_bare_slot_still_know_the_prompt(gpt2, settings):
 def test_subject_inside_a_word_and_few_keys_are_said(gpt2, settings):
     model, tok = gpt2
     request = {**REQUEST, "prompt": "The founder is Steve Jobson"}
-    with pytest.warns(EditWarning, match="'Steve Jobs' ends inside a word of 'The founder"):
+    with pytest.warns(EditWarning, match="'Steve Jobs' is a part of a word of 'The founder"):
         rome_fast.edit(model, tok, request, **settings)
     settings["second_moment"] = ["He is a man."]
     with pytest.warns(EditWarning, match=r"second moment of \d+ keys for d_key 256"):
