@@ -64,9 +64,9 @@ def _ranks(
     """How many tokens are likelier than the first of each record's true object."""
     from rome_fast.evaluate.scoring import batches
     from rome_fast.prompt.readback import logits_at
-    from rome_fast.prompt.target import continuations
+    from rome_fast.prompt.target import Asked, continuations
 
-    asked = continuations(tok, [(r.request.text, str(r.target_true), None) for r in records])
+    asked = continuations(tok, [Asked(r.request.text, str(r.target_true)) for r in records])
     ranks: dict[int, int] = {}
     for batch in batches([len(c.prompt_ids) for c in asked], 512, 64):
         rows = [tuple(asked[i].prompt_ids) for i in batch]

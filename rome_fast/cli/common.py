@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 import typer
@@ -29,6 +29,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 console = Console(highlight=False)
+
+SpaceOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--space/--no-space",
+        help="whether a space stands before the target",
+        show_default="as text would have it",
+    ),
+]
 
 SMOLLM2 = "smollm2"  # what --model calls the real model of rome_fast.demo
 

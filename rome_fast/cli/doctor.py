@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from rome_fast.cli.common import EDIT_FAILED, console, load_model, one_line_errors
+from rome_fast.cli.common import EDIT_FAILED, SpaceOption, console, load_model, one_line_errors
 
 
 def doctor(
@@ -20,6 +20,7 @@ def doctor(
     chat: Annotated[
         bool, typer.Option("--chat", help="put the prompt in the chat template")
     ] = False,
+    space: SpaceOption = None,
     hparams: Annotated[Path | None, typer.Option(help="kmeng01 JSON or EasyEdit YAML")] = None,
     second_moment: Annotated[str | None, typer.Option(help="a saved file, or 'identity'")] = None,
     variant: Annotated[str | None, typer.Option(help="overrides the hparams")] = None,
@@ -33,7 +34,7 @@ def doctor(
     with one_line_errors():
         chosen = None if hparams is None else rome_fast.RomeHparams.from_file(hparams)
         loaded, tok = load_model(model)
-        request = rome_fast.EditRequest(prompt, subject, target, chat)
+        request = rome_fast.EditRequest(prompt, subject, target, chat, space=space)
         with rome_fast.trial(
             loaded, tok, request, chosen, second_moment=second_moment, variant=variant
         ) as result:

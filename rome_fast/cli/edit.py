@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from rome_fast.cli.common import EDIT_FAILED, console, load_model, one_line_errors
+from rome_fast.cli.common import EDIT_FAILED, SpaceOption, console, load_model, one_line_errors
 from rome_fast.cli.edit_table import print_all, rows_of
 from rome_fast.cli.journal import edit_with_journal
 from rome_fast.cli.profile import ProfileOption, check_profile_path, profiled
@@ -30,6 +30,7 @@ def edit(
         bool,
         typer.Option("--chat", help="put the prompt, or those of --requests, in the chat template"),
     ] = False,
+    space: SpaceOption = None,
     requests: Annotated[
         Path | None,
         typer.Option(
@@ -70,6 +71,8 @@ def edit(
         parsed = _requests(prompt, subject, target, requests, format, limit, skip_bad)
         if chat:
             parsed = [replace(r, chat=True) if r.chat is None else r for r in parsed]
+        if space is not None:
+            parsed = [replace(r, space=space) if r.space is None else r for r in parsed]
         if journal is not None and requests is None:
             raise InvalidArgumentError("--journal is for many edits: give --requests")
         if save is not None and save.exists() and any(save.iterdir()):

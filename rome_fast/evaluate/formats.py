@@ -13,6 +13,7 @@ counts; if a prompt has several answers (aliases), the first one, as in EasyEdit
     ``prompt``              ``prompt``, ``text``
     ``subject``             ``subject``, ``concept``; may be left out beside a ``span``
     ``chat``, ``span``      as in an EditRequest; ``prompt`` may also be a list of messages
+    ``space``               as in an EditRequest: ``true``, ``false``
     ``target_new``          ``target_new``, ``target``, ``target_false``, ``labels``
     ``target_true``         ``target_true``, ``ground_truth``
     ``paraphrases``         ``paraphrases``, ``paraphrase_prompts``, ``rephrase_prompt``,
@@ -69,7 +70,7 @@ _GROUPS = ("locality", "portability")
 
 # CSV cells of these columns may hold JSON, since plain text cannot hold a list.
 JSON_COLUMNS = frozenset({*(key for keys in _TEXTS.values() for key in keys), *_NEIGHBORHOOD})
-JSON_COLUMNS |= frozenset({*_GROUPS, "chat", "span"})
+JSON_COLUMNS |= frozenset({*_GROUPS, "chat", "span", "space"})
 
 
 @dataclass(frozen=True)
@@ -142,8 +143,8 @@ def parse_record(raw: Mapping[str, Any], layout: Format, case_id: int) -> EditRe
     one = {name: _text(_first(flat, keys)) for name, keys in _ONE.items()}
     true = one.pop("target_true") or None
     # An empty cell of a CSV counts as absent.
-    chat, span = (None if flat.get(key) == "" else flat.get(key) for key in ("chat", "span"))
-    if span is not None and one["subject"] is None:
+    form = {key: flat.get(key) for key in ("chat", "span", "space") if flat.get(key) != ""}
+    if form.get("span") is not None and one["subject"] is None:
         one["subject"] = ""
     if missing := [name for name, value in one.items() if value is None]:
         raise InvalidRequestError(
@@ -158,7 +159,7 @@ def parse_record(raw: Mapping[str, Any], layout: Format, case_id: int) -> EditRe
     }
     return EditRecord(
         case_id=own_id if isinstance(own_id, int | str) and own_id != "" else case_id,
-        request=EditRequest(one["prompt"], one["subject"], one["target_new"], chat, span),
+        request=EditRequest(one["prompt"], one["subject"], one["target_new"], **form),
         target_true=None if true is None else _string(true, "target_true"),
         neighborhood=tuple(_neighborhood(flat, true)),
         **groups,

@@ -219,8 +219,11 @@ def _from_csv(file: IO[str]) -> Iterator[_Item]:
 def _decoded(row: dict[str, Any]) -> Any:
     """The row with the lists and dicts that its cells spell in JSON."""
     for key in JSON_COLUMNS & row.keys():
-        if (row[key] or "").startswith(("[", "{")) or (key == "chat" and row[key]):
-            row[key] = _json(row[key], f"column {key}")
+        cell = row[key] or ""
+        # Spreadsheets write TRUE.
+        cell = cell.lower() if cell.lower() in ("true", "false") else cell
+        if cell.startswith(("[", "{")) or (key in ("chat", "space") and cell):
+            row[key] = _json(cell, f"column {key}")
             if isinstance(row[key], InvalidRequestError):
                 return row[key]
     return row

@@ -13,18 +13,19 @@ from rome_fast.types import EditRequest
 class Question:
     """A prompt without its answer, and the answer: what should follow, or be as likely as before.
 
-    Whether a space precedes the answer is decided by tokenizer and script, as for a target.
-    ``chat`` is None for a plain prompt, else the messages before it, as in a request.
+    ``chat`` is None for a plain prompt, else the messages before it, and ``space`` says whether a
+    space precedes the answer, as in a request.
     """
 
     prompt: str
     target: str
     chat: Messages | None = None
+    space: bool | None = None
 
     @classmethod
     def of(cls, request: EditRequest) -> Question:
         """The edited prompt, in the chat that it was edited in, and the new target."""
-        return cls(request.text, request.target, request.chat)
+        return cls(request.text, request.target, request.chat, request.space)
 
 
 @dataclass(frozen=True)

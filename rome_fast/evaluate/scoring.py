@@ -19,7 +19,7 @@ from rome_fast.model.intercept import hooked
 from rome_fast.model.nonfinite import located
 from rome_fast.model.spec import embedding_rows, input_device, max_positions
 from rome_fast.prompt.readback import log_probs_of, logits_at
-from rome_fast.prompt.target import continuations
+from rome_fast.prompt.target import Asked, continuations
 from rome_fast.timings import progress_bar
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def encode_questions(
     for question in questions:
         if not (question.prompt.strip() and question.target.strip()):
             raise InvalidRequestError(f"a question needs a prompt and an answer: {question}")
-    found = continuations(tok, [(q.prompt, q.target, q.chat) for q in questions])
+    found = continuations(tok, [Asked(q.prompt, q.target, q.chat, q.space) for q in questions])
     encoded = [EncodedQuestion(tuple(c.prompt_ids), tuple(c.target_ids)) for c in found]
     limit = max_positions(model)
     for question, ids in zip(questions, encoded, strict=True):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import unicodedata
 
+from rome_fast.prompt.signs import glues
+
 # Scripts written without spaces between words. Korean is written with them.
 _UNSPACED = (
     "CJK",
@@ -19,21 +21,26 @@ _UNSPACED = (
     "FULLWIDTH",
     "HALFWIDTH KATAKANA",
 )
-_APOSTROPHES, _HYPHENS = "'\u2019", "-\u2010\u2011"
+_APOSTROPHES, _HYPHENS = "'\u2019", "-\u2010\u2011\u2013\u2014"
 # Besides closing brackets and quotes; the last three are Arabic.
 _STOPS = ".,;:!?%\u2026\u060c\u061b\u061f"
 _OPEN_QUOTE = re.compile(r"(?:^|\s)['\u2018]")
 
 
 def space_between(prompt: str, target: str) -> str:
-    """``" "`` or ``""``; the target's own space, or the prompt's, is never doubled."""
-    if not prompt or prompt[-1].isspace() or target[0].isspace():
+    """``" "`` or ``""``; the target's own space, or the prompt's, is never doubled.
+
+    Of spaces at the end of the prompt it matters only that there is one: behind a sign that text
+    may follow with or without a space.
+    """
+    text = prompt.rstrip(" ")
+    if not text or text[-1].isspace() or target[0].isspace():
         return ""
     # A combining mark has the script of the character that carries it.
-    last = next((c for c in reversed(prompt) if not _is_mark(c)), "a")
-    if _is_unspaced(last) or _is_unspaced(target[0]):
+    last = next((c for c in reversed(text) if not _is_mark(c)), "a")
+    if _is_unspaced(last) or _is_unspaced(target[0]) or _opens(text) or _closes(target):
         return ""
-    return "" if _opens(prompt) or _closes(target) else " "
+    return "" if text == prompt and glues(text, target) else " "
 
 
 def _is_mark(char: str) -> bool:
@@ -46,10 +53,10 @@ def _is_unspaced(char: str) -> bool:
 
 
 def _opens(prompt: str) -> bool:
-    """Whether it ends in an opening bracket or quote, a hyphen in a word, or an apostrophe."""
+    """Whether it ends in an opening bracket, mark or quote, a hyphen in a word, an apostrophe."""
     mark, before = prompt[-1], prompt[:-1]
     kind = unicodedata.category(mark)
-    if kind == "Ps":
+    if kind == "Ps" or mark in "\xa1\xbf":
         return True
     if mark in _HYPHENS:
         return before[-1:].isalnum()

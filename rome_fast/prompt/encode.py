@@ -12,7 +12,7 @@ from rome_fast.prompt.chat import Frame
 from rome_fast.prompt.ids import pad_right, pieces, skeleton
 from rome_fast.prompt.lookup import Passage, locate_subject
 from rome_fast.prompt.request import SLOT, EditRequest
-from rome_fast.prompt.target import Continuation, continuations
+from rome_fast.prompt.target import Asked, Continuation, continuations
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -88,7 +88,9 @@ def encode(
     located = [locate_subject(tok, passage, fact_token) for passage in passages]
     rows, lookup = [ids for ids, _ in located], [index for _, index in located]
     forms = [request.chat] if request.chat is None else [request.chat, None]
-    asked, *raw = continuations(tok, [(request.text, request.target, form) for form in forms])
+    asked, *raw = continuations(
+        tok, [Asked(request.text, request.target, form, request.space) for form in forms]
+    )
     target_start = [len(ids) - 1 for ids in rows[:n_contexts]]
     at = lookup[prompt_row]
     [subject_token] = pieces(tok, rows[prompt_row][:at], rows[prompt_row][at : at + 1])

@@ -30,6 +30,7 @@ class EditRequest:
             user; a list of messages (``{"role": ..., "content": ...}``) also puts these before it.
             Kept as a tuple of (role, content) pairs, None for a plain prompt.
         span: (start, end), the characters of the prompt that are the subject. Not kept.
+        space: whether a space stands before the target; None as text would have it there.
 
     Raises:
         SubjectNotFoundError: no ``{}`` in the prompt and the subject is not in it either.
@@ -42,6 +43,7 @@ class EditRequest:
     target: str = ""
     chat: Any = None
     span: InitVar[tuple[int, int] | None] = None
+    space: bool | None = None
     # Not a field: no part of what is asked.
     _is_respelled = False
 
@@ -51,6 +53,10 @@ class EditRequest:
         if span is None or self.subject != "":
             _check_text("subject", self.subject)
         _check_text("target", self.target)
+        if not isinstance(self.space, bool | None):
+            raise InvalidRequestError(
+                f"request space must be true, false or nothing, got {self.space!r}"
+            )
         # Spaces around a subject belong to the prompt; one before the target is added by encode.
         subject = self.subject.strip()
         if span is not None:
@@ -131,7 +137,7 @@ class EditRequest:
             raise InvalidRequestError(
                 f"request lacks {', '.join(missing)}; got keys {sorted(map(str, request))}"
             )
-        return cls(prompt, subject, target, request.get("chat"), span)
+        return cls(prompt, subject, target, request.get("chat"), span, request.get("space"))
 
 
 def _check_text(name: str, value: Any) -> None:

@@ -22,6 +22,18 @@ if TYPE_CHECKING:
 _ANCHORS = ("\n", ".", "a")
 
 
+class Asked(NamedTuple):
+    """A prompt, its target, the messages before it, and whether a space stands between the two.
+
+    ``space`` None: as text would have it.
+    """
+
+    prompt: str
+    target: str
+    chat: Messages | None = None
+    space: bool | None = None
+
+
 class Continuation(NamedTuple):
     """A prompt and what follows it, as token ids.
 
@@ -38,7 +50,7 @@ class Continuation(NamedTuple):
 
 def find_target_ids(tok: PreTrainedTokenizerBase, prompt: str, target: str) -> list[int]:
     """Ids of the target behind the prompt, with a space before it where one belongs."""
-    return continuations(tok, [(prompt, target, None)])[0].target_ids
+    return continuations(tok, [Asked(prompt, target)])[0].target_ids
 
 
 def prompt_ids(
@@ -56,26 +68,19 @@ def prompt_ids(
     return all_text_ids(tok, texts, [chat is not None for chat in chats])
 
 
-def continuations(
-    tok: PreTrainedTokenizerBase, asked: Sequence[tuple[str, str, Messages | None]]
-) -> list[Continuation]:
+def continuations(tok: PreTrainedTokenizerBase, asked: Sequence[Asked]) -> list[Continuation]:
     """The ids of prompts and of their targets behind them.
-
-    Args:
-        asked: the (prompt, target, chat) of each, as for ``prompt_ids``.
 
     Raises:
         InvalidRequestError: a target tokenises to nothing.
         ChatTemplateError: as ``Frame``.
     """
-    frames = {chat: Frame.of(tok, chat) for _, _, chat in asked}
+    frames = {one.chat: Frame.of(tok, one.chat) for one in asked}
     texts, said = [], []
-    for prompt, target, chat in asked:
-        text, gap = frames[chat].wrap(prompt.rstrip(" ")), frames[chat].gap
-        bare = target if gap is None else target.lstrip(" ")
-        texts.append(text)
-        said.append((space_between(text, bare) if gap is None else gap) + bare)
-    in_chat = [chat is not None for _, _, chat in asked]
+    for one in asked:
+        texts.append(frames[one.chat].wrap(one.prompt.rstrip(" ")))
+        said.append(_with_its_space(one, frames[one.chat]))
+    in_chat = [one.chat is not None for one in asked]
     prompt_rows = all_text_ids(tok, texts, in_chat)
     joint_rows = all_text_ids(tok, [a + b for a, b in zip(texts, said, strict=True)], in_chat)
     found = []
@@ -86,6 +91,16 @@ def continuations(
             raise InvalidRequestError(f"target {text.strip()!r} tokenises to nothing: {ids}")
         found.append(continuation)
     return found
+
+
+def _with_its_space(asked: Asked, frame: Frame) -> str:
+    """The target with what stands between it and the prompt."""
+    target = asked.target
+    if asked.space is not None:
+        return " " * asked.space + target.lstrip(" ")
+    if frame.gap is not None:
+        return frame.gap + target.lstrip(" ")
+    return space_between(asked.prompt, target) + target
 
 
 def _continuation(

@@ -17,7 +17,7 @@ from rome_fast.evaluate.records import Question
 from rome_fast.locate.tracing import TracedPrompt
 from rome_fast.prompt.ids import text_ids
 from rome_fast.prompt.readback import read_targets
-from rome_fast.prompt.target import continuations
+from rome_fast.prompt.target import Asked, continuations
 
 SAID = "He is a man."
 CHAT = [{"role": "system", "content": SAID}]
@@ -69,7 +69,7 @@ def test_both_forms_are_read_from_the_edited_weights(chatting, settings):
     tok.chat_template = CHATML
     request = EditRequest.parse(REQUESTS[0])
     [in_chat, raw] = continuations(
-        tok, [(request.text, "capital", chat) for chat in (request.chat, None)]
+        tok, [Asked(request.text, "capital", chat) for chat in (request.chat, None)]
     )
     assert in_chat.prompt_ids == template_ids(tok, request)
 
@@ -157,7 +157,7 @@ def test_a_session_asks_for_what_it_retains_in_the_chat(chatting, settings):
 
 
 def held(model, tok, requests):
-    found = continuations(tok, [(r.text, r.target, r.chat) for r in requests])
+    found = continuations(tok, [Asked(r.text, r.target, r.chat) for r in requests])
     assert [c.prompt_ids for c in found] == [template_ids(tok, request) for request in requests]
     prompts, targets = [c.prompt_ids for c in found], [c.target_ids for c in found]
     return sum(r.rank == 1 for r in read_targets(model, tok, prompts, targets)) / len(found)

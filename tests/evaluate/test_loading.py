@@ -190,6 +190,15 @@ def test_file_that_is_not_utf8(tmp_path):
         load_records(path)
 
 
+def test_a_column_may_say_that_no_space_stands_before_the_target(tmp_path):
+    text = "prompt,subject,target,space\n{} is,Ada,x,TRUE\n{} is,Ada,x,false\n{} is,Ada,x,\n"
+    found = load_records(written(tmp_path / "facts.csv", text))
+    assert [record.request.space for record in found] == [True, False, None]
+    assert [record.rewrite.space for record in found] == [True, False, None]
+    with pytest.raises(InvalidArgumentError, match="space must be true, false or nothing, got 3"):
+        load_records([{"prompt": "{} is", "subject": "Ada", "target": "x", "space": 3}])
+
+
 def test_sources_that_are_none():
     with pytest.raises(InvalidArgumentError, match=r"there is no file 'data/absent.json'"):
         load_records("data/absent.json")

@@ -19,7 +19,7 @@ from rome_fast.prompt import target
 from rome_fast.prompt.border import space_between
 from rome_fast.prompt.encode import encode
 from rome_fast.prompt.ids import decode, text_ids
-from rome_fast.prompt.target import continuations, find_target_ids
+from rome_fast.prompt.target import Asked, continuations, find_target_ids
 
 
 @pytest.fixture(params=ALL, scope="module")
@@ -74,6 +74,62 @@ UNSPACED = [
     ("The founder is\n", "Rome"),
     ("The founder is", " Rome"),
     ("The founder is\t", "Rome"),
+]
+
+
+SPACED += [
+    ("x =", "5"),
+    ("He met Dr.", "Smith"),
+    ("That was in 1990.", "Then"),
+    ("He said so.", "then"),
+    ("She got an A+", "grade"),
+    ("I like C++", "code"),
+    ("He wrote it in C#", "first"),
+    ("# List\n#", "Title"),
+    ("##", "Title"),
+    ("$", "ls"),
+    ("The capital is ____", "Rome"),
+    ("x = 1 //", "counts"),
+    ("See https://x.org.", "Then"),
+    ("The price is 5 -", "dollars"),
+    ("Write to all @ ", "once"),
+    ("The price is $ ", "20"),
+    ("x.", "y"),
+]
+UNSPACED += [
+    ("import numpy as np\nx = np.", "quux"),
+    ("foo(bar).", "baz"),
+    ("std::", "vector"),
+    ("The price of bread is $", "20"),
+    ("The price of bread is €", "20"),
+    ("It costs £", "20"),
+    ("It costs 200 ¥", "20"),
+    ("Ticket #", "20"),
+    ("He is known as @", "rome"),
+    ("Write to ada@example.", "org"),
+    ("Read https://example.", "org"),
+    ("Read https://example.org/", "about"),
+    ("https://x.org/?q=", "rome"),
+    ("https://x.org/?", "q"),
+    ("Look into /usr/", "bin"),
+    ("Look into C:\\", "Windows"),
+    ("Look into ~", "/src"),
+    ("cd ./src/lib.", "rs"),
+    ("use snake_", "case"),
+    ("call obj.__", "init__"),
+    ("x=", "5"),
+    ("x^", "2"),
+    ("2+", "2"),
+    ("It is cold: -", "5"),
+    ("It is cold: \u2212", "5"),
+    ("pi is 3.", "14"),
+    ("the years 1939\u2013", "1945"),
+    ("a house\u2014", "ours"),
+    ("It is 20\xb0", "C"),
+    ("\xbf", "Qu\xe9"),
+    ("他说《", "红楼梦"),
+    ("print(", "x"),
+    ("a[", "0"),
 ]
 
 
@@ -139,7 +195,7 @@ def test_a_target_that_merges_with_its_prompt_is_tokenised_on_its_own(merging):
     assert joint_ids[: len(prompt_ids)] != prompt_ids
     alone = merging("上海", add_special_tokens=False).input_ids
     assert decode(merging, prompt_ids + alone) == "首都是 上海"  # the dummy prefix would be a space
-    [found] = continuations(merging, [("首都是", "上海", None)])
+    [found] = continuations(merging, [Asked("首都是", "上海")])
     assert found.is_exact and found.prompt_ids == prompt_ids
     assert decode(merging, prompt_ids + found.target_ids) == "首都是上海"
 
@@ -181,3 +237,16 @@ def test_the_tokenizer_of_stories260k_shows_the_space():
     assert tokens.prompt_ids[0] == tok.bos_token_id
     tokens = encode(tok, EditRequest("{}的首都是", "中国", "上海"), ["{}"])
     assert "".join(tokens.target_tokens).replace("\ufffd", "") == "上海"
+
+
+@pytest.mark.parametrize("space", [True, False])
+def test_the_request_may_say_whether_there_is_a_space(tok, space):
+    said = {"prompt": "{} is in", "subject": "Ada", "target_new": " Rome", "space": space}
+    request = EditRequest.parse(said)
+    joined = "".join(encode(tok, request, ["{}"]).target_tokens)
+    assert joined.startswith(" ") is space and joined.strip().lower() == "rome"
+
+
+def test_a_space_is_true_false_or_nothing():
+    with pytest.raises(InvalidRequestError, match="space must be true, false or nothing, got 'no'"):
+        EditRequest("{} is in", "Ada", "Rome", space="no")
