@@ -101,7 +101,8 @@ class EditResult:
             included; 1 unless ``edit_many(order="independent")``.
         hparams: what it was edited with; ``diagnostics``: what ``rome_fast.explain`` uses.
         edit_id: its number in a Session's log; None outside of one.
-        replaced: numbers of earlier edits of the same fact that the Session took out for it.
+        replaced: numbers of earlier edits of the same fact, which a Session keeps out of the model
+            as long as this one is in it.
         raw: for an edit in a chat, what the model says of the target after the same prompt as a
             plain text, read from the same weights; None for a plain prompt.
     """

@@ -42,6 +42,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 from rome_fast.errors import InvalidRequestError
@@ -151,20 +152,32 @@ def parse_record(raw: Mapping[str, Any], layout: Format, case_id: int) -> EditRe
             f"{', '.join(missing)} missing; it has "
             + ", ".join(str(key) for key, value in flat.items() if value is not None)
         )
-    own_id = flat.get("case_id")
     groups: dict[str, Any] = {name: _groups(name, flat.get(name)) for name in _GROUPS}
     texts: dict[str, Any] = {
         name: tuple(text for key in keys for text in _strings(key, flat.get(key)))
         for name, keys in _TEXTS.items()
     }
     return EditRecord(
-        case_id=own_id if isinstance(own_id, int | str) and own_id != "" else case_id,
+        case_id=_case_id(flat.get("case_id"), case_id),
         request=EditRequest(one["prompt"], one["subject"], one["target_new"], **form),
         target_true=None if true is None else _string(true, "target_true"),
         neighborhood=tuple(_neighborhood(flat, true)),
         **groups,
         **texts,
     )
+
+
+def _case_id(value: Any, position: int) -> int | str:
+    """A record's own number or name; its position where there is none, as in an empty cell."""
+    if value is None or value == "" or value != value:
+        return position
+    if isinstance(value, str):
+        return value
+    # A data frame has numpy's integers, or floats where a cell of the column is empty.
+    is_whole = isinstance(value, Integral) and not isinstance(value, bool)
+    if is_whole or (isinstance(value, float) and value.is_integer()):
+        return int(value)
+    raise InvalidRequestError(f"case_id must be a whole number or a string, got {value!r}")
 
 
 def _first(flat: Mapping[str, Any], keys: tuple[str, ...]) -> Any:

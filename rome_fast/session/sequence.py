@@ -231,7 +231,5 @@ def _without_frames(error: RomeFastError) -> RomeFastError:
 
 
 def _replacing(replaced: Sequence[int]) -> list[str]:
-    if not replaced:
-        return []
-    numbers = ", ".join(map(str, replaced))
-    return [f"this fact was edited before: edit {numbers} was taken out"]
+    # Those before the last one were taken out for the one after them.
+    return [f"this fact was edited before: edit {n} was taken out" for n in replaced[-1:]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from rome_fast import EditRequest
@@ -17,6 +18,29 @@ FULL = EditRecord(
     paraphrases=("The instrument of Ray Charles is the",),
     neighborhood=(Question("Nat King Cole plays the", "piano"),),
 )
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (np.int64(77), 77),
+        (77.0, 77),
+        (np.float64(77), 77),
+        ("77a", "77a"),
+        ("", 0),
+        (None, 0),
+        (float("nan"), 0),
+    ],
+)
+def test_numbers_of_cases_are_those_of_the_source(value, expected):
+    found = read({**FACT, "case_id": value}).case_id
+    assert found == expected and type(found) is type(expected)
+
+
+@pytest.mark.parametrize("value", [7.5, True, [7], float("inf")])
+def test_a_case_id_that_is_no_number_is_refused(value):
+    with pytest.raises(RecordError, match="case_id must be a whole number or a string"):
+        read({**FACT, "case_id": value})
 
 
 def read(raw, format="auto"):

@@ -162,6 +162,8 @@ def test_the_same_fact_again_replaces_what_was_edited(tiny, options, requests):
         session.redo()
         duplicate = session.edit({**requests[0], "prompt": " The founder  is {}".strip()})
         assert duplicate.replaced == (1, 3)
+        said = [text for text in duplicate.warnings if "was taken out" in text]
+        assert said == ["this fact was edited before: edit 3 was taken out"]
         assert [edit.edit_id for edit in session.log.holding()] == [2, 4]
         session.undo(4)
         assert same_bits(model, start)
