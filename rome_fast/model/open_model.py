@@ -7,9 +7,9 @@ weight is plain and finite, and no open Session holds it.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -44,6 +44,8 @@ def open_model(model: PreTrainedModel) -> Iterator[ModelSpec]:
 def frozen(spec: ModelSpec) -> Iterator[None]:
     """While open: evaluation mode, no gradients to parameters, no compiled code. Undone after.
 
+    Tensors that name no device are on the CPU.
+
     Raises:
         UnsupportedModelError: a parameter that wants gradients was made under inference mode, where
             they could not be asked for again.
@@ -59,13 +61,20 @@ def frozen(spec: ModelSpec) -> Iterator[None]:
     for parameter in trainable:
         parameter.requires_grad_(False)
     try:
-        with eager(modules):
+        with eager(modules), _tensors_on_cpu():
             yield
     finally:
         for parameter in trainable:
             parameter.requires_grad_(True)
         for module in training:
             module.training = True
+
+
+def _tensors_on_cpu() -> AbstractContextManager[Any]:
+    """While open, a tensor that names no device is on the CPU, whatever the user's default is."""
+    if torch.get_default_device().type == "cpu":
+        return nullcontext()
+    return torch.device("cpu")
 
 
 @dataclass(frozen=True, eq=False)

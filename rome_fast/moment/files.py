@@ -125,7 +125,7 @@ def _from_parts(path: Path, header: dict[str, Any], tensors: dict[str, Tensor]) 
 
 
 def _square(d_key: int, packed: Tensor) -> Tensor:
-    square = torch.zeros(d_key, d_key, dtype=packed.dtype)
+    square = torch.zeros(d_key, d_key, dtype=packed.dtype, device="cpu")
     unpack_(square, packed)
     return square
 

@@ -141,7 +141,7 @@ def probe(
     with frozen(spec):
         lengths = RomeHparams(layers=(0,)).context_template_length_params
         contexts = sample_context_templates(spec.model, tok, lengths)
-    tokens = encode(tok, parsed, contexts)
+        tokens = encode(tok, parsed, contexts)
     chosen = range(spec.n_layers) if layers is None else layers
     tried = [
         _try(model, spec, tok, parsed, tokens, layer, contexts)

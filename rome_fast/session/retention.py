@@ -156,8 +156,8 @@ class FirstKeys:
     """
 
     def __init__(self, d_key: int) -> None:
-        self._rows = torch.empty(0, d_key)
-        self._squares = torch.empty(0, dtype=torch.float64)
+        self._rows = torch.empty(0, d_key, device="cpu")
+        self._squares = torch.empty(0, dtype=torch.float64, device="cpu")
         self._numbers: list[int] = []
         self._row_of: dict[int, int] = {}
 
