@@ -10,7 +10,8 @@ import torch
 import typer
 
 from rome_fast.cli.common import console, load_model_or_demo, one_line_errors
-from rome_fast.cli.profile import ProfileOption, check_profile_path, profiled
+from rome_fast.cli.paths import check_file
+from rome_fast.cli.profile import ProfileOption, profiled
 from rome_fast.errors import InvalidArgumentError
 from rome_fast.hparams import RomeHparams, defaults_for
 from rome_fast.model.open_model import frozen
@@ -79,9 +80,8 @@ def bench(
     from rome_fast.bench.whole_model import WholeModel
 
     with one_line_errors():
-        if out is not None and not out.resolve().parent.is_dir():
-            raise OSError(f"--out {out}: there is no folder {out.resolve().parent}")
-        check_profile_path(profile)
+        check_file("--out", out)
+        check_file("--profile", profile, new=True)
         loaded, tok = load_model_or_demo(model)
         request = _request(model, prompt, subject, target)
         case = _case(loaded, tok, request, _hparams(loaded, hparams, steps, variant), second_moment)

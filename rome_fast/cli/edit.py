@@ -11,7 +11,8 @@ import typer
 from rome_fast.cli.common import EDIT_FAILED, SpaceOption, console, load_model, one_line_errors
 from rome_fast.cli.edit_table import print_all, rows_of
 from rome_fast.cli.journal import edit_with_journal
-from rome_fast.cli.profile import ProfileOption, check_profile_path, profiled
+from rome_fast.cli.paths import check_file, check_folder
+from rome_fast.cli.profile import ProfileOption, profiled
 from rome_fast.cli.records import FormatOption, LimitOption, SkipBadOption, read_records
 from rome_fast.errors import InvalidArgumentError
 from rome_fast.types import EditRequest
@@ -75,9 +76,9 @@ def edit(
             parsed = [replace(r, space=space) if r.space is None else r for r in parsed]
         if journal is not None and requests is None:
             raise InvalidArgumentError("--journal is for many edits: give --requests")
-        if save is not None and save.exists() and any(save.iterdir()):
-            raise OSError(f"--save {save} is not empty: name a new folder")
-        check_profile_path(profile)
+        check_folder("--save", save)
+        check_file("--journal", journal)
+        check_file("--profile", profile, new=True)
         loaded, tok = load_model(model)
         options: dict[str, Any] = {"second_moment": second_moment, "variant": variant}
         together: dict[str, Any] = {"order": order, "window": window}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +13,7 @@ from rome_fast.cli.common import (
     load_model_or_demo,
     one_line_errors,
 )
+from rome_fast.cli.paths import check_file
 from rome_fast.cli.records import FormatOption, LimitOption, SkipBadOption, read_records
 from rome_fast.errors import InvalidArgumentError
 from rome_fast.moment.collect.ranks import torchrun_group
@@ -65,8 +65,9 @@ def evaluate(
     import rome_fast
 
     with one_line_errors(), torchrun_group() as distributed:
-        _check(out, ".json", "--out")
-        _check(html, ".html", "--html")
+        check_file("--out", out, (".json",))
+        check_file("--html", html, (".html",))
+        check_file("--resume", resume)
         texts = _lines(held_texts)
         chosen = None if hparams is None else rome_fast.RomeHparams.from_file(hparams)
         asked = read_records("--records", records, format, limit, skip_bad)
@@ -91,22 +92,6 @@ def evaluate(
                 if path is not None:
                     save(path)
                     console.print(f"saved: {path}", markup=False, soft_wrap=True)
-
-
-def _check(path: Path | None, suffix: str, option: str) -> None:
-    """Refuse what cannot be written before hours are spent."""
-    if path is None:
-        return
-    if path.suffix != suffix:
-        raise InvalidArgumentError(f"{option} {path} must end in {suffix}")
-    if not path.absolute().parent.is_dir():
-        raise InvalidArgumentError(f"{option} {path}: there is no folder {str(path.parent)!r}")
-    if path.is_dir():
-        raise InvalidArgumentError(f"{option} {path} is a folder: name a file")
-    try:
-        tempfile.TemporaryFile(dir=path.absolute().parent).close()
-    except OSError as error:
-        raise OSError(f"{option} {path} cannot be written: {error}") from error
 
 
 def _lines(path: Path | None) -> list[str]:

@@ -14,6 +14,7 @@ from rome_fast.cli.common import (
     one_line_errors,
     parsed_layers,
 )
+from rome_fast.cli.paths import check_file
 from rome_fast.cli.records import FormatOption, SkipBadOption, read_records
 from rome_fast.demo import model_path
 from rome_fast.errors import InvalidArgumentError
@@ -63,10 +64,7 @@ def locate(
 
     with one_line_errors():
         for path in out or []:
-            if path.suffix not in (".json", *PICTURES):
-                raise InvalidArgumentError(
-                    f"--out {path} must end in .json or one of {', '.join(PICTURES)}"
-                )
+            check_file("--out", path, (".json", *PICTURES))
         loaded, tok = load_model_or_demo(model)
         trace = rome_fast.locate(
             loaded,
@@ -117,6 +115,8 @@ def plan(
     import rome_fast
 
     with one_line_errors():
+        check_file("--out", out)
+        check_file("--report", report)
         base = None if hparams is None else rome_fast.RomeHparams.from_file(hparams)
         wanted = None if layers is None else parsed_layers(layers)
         records = _spread(read_records("REQUESTS", requests, format, None, skip_bad), sample)

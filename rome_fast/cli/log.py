@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rome_fast.cli.common import console, load_model, one_line_errors
+from rome_fast.cli.paths import check_file, check_folder
 from rome_fast.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ def log(
     with one_line_errors():
         if last is not None and last < 0:
             raise InvalidArgumentError(f"--last must be 0 or more, got {last}")
+        check_file("--save", save)
         read = _read(file, without)
         console.print(read.show(last), markup=False, soft_wrap=True)
         for rejection in read.rejections:
@@ -49,9 +51,8 @@ def apply(
 ) -> None:
     """Write edits into the unedited model that they were made on, and save it."""
     with one_line_errors():
+        check_folder("--save", save)
         read = _read(file, without)
-        if save.exists() and any(save.iterdir()):
-            raise OSError(f"--save {save} is not empty: name a new folder")
         loaded, tok = load_model(model)
         read.apply(loaded)
         loaded.save_pretrained(save)
@@ -69,6 +70,7 @@ def export(
 ) -> None:
     """Write edits as a LoRA adapter, which PEFT and vLLM load beside the unedited model."""
     with one_line_errors():
+        check_folder("--lora", lora)
         console.print(str(_read(file, without).to_lora(lora, max_rank)), soft_wrap=True)
 
 

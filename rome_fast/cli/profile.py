@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,23 +17,6 @@ ProfileOption = Annotated[
         help="new file for a Chrome trace of the edit (chrome://tracing, ui.perfetto.dev)",
     ),
 ]
-
-
-def check_profile_path(path: Path | None) -> None:
-    """Refuse, before any work, a file that could not be written at its end.
-
-    Raises:
-        OSError: the file exists already, or its folder does not or is not writable.
-    """
-    if path is None:
-        return
-    folder = path.resolve().parent
-    if os.path.lexists(path):
-        raise FileExistsError(f"--profile {path} exists: name a new file")
-    if not folder.is_dir():
-        raise FileNotFoundError(f"--profile {path}: there is no folder {folder}")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise PermissionError(f"--profile {path}: the folder {folder} is not writable")
 
 
 @contextmanager

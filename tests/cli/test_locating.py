@@ -58,7 +58,7 @@ def test_locate_prints_a_table_and_writes_numbers_and_pictures(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--out", "trace.txt"], "--out trace.txt must end in .json or one of .png"),
+        (["--out", "trace.txt"], "--out trace.txt must end in .json or .png"),
         (["--kinds", "mlp,states"], "kinds must be some of"),
         (["--model", "./absent"], "--model ./absent"),
     ],
