@@ -85,7 +85,7 @@ def load_model(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model and tokenizer of ``--model``: a folder, a GGUF file, "smollm2", or a hub name.
 
     Raises:
-        ModelFileError, OSError: there is none, or it cannot be read; the message names ``--model``.
+        ModelFileError: there is none, or it cannot be read; the message names ``--model``.
     """
     no_loading_bars()
     if path == SMOLLM2 and not Path(path).exists():
@@ -120,11 +120,21 @@ def _load_checkpoint(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBas
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
-        model = AutoModelForCausalLM.from_pretrained(path)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True)
+        model, info = loaded
         tok = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        missing = "" if Path(path).is_dir() else "there is no such folder, and as a hub name: "
-        raise OSError(f"--model {path}: {missing}{error}") from error
+    # A damaged file is found by whoever reads it: safetensors, json, a tokenizer, torch.
+    except Exception as error:
+        is_folder = Path(path).is_dir()
+        kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
+        missing = "" if is_folder else "there is no such folder, and as a hub name: "
+        said = " ".join(str(error).split())
+        raise ModelFileError(f"--model {path}: {missing}{kind}{said}") from error
+    if absent := sorted(info["missing_keys"]):
+        raise ModelFileError(
+            f"--model {path}: {len(absent)} weights are not in the files, {absent[0]} for one: "
+            "they would be random"
+        )
     if model.dtype == torch.float16 and not torch.cuda.is_available():
         model = model.float()  # as demo.load() does: float16 is some 20 times slower on a CPU
     return model, tok
