@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 # What decoding gives for bytes that do not form a whole character yet.
-_INCOMPLETE = "\ufffd"
+INCOMPLETE = "\ufffd"
 
 
 def text_ids(tok: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -79,10 +79,15 @@ def pieces(
     """The text that each token adds behind the tokens before it.
 
     Decoded alone, a token loses its leading space with many tokenizers. A token that completes no
-    character, such as a byte of a Chinese one, is shown as the replacement character.
+    character, such as a byte of a Chinese one, is shown as the replacement character; a special
+    token by its name.
     """
     said = [whole_text(tok, [*before, *ids[:n]]) for n in range(len(ids) + 1)]
-    return tuple(b[len(a) :] or _INCOMPLETE for a, b in pairwise(said))
+    special = set(tok.all_special_ids)
+    return tuple(
+        str(tok.convert_ids_to_tokens(i)) if i in special else b[len(a) :] or INCOMPLETE
+        for i, (a, b) in zip(ids, pairwise(said), strict=True)
+    )
 
 
 def whole_text(tok: PreTrainedTokenizerBase, ids: Sequence[int], *, special: bool = False) -> str:
@@ -92,7 +97,7 @@ def whole_text(tok: PreTrainedTokenizerBase, ids: Sequence[int], *, special: boo
     replacement characters; there are at most three such bytes.
     """
     texts = (decode(tok, ids[: len(ids) - n], special=special) for n in range(4))
-    return next((text for text in texts if not text.endswith(_INCOMPLETE)), "")
+    return next((text for text in texts if not text.endswith(INCOMPLETE)), "")
 
 
 def skeleton(text: str) -> str:

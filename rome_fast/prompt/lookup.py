@@ -12,7 +12,7 @@ from itertools import takewhile
 from typing import TYPE_CHECKING, NamedTuple
 
 from rome_fast.errors import TokenizerMismatchError
-from rome_fast.prompt.ids import begin, leading_ids, skeleton, whole_text
+from rome_fast.prompt.ids import INCOMPLETE, begin, decode, leading_ids, skeleton, whole_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -78,7 +78,11 @@ def _token_at(
     wanted = skeleton(text[:end])
 
     def covers(n: int) -> bool:
-        return skeleton(whole_text(tok, ids[:n], special=True)).startswith(wanted)
+        if skeleton(whole_text(tok, ids[:n], special=True)).startswith(wanted):
+            return True
+        # The token that completes the wanted text may hold the first bytes of the next character.
+        text = decode(tok, ids[:n], special=True)
+        return text.endswith(INCOMPLETE) and skeleton(text.rstrip(INCOMPLETE)).startswith(wanted)
 
     hint = [i for i, (a, b) in enumerate(offsets) if a < end <= b][-1:]
     if hint and covers(hint[0] + 1) and not covers(hint[0]):

@@ -17,7 +17,7 @@ from rome_fast import EditRequest
 from rome_fast.errors import TokenizerMismatchError
 from rome_fast.prompt import lookup
 from rome_fast.prompt.encode import encode
-from rome_fast.prompt.ids import pad_right, text_ids
+from rome_fast.prompt.ids import decode, pad_right, text_ids
 from rome_fast.prompt.lookup import Passage, locate_subject
 
 
@@ -181,6 +181,15 @@ def test_a_subject_may_end_anywhere_in_a_word(word):
         behind = "".join(unigram.convert_ids_to_tokens(ids[index + 1 :]))
         token = unigram.convert_ids_to_tokens(ids[index]).replace("▁", "")
         assert len(behind) <= len(word) - end < len(behind) + len(token)
+
+
+def test_a_token_may_end_inside_of_the_next_character(gpt2_tok):
+    request = EditRequest("\u0643\u062a\u0627\u0628 \u0647\u0648", "\u0643\u062a\u0627", "x")
+    tokens = encode(gpt2_tok, request, ["{}"])
+    at = int(tokens.lookup_idx[0])
+    ids = tokens.prompt_ids.tolist()
+    assert decode(gpt2_tok, ids[: at + 1]).startswith(request.subject)
+    assert not decode(gpt2_tok, ids[:at]).startswith(request.subject)
 
 
 def test_decoding_finds_without_offsets_what_cut_texts_do_not(gpt2_tok):

@@ -250,3 +250,10 @@ def test_the_request_may_say_whether_there_is_a_space(tok, space):
 def test_a_space_is_true_false_or_nothing():
     with pytest.raises(InvalidRequestError, match="space must be true, false or nothing, got 'no'"):
         EditRequest("{} is in", "Ada", "Rome", space="no")
+
+
+def test_a_special_token_in_a_target_is_shown_by_its_name(tok):
+    [name] = tok.all_special_tokens[:1]
+    tokens = encode(tok, EditRequest("{} is in", "Ada", f"Rome{name}"), ["{}"])
+    assert tokens.target_ids[-1] == tok.all_special_ids[0]
+    assert tokens.target_tokens[-1] == name and tokens.findings == ()
