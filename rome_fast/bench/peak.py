@@ -5,9 +5,9 @@ An implementation leaves caches, arenas and modules behind; only a fresh process
 
 from __future__ import annotations
 
+import mmap
 import os
 import pickle
-import resource
 import subprocess
 import sys
 import tempfile
@@ -49,7 +49,7 @@ def peak_mib(function: Callable[[], object]) -> int:
 
 def resident_mib() -> float:
     """Resident memory of this process (Linux)."""
-    return int(_STATM.read_text().split()[1]) * resource.getpagesize() / 2**20
+    return int(_STATM.read_text().split()[1]) * mmap.PAGESIZE / 2**20
 
 
 def peaks_in_children(case: Case, peers: Sequence[Peer | str]) -> list[int | None]:
