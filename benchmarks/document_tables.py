@@ -6,7 +6,7 @@ python -m benchmarks.document_tables
 from __future__ import annotations
 
 from benchmarks.gpu.tables import gpu_goals, gpu_tables
-from benchmarks.real_model.tables import keys_table
+from benchmarks.real_model.tables import changes_table, keys_table, layers_table
 from benchmarks.support.tables import Columns, Row, beside, read, table, times
 
 SPEED: Columns = {
@@ -195,7 +195,7 @@ def documents() -> dict[str, list[str]]:
         "docs/benchmarks.md": shown,
         "docs/gpu.md": gpu_tables(),
         "docs/many_edits.md": order_table(),
-        "docs/decisions.md": sums + options_table(),
+        "docs/decisions.md": sums + options_table() + layers_table() + changes_table(),
         "docs/numerics.md": keys_table(3) + factors + half_precision_table(),
         "docs/sessions.md": sequences[200] + sequences[500] + cost_table(),
         "docs/evaluation.md": evaluation_table(),

@@ -26,6 +26,10 @@ VARIANTS = ("both_keys", "mean_key", "prompt_key", "original")
 MOMENT_DTYPES = ("float32", "float64")
 COMPUTE_DTYPES = ("model", "bfloat16")
 
+# Which layer of a model without a preset, as a share of its number: the best one of SmolLM2
+# (docs/decisions.md), near the presets of Llama and GPT-J.
+LAYER_SHARE = 0.14
+
 # Keys of the two file formats that name what rome_fast finds by itself, or what other tools need.
 _ACCEPTED = {
     "v_loss_layer", "layer_module_tmp", "mlp_module_tmp", "attn_module_tmp", "ln_f_module",
@@ -253,7 +257,7 @@ def _preset(spec: ModelSpec) -> RomeHparams | None:
 
 def _derived(spec: ModelSpec, layer: int | None) -> tuple[RomeHparams, str]:
     if layer is None:
-        wanted = round(0.2 * (spec.n_layers - 1))
+        wanted = round(LAYER_SHARE * spec.n_layers)
         # A mixture of experts is refused, by the next line, if there is no dense layer at all.
         layer = min(spec.dense_layers or [wanted], key=lambda i: abs(i - wanted))
     projection = spec.down_projection(layer)

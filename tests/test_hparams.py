@@ -132,6 +132,7 @@ def test_a_file_of_another_encoding_is_named(tmp_path):
         ("gptj", 28, 4096, 5, 20),
         ("gpt_neox", 44, 6144, 15, 20),
         ("llama", 32, 4096, 5, 25),
+        ("llama", 30, 576, 4, 25),
         ("mistral", 32, 4096, 5, 25),
         ("qwen2", 28, 3584, 5, 25),
     ],
@@ -144,6 +145,15 @@ def test_presets(model_type, n_layers, width, layer, steps):
         model = transformers.AutoModelForCausalLM.from_config(config)
     hparams = RomeHparams.for_model(model)
     assert hparams.layer == layer and hparams.v_num_grad_steps == steps
+
+
+def test_a_small_llama_of_32_layers_is_not_taken_for_one_of_7b():
+    config = transformers.LlamaConfig(
+        num_hidden_layers=32, hidden_size=64, intermediate_size=128, num_attention_heads=4,
+        vocab_size=64,
+    )  # fmt: skip
+    with pytest.warns(EditWarning, match="derived layer 4,"):
+        RomeHparams.for_model(transformers.LlamaForCausalLM(config))
 
 
 def test_the_preset_of_a_multimodal_model_is_its_text_decoders():
