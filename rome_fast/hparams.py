@@ -30,6 +30,9 @@ COMPUTE_DTYPES = ("model", "bfloat16")
 # (docs/decisions.md), near the presets of Llama and GPT-J.
 LAYER_SHARE = 0.14
 
+# [length, count] of sampled contexts: on SmolLM2 five serve as well as the reference's twenty.
+FEW_CONTEXTS = ((5, 3), (10, 2))
+
 # Keys of the two file formats that name what rome_fast finds by itself, or what other tools need.
 _ACCEPTED = {
     "v_loss_layer", "layer_module_tmp", "mlp_module_tmp", "attn_module_tmp", "ln_f_module",
@@ -266,6 +269,7 @@ def _derived(spec: ModelSpec, layer: int | None) -> tuple[RomeHparams, str]:
     hparams = RomeHparams(
         layers=(layer,),
         v_num_grad_steps=25,
+        context_template_length_params=FEW_CONTEXTS,
         # A step of Adam has norm lr * sqrt(d_value); keep it near a quarter of the clamp radius.
         v_lr=min(0.5, norm / projection.d_value**0.5),
         # At the clamp radius the decay term is then a fifth of the loss at which v* counts as

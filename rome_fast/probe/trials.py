@@ -14,7 +14,7 @@ from rome_fast.errors import (
     NonFiniteError,
     UnsupportedModelError,
 )
-from rome_fast.hparams import defaults_for
+from rome_fast.hparams import FEW_CONTEXTS, defaults_for
 from rome_fast.model.memory import format_bytes
 from rome_fast.model.open_model import frozen
 from rome_fast.model.spec import ModelSpec, check_tokenizer
@@ -30,9 +30,6 @@ if TYPE_CHECKING:
 
 # Most models know the fact; a model that does not can be tried with it as well.
 REQUEST = EditRequest("The capital of {} is", "France", "Rome")
-
-# Of the sampled contexts: the few that serve SmolLM2 (docs/decisions.md).
-_LENGTHS = ((5, 3), (10, 2))
 
 _HEAD = ("layer", "probability", "rank", "update", "loss", "steps", "seconds", "memory")
 
@@ -142,7 +139,7 @@ def probe(
     check_tokenizer(spec.model, tok)
     anatomy = Anatomy.of(model)
     with frozen(spec):
-        contexts = sample_context_templates(spec.model, tok, _LENGTHS)
+        contexts = sample_context_templates(spec.model, tok, FEW_CONTEXTS)
         tokens = encode(tok, parsed, contexts)
     chosen = range(spec.n_layers) if layers is None else layers
     tried = [
