@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +51,7 @@ def write(log: LogRecords, path: Path) -> None:
         "base": log.base.to_json(),
         "edits": [{**edit.to_json(), "row": rows[edit.edit_id]} for edit in log.edits],
         "taken_out": sorted(log.taken_out),
-        "rejections": [asdict(rejection) for rejection in log.rejections],
+        "rejections": [rejection.to_json() for rejection in log.rejections],
     }
     header["sha256"] = _checksum(header, tensors)
     metadata = {_NAME: json.dumps(header, ensure_ascii=False)}

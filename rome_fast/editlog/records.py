@@ -41,7 +41,7 @@ class LoggedEdit:
         """All of it but u and v."""
         return {
             "edit_id": self.edit_id,
-            "request": asdict(self.request),
+            "request": self.request.to_json(),
             "weight": self.weight_name,
             "weight_layout": self.update.weight_layout,
             "replaced": list(self.replaced),
@@ -85,9 +85,13 @@ class Rejection:
         finite = {name: number for name, number in decided.items() if math.isfinite(number)}
         return cls(request, f"{type(error).__name__}: {error}", finite)
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain dicts."""
+        return {**asdict(self), "request": self.request.to_json()}
+
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Rejection:
-        """The rejection that ``dataclasses.asdict`` has made these fields of."""
+        """The rejection that gave ``to_json``."""
         return cls(**{**fields, "request": EditRequest(**fields["request"])})
 
 

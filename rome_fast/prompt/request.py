@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import InitVar, dataclass
+from dataclasses import InitVar, asdict, dataclass
 from typing import Any
 
 from rome_fast.errors import InvalidRequestError, SubjectNotFoundError
@@ -95,6 +95,13 @@ class EditRequest:
     def fact(self) -> tuple[Any, ...]:
         """Hashable key of the fact, whatever its target; spaces in the prompt do not count."""
         return self.subject, self.chat, tuple(self.prompt.split())
+
+    def to_json(self) -> dict[str, Any]:
+        """What ``EditRequest(**fields)`` makes it of again; ``space`` only where it is said."""
+        fields = asdict(self)
+        if self.space is None:
+            del fields["space"]
+        return fields
 
     def findings(self) -> list[str]:
         """Remarks for the user about the request."""

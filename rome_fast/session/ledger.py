@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -175,7 +174,7 @@ class Ledger:
         """Write down a request that was refused."""
         new = self.log.copy()
         new.rejections.append(rejection)
-        self._write_down(new, [Record({"kind": "rejection", "rejection": asdict(rejection)}, {})])
+        self._write_down(new, [Record({"kind": "rejection", "rejection": rejection.to_json()}, {})])
 
     def note(self, fields: Mapping[str, Any]) -> None:
         """Write a record into the journal that changes no edit."""
