@@ -57,12 +57,10 @@ def test_the_last_occurrence_is_the_subject_unless_a_span_says_otherwise():
 
 def test_a_span_is_not_kept():
     request = EditRequest("Ada met Ada in", target="Rome", span=(0, 3))
-    assert asdict(request) == {
-        "prompt": "{} met Ada in",
-        "subject": "Ada",
-        "target": "Rome",
-        "chat": None,
-    }
+    fields = {"prompt": "{} met Ada in", "subject": "Ada", "target": "Rome", "chat": None}
+    assert request.to_json() == fields and EditRequest(**fields) == request
+    spaced = replace(request, space=False)
+    assert spaced.to_json() == {**fields, "space": False} == asdict(spaced)
     assert replace(request, chat=True) == EditRequest("{} met Ada in", "Ada", "Rome", True)
 
 
