@@ -24,6 +24,7 @@ from rome_fast.errors import (
     SecondMomentWarning,
     SessionWarning,
 )
+from rome_fast.model.stored import narrow_model, widen_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -135,9 +136,23 @@ def _load_checkpoint(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBas
             f"--model {path}: {len(absent)} weights are not in the files, {absent[0]} for one: "
             "they would be random"
         )
-    if model.dtype == torch.float16 and not torch.cuda.is_available():
-        model = model.float()  # as demo.load() does: float16 is some 20 times slower on a CPU
+    if not torch.cuda.is_available():
+        widen_model(model)
     return model, tok
+
+
+def save_model(
+    model: PreTrainedModel, tok: PreTrainedTokenizerBase, folder: Path, said: str = ""
+) -> None:
+    """Write a folder that transformers loads, in the dtype that the model was loaded from.
+
+    Raises:
+        NonFiniteError: an edited weight is too large for that dtype; nothing is written.
+    """
+    narrow_model(model)
+    model.save_pretrained(folder)
+    tok.save_pretrained(folder)
+    console.print(f"saved: {folder}{said}", markup=False, soft_wrap=True)
 
 
 def load_model_or_demo(

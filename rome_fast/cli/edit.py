@@ -8,7 +8,14 @@ from typing import Annotated, Any
 
 import typer
 
-from rome_fast.cli.common import EDIT_FAILED, SpaceOption, console, load_model, one_line_errors
+from rome_fast.cli.common import (
+    EDIT_FAILED,
+    SpaceOption,
+    console,
+    load_model,
+    one_line_errors,
+    save_model,
+)
 from rome_fast.cli.edit_table import print_all, rows_of
 from rome_fast.cli.journal import edit_with_journal
 from rome_fast.cli.paths import check_file, check_folder
@@ -99,9 +106,7 @@ def edit(
         if failed:
             raise typer.Exit(EDIT_FAILED)
         if save is not None:
-            loaded.save_pretrained(save)
-            tok.save_pretrained(save)
-            console.print(f"saved: {save}", markup=False)
+            save_model(loaded, tok, save)
 
 
 def _requests(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rome_fast.cli.common import console, load_model, one_line_errors
+from rome_fast.cli.common import console, load_model, one_line_errors, save_model
 from rome_fast.cli.paths import check_file, check_folder
 from rome_fast.errors import InvalidArgumentError
 
@@ -55,9 +55,7 @@ def apply(
         read = _read(file, without)
         loaded, tok = load_model(model)
         read.apply(loaded)
-        loaded.save_pretrained(save)
-        tok.save_pretrained(save)
-        console.print(f"saved: {save}, with {len(read)} edits", markup=False)
+        save_model(loaded, tok, save, f", with {len(read)} edits")
 
 
 def export(

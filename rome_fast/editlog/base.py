@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rome_fast.errors import EditLogError
 from rome_fast.model.hashes import fingerprint, sampled_hash
 from rome_fast.model.spec import DownProjection
+from rome_fast.model.stored import as_stored, stored_dtype
 from rome_fast.model.wrappers import base_parameters
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ class EditedWeight:
     @classmethod
     def of(cls, projection: DownProjection, weight: Tensor) -> EditedWeight:
         """From ``weight``, the projection's weight as it was before the first edit."""
+        weight = weight.to(stored_dtype(projection.weight))
         dtype = str(weight.dtype).removeprefix("torch.")
         layer, layout = projection.layer, projection.weight_layout
         return cls(layer, layout, tuple(weight.shape), dtype, fingerprint(weight))
@@ -115,6 +117,7 @@ class Base:
 
 
 def _check_edited(name: str, then: EditedWeight, now: Tensor) -> None:
+    now = as_stored(now)
     dtype = str(now.dtype).removeprefix("torch.")
     if tuple(now.shape) != then.shape:
         raise EditLogError(

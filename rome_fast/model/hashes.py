@@ -12,6 +12,7 @@ from torch import nn
 
 from rome_fast._version import __version__
 from rome_fast.errors import UnsupportedModelError
+from rome_fast.model.stored import as_stored
 from rome_fast.model.wrappers import plain_name
 
 if TYPE_CHECKING:
@@ -93,7 +94,10 @@ def model_hash(spec: ModelSpec) -> str:
 
 def sampled_hash(parameters: Iterable[Tensor]) -> str:
     # A quantised tensor (torchao) is hashed by the numbers that it dequantises to.
-    plain = (p if type(p) in (nn.Parameter, torch.Tensor) else p.dequantize() for p in parameters)
+    plain = (
+        as_stored(p) if type(p) in (nn.Parameter, torch.Tensor) else p.dequantize()
+        for p in parameters
+    )
     flat = (parameter.detach().reshape(-1) for parameter in plain)
     return fingerprint(*(x[:: -(-len(x) // _ELEMENTS) or 1] for x in flat))
 

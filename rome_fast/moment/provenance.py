@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from rome_fast.model.hashes import config_hash, tokenizer_hash, versions, weights_hash
+from rome_fast.model.stored import stored_dtype
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -85,6 +86,6 @@ def _of_model(spec: ModelSpec, projection: DownProjection) -> dict[str, Any]:
         "module": projection.name,
         "d_key": projection.d_key,
         "config": config_hash(spec.model),
-        "weights_dtype": str(projection.weight.dtype).removeprefix("torch."),
+        "weights_dtype": str(stored_dtype(projection.weight)).removeprefix("torch."),
         "weights": weights_hash(spec, projection),
     }
