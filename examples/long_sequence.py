@@ -27,7 +27,7 @@ else:
 
 with session:
     done = {edit.request for edit in session.log.holding()}
-    for result in session.edit_many([request for request in requests if request not in done]):
+    for result in session.stream([request for request in requests if request not in done]):
         if not result.success:
             print(result)
     for look in session.checks:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rome_fast.editor import Editor
-from rome_fast.errors import EditWarning, InvalidArgumentError, InvalidRequestError
+from rome_fast.errors import EditWarning, InvalidArgumentError, InvalidRequestError, warn
 from rome_fast.hparams import RomeHparams
 from rome_fast.model.open_model import open_model
 from rome_fast.model.owner import locked
@@ -106,7 +105,9 @@ def edit_many(
             first request.
     """
     size = check_order(order, window)
-    parsed = _parsed(requests)
+    parsed = parse_many(requests)
+    if not parsed:
+        raise InvalidRequestError("requests is empty")
     shared = (hparams, variant, backend, context_templates, second_moment)
     with opened(model, tok, *shared, parsed) as editor:
         return _edit_in_windows(editor, parsed, size, strict, progress)
@@ -158,7 +159,7 @@ def _edit_in_windows(
             results += made
             bar.update(len(made))
             for text in (text for result in made for text in result.warnings):
-                warnings.warn(text, EditWarning, stacklevel=3)
+                warn(text, EditWarning)
     return results
 
 
@@ -171,7 +172,8 @@ def check_many(requests: object) -> None:
         )
 
 
-def _parsed(requests: Iterable[Request]) -> list[EditRequest]:
+def parse_many(requests: Iterable[Request]) -> list[EditRequest]:
+    """All requests; an error names the place of the bad one. Raises InvalidRequestError."""
     check_many(requests)
     parsed = []
     for index, item in enumerate(requests):
@@ -179,8 +181,6 @@ def _parsed(requests: Iterable[Request]) -> list[EditRequest]:
             parsed.append(EditRequest.parse(item))
         except InvalidRequestError as error:
             raise type(error)(f"requests[{index}]: {error}") from error
-    if not parsed:
-        raise InvalidRequestError("requests is empty")
     return parsed
 
 

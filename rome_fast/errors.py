@@ -6,6 +6,14 @@ model's weights are bit-identical to what they were before the call.
 
 from __future__ import annotations
 
+import contextlib
+import sys
+import warnings
+from pathlib import Path
+
+# Not the user's: the package, and what runs the body of a context manager.
+_INSIDE = (str(Path(__file__).parent), contextlib.__file__)
+
 
 class RomeFastError(Exception):
     """Base of everything that rome_fast raises on purpose."""
@@ -131,3 +139,11 @@ class SecondMomentWarning(UserWarning):
 
 class RecordWarning(UserWarning):
     """Records that were left out because they are bad; the message gives the reasons."""
+
+
+def warn(message: str, category: type[Warning]) -> None:
+    """Issue a warning that points at the line outside of the package that led to it."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_INSIDE):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, category, stacklevel=level)

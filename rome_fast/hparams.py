@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rome_fast.errors import EditWarning, HparamsError
+from rome_fast.errors import EditWarning, HparamsError, warn
 from rome_fast.model.activations import typical_value_norm
 from rome_fast.model.open_model import frozen
 from rome_fast.model.spec import ModelSpec, text_config
@@ -147,7 +146,7 @@ class RomeHparams:
         """
         hparams, note = defaults_for(ModelSpec.of(model))
         if note is not None:
-            warnings.warn(note, EditWarning, stacklevel=2)
+            warn(note, EditWarning)
         return hparams
 
 

@@ -79,7 +79,7 @@ class Sequences:
 
     def session(self) -> None:
         with rome_fast.Session(self.model, self.tok, self.hparams) as session:
-            for _ in session.edit_many(self.requests, progress=False):
+            for _ in session.stream(self.requests, progress=False):
                 pass
 
     def wikitext(self) -> rome_fast.SecondMoment:

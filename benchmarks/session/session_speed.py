@@ -73,7 +73,7 @@ def seconds_of(case: dict[str, Any], journal: Path, health: HealthCheck | None) 
     else:
         own = {"journal": journal, "health": health, "stop_loss": None}
         with Session(model, tok, case["hparams"], **own, **given) as session:
-            results = list(session.edit_many(requests, progress=False))
+            results = session.edit_many(requests, progress=False)
             seconds = time.perf_counter() - begin
             session.undo(len(results))
     n = len(results)
@@ -122,7 +122,7 @@ def long_run(n_edits: int) -> tuple[dict[str, Any], list[dict[str, float]]]:
             journal=journal,
             health=HealthCheck(every=0),
         ) as session:
-            stream = session.edit_many(case["requests"], progress=False)
+            stream = session.stream(case["requests"], progress=False)
             begin, times = time.perf_counter(), []
             for number, result in enumerate(stream, 1):
                 now = time.perf_counter()

@@ -52,7 +52,7 @@ def edit_with_journal(
         if len(left) < len(wanted):
             console.print(f"{path} holds {len(wanted) - len(left)} of them already")
         n_refused = 0
-        for result in session.edit_many(left, **together):
+        for result in session.stream(left, **together):
             if isinstance(result, RejectedEdit):
                 n_refused += 1
                 complain(result)

@@ -180,7 +180,7 @@ class BaseEditor:
             else:
                 run.measure_alone()
                 run.edit_all()
-        run.tell(sequential_edit)
+            run.tell(sequential_edit)  # inside: where a filter raises, all is undone
         self.results = run.results
         return run.metrics, model, {name: before}
 

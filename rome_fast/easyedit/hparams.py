@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rome_fast.errors import EditWarning, HparamsError
+from rome_fast.errors import EditWarning, HparamsError, warn
 from rome_fast.hparams import RomeHparams, read_file
 
 if TYPE_CHECKING:
@@ -137,9 +136,8 @@ class ROMEHyperParams:
         """Warn where ``rewrite_module_tmp`` names another matrix than the one that is edited."""
         named = (self.rewrite_module_tmp or projection.name).replace("{}", str(projection.layer))
         if named != projection.name:
-            warnings.warn(
+            warn(
                 f"hparams.rewrite_module_tmp names {named}, but the matrix that ends the MLP of "
                 f"layer {projection.layer} is {projection.name}: that one is edited",
                 EditWarning,
-                stacklevel=4,
             )

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from rome_fast.errors import EditWarning, HparamsError
+from rome_fast.errors import EditWarning, HparamsError, warn
 
 if TYPE_CHECKING:
     from rome_fast.easyedit.hparams import ROMEHyperParams
@@ -60,10 +59,9 @@ def _device(asked: int | str | None) -> torch.device:
         ) from error
     if device.type == "cuda" and not torch.cuda.is_available():
         # Every file that EasyEdit ships says `device: 0`.
-        warnings.warn(
+        warn(
             f"hparams.device is {asked!r}, but torch finds no CUDA device: the CPU is used",
             EditWarning,
-            stacklevel=5,
         )
         return torch.device("cpu")
     return device

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rome_fast.easyedit.metrics import compare_locality, measure
-from rome_fast.errors import EditWarning
+from rome_fast.errors import EditWarning, warn
 from rome_fast.timings import Timings, progress_bar
 from rome_fast.types import EditRequest, EditResult
 
@@ -61,14 +60,13 @@ class Run:
     def tell(self, sequential: bool) -> None:
         """Issue the warnings of the results, and print a line per edit."""
         for text in (text for result in self.results for text in result.warnings):
-            warnings.warn(text, EditWarning, stacklevel=4)
+            warn(text, EditWarning)
         if not sequential and len(self.requests) > 1:
-            warnings.warn(
+            warn(
                 f"sequential_edit=False: the metrics are of each edit alone, and the returned "
                 f"model carries all {len(self.requests)}; sequential_edit=True measures them as "
                 "they add up",
                 EditWarning,
-                stacklevel=4,
             )
         for result, metrics in zip(self.results, self.metrics, strict=True):
             if self.verbose:

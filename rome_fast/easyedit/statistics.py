@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping
 from itertools import islice
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from rome_fast.errors import SecondMomentWarning
+from rome_fast.errors import SecondMomentWarning, warn
 from rome_fast.model.spec import DownProjection, ModelSpec
 from rome_fast.moment.collect.resolve import resolve_second_moment
 from rome_fast.moment.second_moment import SecondMoment
@@ -69,9 +68,8 @@ def _statistics_file(
 
 
 def _warn_of_ordinary_text(hparams: ROMEHyperParams) -> None:
-    warnings.warn(
+    warn(
         f"there is no file of {hparams.mom2_dataset!r} statistics in {hparams.stats_dir!r}: the "
         "second moment is that of ordinary text; second_moment= takes texts, or a saved one",
         SecondMomentWarning,
-        stacklevel=5,
     )

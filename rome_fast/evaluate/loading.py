@@ -6,7 +6,6 @@ import csv
 import gzip
 import json
 import os
-import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from rome_fast.errors import (
     InvalidRequestError,
     RecordError,
     RecordWarning,
+    warn,
 )
 from rome_fast.evaluate.formats import FORMATS, JSON_COLUMNS, Format, parse_record
 from rome_fast.evaluate.records import EditRecord
@@ -84,12 +84,11 @@ def load_records(
         raise InvalidArgumentError(f"{name} holds no records")
     if bad:
         more = f"; and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
-        warnings.warn(
+        warn(
             f"{name}: left out {len(bad)} of {len(bad) + len(records)} records: "
             + "; ".join(bad[:_SHOWN])
             + more,
             RecordWarning,
-            stacklevel=2,
         )
     return records
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm.auto import tqdm
 
 from rome_fast.edit import opened
-from rome_fast.errors import EditWarning, InvalidArgumentError
+from rome_fast.errors import EditWarning, InvalidArgumentError, warn
 from rome_fast.evaluate.evaluation import Evaluation
 from rome_fast.evaluate.journal import Journal
 from rome_fast.evaluate.judge import Judge
@@ -90,7 +89,7 @@ def evaluate(
     with opened(model, tok, hparams, variant, backend, context_templates, second_moment) as editor:
         notes, editor.notes = editor.notes, []
         for note in notes:
-            warnings.warn(note, EditWarning, stacklevel=2)
+            warn(note, EditWarning)
         setting = {
             **_setting(editor, records, held_texts),
             "mode": mode,

@@ -5,12 +5,11 @@ Only the lower triangle of a sum is ever read.
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING
 
 import torch
 
-from rome_fast.errors import SecondMomentError, SecondMomentWarning
+from rome_fast.errors import SecondMomentError, SecondMomentWarning, warn
 from rome_fast.moment.sums import MomentSum
 
 if TYPE_CHECKING:
@@ -62,7 +61,8 @@ def factorise(moment: MomentSum, ridge: float, dtype: torch.dtype) -> tuple[Tens
             if jitter:
                 warn(
                     f"second moment ({moment.source}) is singular to rounding: {jitter:g} of its "
-                    "mean eigenvalue was added; set damping= to choose a ridge yourself"
+                    "mean eigenvalue was added; set damping= to choose a ridge yourself",
+                    SecondMomentWarning,
                 )
             return factor, jitter
     damped.diagonal().copy_(diagonal)
@@ -84,11 +84,6 @@ def solve_with(factor: Tensor, keys: Tensor) -> Tensor:
     white = torch.linalg.solve_triangular(factor, columns, upper=False)
     solved = torch.linalg.solve_triangular(factor.T, white, upper=True)
     return solved.T.reshape(keys.shape).double()
-
-
-def warn(message: str) -> None:
-    """Issue a SecondMomentWarning."""
-    warnings.warn(message, SecondMomentWarning, stacklevel=5)
 
 
 def _trace_and_squares(moment: MomentSum) -> tuple[float, float]:

@@ -12,10 +12,16 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from rome_fast import ops
-from rome_fast.errors import InvalidArgumentError, NonFiniteError, SecondMomentError
+from rome_fast.errors import (
+    InvalidArgumentError,
+    NonFiniteError,
+    SecondMomentError,
+    SecondMomentWarning,
+    warn,
+)
 from rome_fast.model.memory import is_out_of_memory
 from rome_fast.moment import files
-from rome_fast.moment.factorise import automatic_ridge, factorise, solve_with, warn, whiten_with
+from rome_fast.moment.factorise import automatic_ridge, factorise, solve_with, whiten_with
 from rome_fast.moment.provenance import merge_conflicts, merged_info
 from rome_fast.moment.sums import MomentSum
 
@@ -190,7 +196,8 @@ class SecondMoment(MomentSum):
         if self._factor is None:
             self._require_keys()
             if not self._factorise(torch.float64):
-                warn(f"no memory to factor C ({self.source}) in float64: factored in float32")
+                text = f"no memory to factor C ({self.source}) in float64: factored in float32"
+                warn(text, SecondMomentWarning)
                 self._factorise(torch.float32)
         assert self._factor is not None
         return self._factor

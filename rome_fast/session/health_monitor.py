@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING
 
-from rome_fast.errors import RomeFastError, SessionWarning, UnhealthyError
+from rome_fast.errors import RomeFastError, SessionWarning, UnhealthyError, warn
 from rome_fast.session.baseline import Baseline
 from rome_fast.session.health import Health, HealthCheck
 
@@ -79,11 +78,11 @@ class HealthMonitor:
             health = self.look()
         except Exception as error:
             text = f"no look at the model's health was possible after edit {made}: {error}"
-            warnings.warn(text, SessionWarning, stacklevel=5)
+            warn(text, SessionWarning)
             return
         if health.healthy:
             return
-        warnings.warn(str(health), SessionWarning, stacklevel=5)
+        warn(str(health), SessionWarning)
         if self._check.on_unhealthy == "stop":
             self._stop(health)
         elif self._check.on_unhealthy == "rollback":

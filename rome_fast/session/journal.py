@@ -7,7 +7,6 @@ it, left by an error, is not a record and is cut off.
 from __future__ import annotations
 
 import os
-import warnings
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +15,7 @@ from filelock import FileLock, Timeout
 
 from rome_fast.atomic_files import write_whole
 from rome_fast.editlog.journal import FIRST_LINE, Record, read_records
-from rome_fast.errors import JournalError, SessionWarning
+from rome_fast.errors import JournalError, SessionWarning, warn
 
 if TYPE_CHECKING:
     from io import FileIO
@@ -88,11 +87,10 @@ class Journal:
         """Read an existing file; a torn last record is dropped, with a warning."""
         records, self.end, torn = read_records(self.path)
         if torn:
-            warnings.warn(
+            warn(
                 f"journal {str(self.path)!r}: the last record was torn ({torn} bytes) and is "
                 "dropped; it was never acknowledged",
                 SessionWarning,
-                stacklevel=4,
             )
         try:
             self._file = self.path.open("r+b", buffering=0)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from rome_fast.editlog import LoggedEdit, Rejection
-from rome_fast.errors import REFUSALS, RomeFastError
+from rome_fast.errors import REFUSALS, EditWarning, RomeFastError, warn
 from rome_fast.session.guard import WINDOW, Written
 from rome_fast.timings import Timings
 from rome_fast.types import EditRequest, EditResult, RankOneUpdate, Undo
@@ -131,6 +131,9 @@ class Sequencer:
                 self._logged(result, f, w, released)
                 for result, f, w, released in zip(results, found, written, near, strict=False)
             ]
+            # Before the edits count: where a filter makes an error of a warning, none is made.
+            for text in (text for result in results for text in result.warnings):
+                warn(text, EditWarning)
             ledger.add(edits, [c.denominator_keys for c in constraints])
         return results
 

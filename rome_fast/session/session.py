@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
@@ -11,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rome_fast.edit import Request, check_many, check_order
+from rome_fast.edit import Request, check_many, check_order, parse_many
 from rome_fast.editlog import EditLog
-from rome_fast.errors import EditWarning, RevertError, SessionError
+from rome_fast.errors import RevertError, SessionError
 from rome_fast.model.open_model import open_model
 from rome_fast.session.guard import Guard
 from rome_fast.session.health import Health, HealthCheck
@@ -166,6 +165,33 @@ class Session:
         order: str = "exact",
         window: int = 16,
         progress: bool = True,
+    ) -> list[Outcome]:
+        """Change many facts, one result per request, in order.
+
+        Args:
+            requests: all are read before the first is edited.
+            order, window, progress: as in ``rome_fast.edit_many``.
+
+        Returns:
+            EditResults; a RejectedEdit stands for a request that was refused.
+
+        Raises:
+            InvalidArgumentError: ``order`` or ``window`` is none of the possible ones.
+            InvalidRequestError: a request is bad, or ``requests`` is no list; nothing was edited.
+            RomeFastError: as ``edit``, or ``guard.action == "stop"`` and a request was refused. The
+                edits before it stay, and are in ``log``.
+        """
+        return list(
+            self.stream(parse_many(requests), order=order, window=window, progress=progress)
+        )
+
+    def stream(
+        self,
+        requests: Iterable[Request],
+        *,
+        order: str = "exact",
+        window: int = 16,
+        progress: bool = True,
     ) -> EditStream:
         """Change many facts while their results are iterated over.
 
@@ -174,9 +200,8 @@ class Session:
             order, window, progress: as in ``rome_fast.edit_many``.
 
         Returns:
-            An iterator over EditResults, one per request, in order; a RejectedEdit stands for one
-            that was refused. Nothing is edited before its first result is asked for. Edits whose
-            results were given are kept, whatever happens to later ones.
+            An iterator over what ``edit_many`` returns. Nothing is edited before its first result
+            is asked for. Edits whose results were given are kept, whatever happens to later ones.
 
         Raises:
             InvalidArgumentError: ``order`` or ``window`` is none of the possible ones.
@@ -306,11 +331,13 @@ class Session:
         finally:
             if self._ledger.log.next_id > first:
                 self._undone.clear()
-        for result in made:
-            if isinstance(result, EditResult):
-                for text in result.warnings:
-                    warnings.warn(text, EditWarning, stacklevel=4)
-        self._monitor.after_edits()
+        try:
+            self._monitor.after_edits()
+        except Warning:
+            # The user's filter has made an error of it, and what raises has edited nothing.
+            new = {result.edit_id for result in made if result.edit_id is not None}
+            self._set_taken_out(self._ledger.log.taken_out | new)
+            raise
         return made
 
     def _set_taken_out(self, numbers: AbstractSet[int]) -> None:

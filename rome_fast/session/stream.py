@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sized
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from rome_fast.errors import InvalidRequestError, SessionWarning
+from rome_fast.errors import InvalidRequestError, SessionWarning, warn
 from rome_fast.timings import progress_bar
 from rome_fast.types import EditRequest
 
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 class EditStream(Iterator["Outcome"]):
     """Edits a window of requests whenever its results are asked for, and yields them one by one.
 
-    Nothing is edited before the first result is asked for: iterate, or make a list of it.
+    Nothing is edited before the first result is asked for.
 
     Args:
         edit: edits the first requests of a list, and removes from the list those that it has edited
@@ -56,11 +55,10 @@ class EditStream(Iterator["Outcome"]):
     def __del__(self) -> None:
         if not getattr(self, "_started", True):
             self._bar.close()
-            warnings.warn(
-                "session.edit_many() was never iterated, so nothing was edited: write "
-                "`for result in session.edit_many(...)`, or list(...)",
+            warn(
+                "session.stream() was never iterated, so nothing was edited: write "
+                "`for result in session.stream(...)`, or session.edit_many(...)",
                 SessionWarning,
-                stacklevel=2,
             )
 
     def _fill(self) -> None:

@@ -78,7 +78,9 @@ def test_a_session_in_python_goes_on_with_the_journal(folder, tmp_path):
 
 def test_apply_saves_float16(folder, tmp_path):
     run("apply", folder / "edits.journal", "--model", folder / "model", "--save", tmp_path / "out")
-    made, wanted = (load_file(x / "model.safetensors") for x in (tmp_path / "out", folder / "edited"))
+    made, wanted = (
+        load_file(x / "model.safetensors") for x in (tmp_path / "out", folder / "edited")
+    )
     assert all(torch.equal(x, wanted[n]) for n, x in made.items())
 
 

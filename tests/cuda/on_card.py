@@ -197,7 +197,7 @@ def test_a_session_replays_to_the_same_bits(card):
     requests = [{**REQUEST, "subject": s} for s in ("Steve Jobs", "Ada Lovelace", "Marie Curie")]
     own = {"health": rome_fast.HealthCheck(every=0)}
     with rome_fast.Session(model, tok, **options(model), **own) as session:
-        list(session.edit_many(requests, progress=False))
+        session.edit_many(requests, progress=False)
         session.undo(2)
     with rome_fast.Session(other, tok, **options(other), **own) as session:
         session.edit(requests[0])

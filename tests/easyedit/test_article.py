@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -248,3 +249,14 @@ def test_what_rome_cannot_do_is_said(quick):
     quick.hparams.alg_name = "MEMIT"
     with pytest.raises(HparamsError, match="alg_name must be 'ROME'"):
         quick.edit(**FACT)
+
+
+@pytest.mark.parametrize("sequential", [True, False])
+def test_a_warning_that_a_filter_makes_an_error_undoes_all(quick, sequential):
+    quick.hparams.v_num_grad_steps = 1
+    before = state(quick.model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", EditWarning)
+        with pytest.raises(EditWarning):
+            quick.edit(**TWO, sequential_edit=sequential, verbose=False)
+    assert same_bits(quick.model, before)

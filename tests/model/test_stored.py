@@ -24,7 +24,9 @@ def test_what_was_widened_narrows_to_the_same_bits(make):
     assert ("torch.bfloat16" in wide) == (make is tiny_llama), "only float16 is widened"
     narrow_model(model)
     after = bits(model)
-    assert all(after[n][0] == dtype and torch.equal(after[n][1], x) for n, (dtype, x) in before.items())
+    assert all(
+        after[n][0] == dtype and torch.equal(after[n][1], x) for n, (dtype, x) in before.items()
+    )
 
 
 def test_an_edited_number_is_rounded_once():

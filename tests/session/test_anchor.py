@@ -34,6 +34,6 @@ def test_values_after_the_pilots_get_their_mean_norm(tiny, options, requests):
 def test_without_it_norms_are_their_own(tiny, options, requests):
     model, tok = tiny
     with Session(model, tok, **options) as session:
-        list(session.edit_many(requests, progress=False))
+        session.edit_many(requests, progress=False)
         norms = [edit.numbers["value_norm"] for edit in session.log.edits]
     assert len({round(norm, 4) for norm in norms}) == len(norms)

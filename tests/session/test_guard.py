@@ -93,7 +93,7 @@ def test_reject_and_stop_leave_every_bit(guarded, requests, action):
 
 def test_a_stream_goes_on_after_reject(guarded, requests):
     session, _, _ = guarded("reject")
-    results = list(session.edit_many(requests[2:4], progress=False))
+    results = session.edit_many(requests[2:4], progress=False)
     assert [type(result) for result in results] == [RejectedEdit] * 2
 
 
@@ -101,7 +101,7 @@ def test_a_stream_ends_with_stop(guarded, requests):
     session, model, _ = guarded("stop")
     before = state(model)
     with pytest.raises(EditRejectedError):
-        list(session.edit_many(requests[2:4], progress=False))
+        session.edit_many(requests[2:4], progress=False)
     assert same_bits(model, before)
     assert len(session.log.rejections) == 1
 
@@ -110,7 +110,7 @@ def test_a_stream_ends_with_stop(guarded, requests):
 def test_a_window_is_guarded_request_by_request(guarded, requests, action):
     session, model, wanted = guarded(action)
     before = state(model)
-    results = list(session.edit_many(requests[2:5], order="independent", progress=False))
+    results = session.edit_many(requests[2:5], order="independent", progress=False)
     if action == "reject":
         assert [type(result) for result in results] == [RejectedEdit] * 3
         assert same_bits(model, before)
@@ -156,7 +156,7 @@ def test_the_denominator_is_in_the_log(gpt2, options, requests, order):
     """What the request's key says of the unit vector: v times it moves the output on that key."""
     model, tok = gpt2
     with Session(model, tok, **options) as session:
-        list(session.edit_many(requests[:3], order=order, progress=False))
+        session.edit_many(requests[:3], order=order, progress=False)
         for edit in session.log.edits:
             key = session._ledger._keys[edit.edit_id][0].double()
             wanted = pytest.approx(float(key @ edit.update.u.double()), rel=1e-4)

@@ -53,7 +53,7 @@ def test_figures_are_those_of_the_model(tiny, options, requests):
     check = HealthCheck(every=0, texts=TEXTS, prompts=PROMPTS)
     with Session(model, tok, **{**options, "health": check}) as session:
         assert session.health().problems == ()
-        results = list(session.edit_many(requests, progress=False))
+        results = session.edit_many(requests, progress=False)
         health = session.health()
     assert health.n_edits == health.last_edit == 6
     assert health.perplexity == pytest.approx(perplexity(model, tok) / before, rel=1e-4)
@@ -86,7 +86,7 @@ def test_the_first_look_may_come_late(gpt2, options, requests):
         with Session(model, tok, **options) as session:
             if early:
                 session.health()
-            list(session.edit_many(requests[:3], progress=False))
+            session.edit_many(requests[:3], progress=False)
             edited = state(model)
             figures.append(session.health())
             assert same_bits(model, edited)
@@ -112,7 +112,7 @@ def test_stop_ends_the_sequence_until_it_is_healthy_again(gpt2, options, request
     model, tok = gpt2
     check = unwell(on_unhealthy="stop")
     with Session(model, tok, **{**options, "health": check}) as session:
-        stream = session.edit_many(requests, progress=False)
+        stream = session.stream(requests, progress=False)
         with pytest.warns(SessionWarning, match="UNHEALTHY"):
             assert [next(stream).edit_id, next(stream).edit_id] == [1, 2]
         before = state(model)
@@ -134,7 +134,7 @@ def test_rollback_goes_back_to_the_last_healthy_look(gpt2, options, requests, mo
         every=2, texts=TEXTS, max_perplexity=1e9, on_unhealthy="rollback", min_retention=0.0
     )
     with Session(model, tok, **{**options, "health": check}) as session:
-        list(session.edit_many(requests[:2], progress=False))
+        session.edit_many(requests[:2], progress=False)
         healthy = state(model)
         session.edit(requests[2])
         monkeypatch.setattr("rome_fast.session.baseline.Baseline._problems", lambda *_: ["is ill"])
@@ -149,7 +149,7 @@ def test_every_counts_edits_not_calls(gpt2, options, requests):
     model, tok = gpt2
     check = HealthCheck(every=3, texts=TEXTS, max_perplexity=1e9, min_retention=0.0)
     with Session(model, tok, **{**options, "health": check}) as session:
-        list(session.edit_many(requests, order="independent", window=2, progress=False))
+        session.edit_many(requests, order="independent", window=2, progress=False)
         assert [look.last_edit for look in session.checks] == [4]
         session.undo(3)
         session.edit(requests[5])
@@ -168,7 +168,7 @@ def test_curve_as_data_and_as_a_picture(gpt2, options, requests, tmp_path):
         min_neighbourhood=0.0,
     )
     with Session(model, tok, **{**options, "health": check}) as session:
-        list(session.edit_many(requests, progress=False))
+        session.edit_many(requests, progress=False)
         session.save_checks(tmp_path / "curve.json")
         session.save_checks(tmp_path / "curve.svg")
         rows = json.loads((tmp_path / "curve.json").read_text())
@@ -313,7 +313,7 @@ def test_rollback_brings_back_what_was_taken_out_since(
         every=3, texts=TEXTS, max_perplexity=1e9, on_unhealthy="rollback", min_retention=0.0
     )
     session = Session(model, tok, **{**options, "health": check}, journal=path)
-    list(session.edit_many(requests[:2], progress=False))
+    session.edit_many(requests[:2], progress=False)
     session.revert(1)
     session.edit(requests[2])  # a healthy look: 2 and 3 hold
     healthy = state(model)
@@ -344,6 +344,6 @@ def test_warnings_point_at_the_caller(gpt2, options, requests):
         again = [{**request, "target_new": "river"} for request in requests[:2]]
         with pytest.warns() as seen:
             session.edit(again[0])
-            list(session.edit_many(again[1:], progress=False))
+            session.edit_many(again[1:], progress=False)
     assert {w.filename for w in seen} == {__file__}
     assert {w.category for w in seen} == {EditWarning, SessionWarning}

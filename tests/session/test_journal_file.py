@@ -131,7 +131,7 @@ def _first_end(data):
 
 def test_an_undo_writes_only_what_it_changes(opened, requests):
     session, _, path = opened
-    list(session.edit_many(requests[1:4], progress=False))
+    session.edit_many(requests[1:4], progress=False)
     session.undo(2)
     session.undo()
     session.redo(2)

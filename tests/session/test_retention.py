@@ -198,7 +198,7 @@ def test_an_edit_of_a_window_releases_its_own_near_keys_only(gpt2, options, requ
     model, tok = gpt2
     with Session(model, tok, **{**options, "context_templates": ["{}"]}, retain=1.0) as session:
         session.edit(NEAR[0])
-        list(session.edit_many([requests[1], NEAR[1]], order="independent", progress=False))
+        session.edit_many([requests[1], NEAR[1]], order="independent", progress=False)
         assert [edit.numbers["window"] for edit in session.log.edits[1:]] == [2, 2]
         assert [edit.released for edit in session.log.edits[1:]] == [(), (1,)]
         session.undo()

@@ -48,7 +48,7 @@ def test_without_safeguards_a_session_is_edit_many(tiny, options, settings, requ
         bits = state(model)
     unguarded = {"retain": 0.0, "stop_loss": None, "guard": rome_fast.Guard(float("inf"))}
     with Session(model, tok, **options, **unguarded) as session:
-        list(session.edit_many(requests, progress=False))
+        session.edit_many(requests, progress=False)
     assert same_bits(model, bits)
 
 
@@ -58,7 +58,7 @@ def test_undo_of_everything_gives_every_bit_back(tiny, options, requests, dtype)
     model, tok = tiny
     before = state(model.to(dtype))
     with Session(model, tok, **options) as session:
-        list(session.edit_many(requests, progress=False))
+        session.edit_many(requests, progress=False)
         assert not same_bits(model, before)
         assert session.undo(len(requests)) == [6, 5, 4, 3, 2, 1]
         assert same_bits(model, before)
@@ -72,7 +72,7 @@ def test_revert_in_the_middle_is_a_replay_without_it(tiny, options, requests, dt
     model.to(dtype)
     fresh = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with Session(model, tok, **options) as session:
-        list(session.edit_many(requests, progress=False))
+        session.edit_many(requests, progress=False)
         whole = state(model)
         session.revert(3)
         without = state(model)
@@ -190,7 +190,7 @@ def test_what_the_book_looks_up_is_what_the_log_says(gpt2_session, requests, mon
     check()
     for step in (
         lambda: session.edit(requests[0]),
-        lambda: list(session.edit_many(requests[1:4], order="independent", progress=False)),
+        lambda: session.edit_many(requests[1:4], order="independent", progress=False),
         lambda: session.edit({**requests[1], "target_new": "near"}),
         session.undo,
         lambda: session.revert(1),
@@ -234,7 +234,7 @@ def test_a_window_of_independent_requests(tiny, options, requests):
     model, tok = tiny
     with Session(model, tok, **options) as session:
         again = {**requests[0], "target_new": "near"}
-        stream = session.edit_many(
+        stream = session.stream(
             [*requests[:4], again], order="independent", window=4, progress=False
         )
         results = list(stream)
@@ -245,7 +245,7 @@ def test_a_window_of_independent_requests(tiny, options, requests):
 
 def test_a_break_leaves_the_window_in(gpt2_session, requests):
     session, _ = gpt2_session
-    for _ in session.edit_many(requests, order="independent", window=4, progress=False):
+    for _ in session.stream(requests, order="independent", window=4, progress=False):
         break
     assert len(session.log) == 4
 
@@ -253,7 +253,7 @@ def test_a_break_leaves_the_window_in(gpt2_session, requests):
 def test_a_bad_request_leaves_its_window_unedited(gpt2_session, requests):
     session, _ = gpt2_session
     bad = [*requests[:3], {"prompt": "{} is"}]
-    stream = session.edit_many(bad, order="independent", window=2, progress=False)
+    stream = session.stream(bad, order="independent", window=2, progress=False)
     assert [next(stream).edit_id, next(stream).edit_id] == [1, 2]
     with pytest.raises(InvalidRequestError, match=r"requests\[3\]: request lacks subject"):
         next(stream)
@@ -269,7 +269,7 @@ def test_a_generator_is_read_as_the_edits_are_made(gpt2_session, requests):
             read.append(request["subject"])
             yield request
 
-    stream = session.edit_many(source(), progress=False)
+    stream = session.stream(source(), progress=False)
     assert read == []
     assert next(stream).edit_id == 1
     assert read == ["Steve Jobs"]
@@ -277,18 +277,35 @@ def test_a_generator_is_read_as_the_edits_are_made(gpt2_session, requests):
     assert len(session.log) == 2
 
 
-def test_an_edit_many_that_nobody_iterates_says_so(gpt2_session, requests):
+def test_a_stream_that_nobody_iterates_says_so(gpt2_session, requests):
     session, model = gpt2_session
     before = state(model)
     with pytest.warns(SessionWarning, match="never iterated, so nothing was edited"):
-        session.edit_many(requests, progress=False)
+        session.stream(requests, progress=False)
         gc.collect()
     assert same_bits(model, before)
 
 
+def test_edit_many_has_edited_when_it_returns(gpt2_session, requests):
+    session, _ = gpt2_session
+    results = session.edit_many(iter(requests[:3]), progress=False)
+    assert [result.edit_id for result in results] == [1, 2, 3]
+    assert len(session.log) == 3
+    assert session.edit_many([]) == []
+
+
+def test_a_bad_request_of_edit_many_is_named_before_anything_is_edited(gpt2_session, requests):
+    session, model = gpt2_session
+    before = state(model)
+    with pytest.raises(InvalidRequestError, match=r"requests\[1\]: request lacks subject"):
+        session.edit_many([requests[0], {"prompt": "{} is"}], progress=False)
+    assert same_bits(model, before)
+    assert len(session.log) == 0
+
+
 def test_a_bad_request_in_a_stream_is_named(gpt2_session, requests):
     session, _ = gpt2_session
-    stream = session.edit_many([requests[0], {"prompt": "{} is"}], progress=False)
+    stream = session.stream([requests[0], {"prompt": "{} is"}], progress=False)
     assert next(stream).success
     with pytest.raises(InvalidRequestError, match=r"requests\[1\]: request lacks subject"):
         next(stream)
@@ -300,6 +317,8 @@ def test_requests_that_are_no_list_are_refused_by_the_call(gpt2_session, request
     session, _ = gpt2_session
     with pytest.raises(InvalidRequestError, match=r"requests must be a list .* wrap it in a list"):
         session.edit_many(kind(requests[0]), progress=False)
+    with pytest.raises(InvalidRequestError, match=r"requests must be a list .* wrap it in a list"):
+        session.stream(kind(requests[0]), progress=False)
 
 
 def test_a_second_session_on_a_weight_is_refused(gpt2, options, requests):
@@ -489,7 +508,7 @@ def test_half_precision_is_the_float32_sum_rounded_once(gpt2, options, requests)
     weight = model.bfloat16().transformer.h[1].mlp.c_proj.weight
     total = weight.detach().float()
     with Session(model, tok, **options) as session:
-        for result in session.edit_many(requests, progress=False):
+        for result in session.stream(requests, progress=False):
             total += result.update.dense()
     assert torch.equal(weight, total.bfloat16())
 
@@ -498,7 +517,7 @@ def test_rejections_do_not_stop_a_sequence(gpt2, options, requests):
     model, tok = gpt2
     long = {**requests[1], "target_new": "river " * 600}
     with Session(model, tok, **options) as session:
-        results = list(session.edit_many([requests[0], long, requests[2]], progress=False))
+        results = session.edit_many([requests[0], long, requests[2]], progress=False)
         assert [result.success for result in results] == [True, False, True]
         assert [result.edit_id for result in results] == [1, None, 2]
         assert isinstance(results[1], rome_fast.RejectedEdit)
@@ -546,7 +565,7 @@ def test_an_error_in_a_window_hides_no_results(gpt2, options, requests, monkeypa
     with Session(model, tok, **options) as session:
         disk_full_at(session, monkeypatch, 3)
         given = []
-        stream = session.edit_many(
+        stream = session.stream(
             [*requests[:2], long, *requests[3:5]], order="independent", progress=False
         )
         with pytest.raises(JournalError):
@@ -567,7 +586,7 @@ def test_redo_after_a_window_that_failed_in_part(gpt2, options, requests):
         session.undo()
         again = {**requests[0], "target_new": "near"}
         with pytest.raises(InvalidRequestError):
-            list(session.edit_many([again, long], order="independent", progress=False))
+            session.edit_many([again, long], order="independent", progress=False)
         assert [edit.edit_id for edit in session.log.holding()] == [2]
         with pytest.raises(RevertError):
             session.redo()
@@ -579,7 +598,7 @@ def test_a_stream_does_not_edit_again_what_was_rolled_back(gpt2, options, reques
         every=2, texts=["A short story about tea."], max_perplexity=0.0, on_unhealthy="rollback"
     )
     with Session(model, tok, **{**options, "health": check}) as session:
-        stream = session.edit_many(requests, progress=False)
+        stream = session.stream(requests, progress=False)
         next(stream)
         for last in (2, 4, 6):
             with pytest.warns(SessionWarning), pytest.raises(UnhealthyError):

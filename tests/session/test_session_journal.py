@@ -24,7 +24,7 @@ def written(gpt2, options, requests, tmp_path):
     pristine, (model, tok) = copy.deepcopy(gpt2), gpt2
     path = tmp_path / "edits.journal"
     with Session(model, tok, **options, journal=path) as session:
-        list(session.edit_many(requests, progress=False))
+        session.edit_many(requests, progress=False)
         session.undo()
         session.revert(2)
     return path, pristine, model
@@ -78,13 +78,13 @@ def test_a_resumed_session_edits_as_one_that_never_stopped(gpt2, options, reques
     (model, tok), (other, _), (third, _) = gpt2, copy.deepcopy(gpt2), copy.deepcopy(gpt2)
     own = {"retain": 0.5, "anchor": 2, "guard": Guard(2.0, "reject"), "stop_loss": 0.4}
     with Session(model, tok, **options, **own) as session:
-        list(session.edit_many(requests, progress=False))
+        session.edit_many(requests, progress=False)
     path = tmp_path / "edits.journal"
     with Session(other, tok, **options, **own, journal=path) as session:
-        list(session.edit_many(requests[:3], progress=False))
+        session.edit_many(requests[:3], progress=False)
     with Session.resume(path, third, tok, second_moment="identity") as session:
         assert session._sequencer._settings.guard == Guard(2.0, "reject")
-        list(session.edit_many(requests[3:], progress=False))
+        session.edit_many(requests[3:], progress=False)
     for name, weight in model.state_dict().items():
         torch.testing.assert_close(third.state_dict()[name], weight, rtol=1e-5, atol=1e-7)
 
@@ -219,7 +219,7 @@ def test_looks_at_the_health_are_kept(gpt2, options, requests, tmp_path):
         ),
     }
     with Session(model, tok, **own, journal=path) as session:
-        list(session.edit_many(requests[:5], progress=False))
+        session.edit_many(requests[:5], progress=False)
         checks = session.checks
     assert [check.last_edit for check in checks] == [2, 4]
     with Session.resume(path, other, tok, second_moment="identity") as session:

@@ -109,7 +109,7 @@ def _sequence(
 ) -> tuple[str, str, str]:
     requests = [rome_fast.EditRequest(f.prompt, f.subject, f.target_new) for f in facts]
     with rome_fast.Session(model, tok, second_moment=moment) as session:
-        results = list(session.edit_many(requests, progress=False))
+        results = session.edit_many(requests, progress=False)
         session.log.save(path)
         weight = model.get_parameter(results[0].weight_name)
         said = _hash([[r.success, r.argmax_after, r.edit_id, len(r.losses)] for r in results])

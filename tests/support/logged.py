@@ -18,5 +18,5 @@ def edited(model, tok, settings, requests=REQUESTS, **options):
     model = copy.deepcopy(model)
     health = HealthCheck(every=0)
     with Session(model, tok, **settings, **options, health=health) as session:
-        list(session.edit_many(requests, progress=False))
+        session.edit_many(requests, progress=False)
         return session.log, model

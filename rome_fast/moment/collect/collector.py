@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from rome_fast.errors import InvalidArgumentError, SecondMomentError
+from rome_fast.errors import InvalidArgumentError, SecondMomentError, SecondMomentWarning, warn
 from rome_fast.model.open_model import frozen
 from rome_fast.model.spec import ModelSpec, check_tokenizer, embedding_rows
 from rome_fast.moment.collect.checkpoint import Checkpoint
 from rome_fast.moment.collect.collection import Collection, Settings
 from rome_fast.moment.collect.corpus import Corpus
 from rome_fast.moment.collect.ranks import Ranks
-from rome_fast.moment.factorise import warn
 from rome_fast.moment.second_moment import SecondMoment
 
 if TYPE_CHECKING:
@@ -111,6 +110,7 @@ def collect_second_moment(
                 "delete it"
             )
         if documents == "separate" and collection.reader.documents == "joined":
-            warn("this model cannot keep the documents of a row apart: they are joined")
+            text = "this model cannot keep the documents of a row apart: they are joined"
+            warn(text, SecondMomentWarning)
         collection.run(corpus, state, progress and ranks.rank == 0, title)
         return collection.results(source or corpus.name)
