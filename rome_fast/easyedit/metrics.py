@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rome_fast.easyedit.requests import SECTIONS, questions
+from rome_fast.easyedit.requests import SECTIONS, rephrased
 from rome_fast.errors import InvalidArgumentError
+from rome_fast.evaluate.formats import parse_groups
 from rome_fast.evaluate.generation import generate, ngram_entropy
 from rome_fast.evaluate.records import Question
 from rome_fast.evaluate.scoring import score
@@ -54,7 +55,7 @@ def measure(
         elif section == "portability":
             result[section].setdefault(f"{name}_acc", []).append(made.accuracy)
         else:
-            result[f"{section}_acc"] = [made.accuracy]
+            result.setdefault(f"{section}_acc", []).append(made.accuracy)
             result["metric_meta"][section] = _meta(
                 f"{section}_acc", "decoder_only_teacher_forcing", "token_accuracy", "lm."
             )
@@ -92,12 +93,12 @@ def compare_locality(pre: dict[str, Any], post: dict[str, Any]) -> None:
 def _questions(request: dict[str, Any]) -> Iterator[tuple[str, str, Question]]:
     edit = EditRequest.parse(request)
     yield "rewrite", "", Question(edit.text, edit.target)
-    if (rephrased := request.get("rephrase_prompt")) is not None:
-        yield "rephrase", "", Question(rephrased, edit.target)
+    for text in rephrased(request):
+        yield "rephrase", "", Question(text, edit.target)
     for section in SECTIONS:
-        for name, group in request[section].items():
-            for prompt, answer in questions(section, name, group):
-                yield section, name, Question(prompt, answer)
+        for name, group in parse_groups(section, request[section]).items():
+            for question in group:
+                yield section, name, question
 
 
 def _meta(key: str, protocol: str, scorer: str, prefix: str) -> dict[str, str]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rome_fast.errors import InvalidRequestError
+from rome_fast.evaluate.formats import parse_groups
 from rome_fast.types import EditRequest
 
 SECTIONS = ("locality", "portability")
@@ -62,34 +63,31 @@ def check_requests(requests: object) -> list[dict[str, Any]]:
     checked = []
     for i, given in enumerate(requests):
         try:
+            if isinstance(given, EditRequest):
+                given = given.to_json()
             EditRequest.parse(given)
             request = {"ground_truth": None, **{key: {} for key in SECTIONS}, **given}
+            rephrased(request)
             for section in SECTIONS:
-                for name, group in request[section].items():
-                    questions(section, name, group)
+                parse_groups(section, request[section])
         except InvalidRequestError as error:
             raise type(error)(f"requests[{i}]: {error}") from error
         checked.append(request)
     return checked
 
 
-def questions(section: str, name: str, group: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(prompt, answer) pairs of one group of one request, which may hold one of them or a list.
+def rephrased(request: Mapping[str, Any]) -> list[str]:
+    """The other texts of a request that should go on with its target: none, one, or a list.
 
     Raises:
-        InvalidRequestError: unequal lists, or something that is not a string.
+        InvalidRequestError: something that is not a text.
     """
-    prompts, answers = (_as_list(group.get(key)) for key in ("prompt", "ground_truth"))
-    if len(prompts) != len(answers):
-        raise InvalidRequestError(
-            f"{section} {name!r} has {len(prompts)} prompts and {len(answers)} ground_truths"
-        )
-    for text in (*prompts, *answers):
+    given = request.get("rephrase_prompt")
+    texts = [] if given is None else _as_list(given)
+    for text in texts:
         if not isinstance(text, str) or not text.strip():
-            raise InvalidRequestError(
-                f"{section} {name!r}: prompt and ground_truth must be texts, got {text!r}"
-            )
-    return list(zip(prompts, answers, strict=True))
+            raise InvalidRequestError(f"rephrase_prompt must be text or a list, got {text!r}")
+    return texts
 
 
 def _groups(
@@ -97,6 +95,11 @@ def _groups(
 ) -> list[dict[str, dict[str, Any]]]:
     """The groups of each edit; a group whose prompt is None is left out."""
     own: list[dict[str, dict[str, Any]]] = [{} for _ in range(n)]
+    if given is not None and not isinstance(given, Mapping):
+        raise InvalidRequestError(
+            f"{section}_inputs must be a dict of names, each with {{'prompt': ..., "
+            f"'ground_truth': ...}}, got {given!r:.80}"
+        )
     for name, group in (given or {}).items():
         if not isinstance(group, Mapping) or not {"prompt", "ground_truth"} <= set(group):
             raise InvalidRequestError(

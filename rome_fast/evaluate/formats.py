@@ -152,7 +152,7 @@ def parse_record(raw: Mapping[str, Any], layout: Format, case_id: int) -> EditRe
             f"{', '.join(missing)} missing; it has "
             + ", ".join(str(key) for key, value in flat.items() if value is not None)
         )
-    groups: dict[str, Any] = {name: _groups(name, flat.get(name)) for name in _GROUPS}
+    groups: dict[str, Any] = {name: parse_groups(name, flat.get(name)) for name in _GROUPS}
     texts: dict[str, Any] = {
         name: tuple(text for key in keys for text in _strings(key, flat.get(key)))
         for name, keys in _TEXTS.items()
@@ -222,9 +222,16 @@ def _neighborhood(flat: Mapping[str, Any], true: str | None) -> Iterator[Questio
         yield _question("locality_prompt", prompt, flat.get("locality_ground_truth"))
 
 
-def _groups(name: str, value: Any) -> dict[str, tuple[Question, ...]]:
-    """EasyEdit's groups of questions; those without any are left out."""
-    if value is None or value == "":
+def parse_groups(name: str, value: Any) -> dict[str, tuple[Question, ...]]:
+    """EasyEdit's groups of questions; those without any are left out.
+
+    Args:
+        name: of the field, for messages.
+
+    Raises:
+        InvalidRequestError: as ``parse_record``.
+    """
+    if value is None or value == "" or value == []:
         return {}
     if not isinstance(value, Mapping):
         raise InvalidRequestError(f"{name} must be a dict of groups, got {value!r}")
@@ -238,7 +245,7 @@ def _asked(name: str, group: Any) -> Iterator[Question]:
     items = group if isinstance(group, list | tuple) else [] if group is None else [group]
     for item in items:
         prompts, answers = _pair(name, item)
-        if isinstance(prompts, str) or len(prompts) == 1:
+        if not isinstance(prompts, list | tuple) or len(prompts) == 1:
             prompts, answers = [_text(prompts)], [answers]
         if not isinstance(answers, list | tuple) or len(prompts) != len(answers):
             raise InvalidRequestError(f"{name} has {len(prompts)} prompts and answers {answers!r}")

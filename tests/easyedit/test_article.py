@@ -11,10 +11,12 @@ from helpers import same_bits, state
 
 from rome_fast import SecondMoment, demo
 from rome_fast.easyedit import BaseEditor, ROMEHyperParams
+from rome_fast.easyedit.requests import check_requests
 from rome_fast.errors import (
     EditWarning,
     HparamsError,
     InvalidArgumentError,
+    InvalidRequestError,
     RomeFastError,
     SecondMomentWarning,
 )
@@ -260,3 +262,46 @@ def test_a_warning_that_a_filter_makes_an_error_undoes_all(quick, sequential):
         with pytest.raises(EditWarning):
             quick.edit(**TWO, sequential_edit=sequential, verbose=False)
     assert same_bits(quick.model, before)
+
+
+def test_groups_and_rephrasings_as_data_sets_have_them(quick):
+    asked = {"prompt": "Pablo Casals, the", "ground_truth": [["piano", "cello"]]}
+    request = {
+        "prompt": "Ray Charles, the",
+        "subject": "Ray Charles",
+        "target_new": "violin",
+        "rephrase_prompt": ["Ray Charles plays the", "Ray Charles, who plays the"],
+        "locality": {"Relation": [asked, asked], "Nothing": None, "Empty": []},
+        "portability": None,
+    }
+    metrics, _, _ = quick.edit_requests([request], verbose=False)
+    post = metrics[0]["post"]
+    assert [len(post[key]) for key in ("rewrite_acc", "rephrase_acc")] == [1, 2]
+    assert list(post["locality"]) == ["Relation_output", "Relation_acc"]
+    assert len(post["locality"]["Relation_acc"]) == 2
+    assert post["portability"] == {}
+    assert metrics[0]["requested_rewrite"]["locality"] == request["locality"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"locality": 3}, "locality must be a dict of groups, got 3"),
+        ({"locality": {"a": 3}}, r"locality.a must hold dicts of prompt and answer, got 3"),
+        (
+            {"portability": {"New Question": 1, "New Answer": "a"}},
+            "portability.one_hop must be text, got 1",
+        ),
+        ({"rephrase_prompt": [["a", "b"]]}, r"rephrase_prompt must be text or a list, got \['a'"),
+    ],
+)
+def test_bad_groups_are_named(changes, reason):
+    request = {"prompt": "Ray Charles, the", "subject": "Ray Charles", "target_new": "violin"}
+    with pytest.raises(InvalidRequestError, match=rf"requests\[0\]: {reason}"):
+        check_requests([{**request, **changes}])
+
+
+@pytest.mark.parametrize("given", [[{"prompt": "a", "ground_truth": "b"}], "text", 3])
+def test_locality_inputs_that_are_no_dict_are_named(quick, given):
+    with pytest.raises(InvalidRequestError, match="locality_inputs must be a dict"):
+        quick.edit("Ray Charles, the", "violin", subject="Ray Charles", locality_inputs=given)
