@@ -7,9 +7,9 @@ weight is plain and finite, and no open Session holds it.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -44,7 +44,7 @@ def open_model(model: PreTrainedModel) -> Iterator[ModelSpec]:
 def frozen(spec: ModelSpec) -> Iterator[None]:
     """While open: evaluation mode, no gradients to parameters, no compiled code. Undone after.
 
-    Tensors that name no device are on the CPU.
+    Autocast is off, and tensors that name no device are on the CPU.
 
     Raises:
         UnsupportedModelError: a parameter that wants gradients was made under inference mode, where
@@ -61,7 +61,7 @@ def frozen(spec: ModelSpec) -> Iterator[None]:
     for parameter in trainable:
         parameter.requires_grad_(False)
     try:
-        with eager(modules), _tensors_on_cpu():
+        with eager(modules), _users_settings_aside(spec):
             yield
     finally:
         for parameter in trainable:
@@ -70,11 +70,16 @@ def frozen(spec: ModelSpec) -> Iterator[None]:
             module.training = True
 
 
-def _tensors_on_cpu() -> AbstractContextManager[Any]:
-    """While open, a tensor that names no device is on the CPU, whatever the user's default is."""
-    if torch.get_default_device().type == "cpu":
-        return nullcontext()
-    return torch.device("cpu")
+@contextmanager
+def _users_settings_aside(spec: ModelSpec) -> Iterator[None]:
+    """While open: no autocast, and a tensor that names no device is on the CPU."""
+    with ExitStack() as stack:
+        if torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))
+        for kind in sorted({p.device.type for p in spec.parameters.values()} - {"meta"}):
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,8 @@ KEYS = (
         "prompt text subject concept target_new target target_true target_false labels "
         "ground_truth chat span space paraphrases paraphrase_prompts rephrase_prompt "
         "rephrase_prompts queries neighborhood neighborhood_prompts locality portability "
-        "generation_prompts reference_texts requested_rewrite src alt answers rephrase loc loc_ans case_id locality_prompt "
+        "generation_prompts reference_texts requested_rewrite src alt answers rephrase loc "
+        "loc_ans case_id locality_prompt "
         "locality_ground_truth str role content type relation_id cond"
     ).split(),
     "New Question",

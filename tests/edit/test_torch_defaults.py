@@ -1,4 +1,4 @@
-"""A default device that the user has set is none of ours."""
+"""A default device or dtype, or an autocast, that the user has set is none of ours."""
 
 from __future__ import annotations
 
@@ -49,3 +49,27 @@ def test_all_else_runs(gpt2, settings, hparams, tmp_path, elsewhere):
         model, tok, "The founder is Steve Jobs", "Steve Jobs", samples=1, progress=False
     )
     rome_fast.probe(model, tok, REQUEST, layers=[1], progress=False)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_default_dtype_changes_no_bit(tiny, settings, dtype):
+    model, tok = tiny
+    wanted = rome_fast.edit(model, tok, REQUEST, **settings)
+    wanted.revert()
+    torch.set_default_dtype(dtype)
+    try:
+        result = rome_fast.edit(model, tok, REQUEST, **settings)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(result.update.u, wanted.update.u) and result.losses == wanted.losses
+
+
+def test_autocast_changes_no_bit(tiny, settings):
+    model, tok = tiny
+    wanted = rome_fast.edit(model, tok, REQUEST, **settings)
+    wanted.revert()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        result = rome_fast.edit(model, tok, REQUEST, **settings)
+        assert torch.is_autocast_enabled("cpu")
+    assert torch.equal(result.update.u, wanted.update.u) and result.losses == wanted.losses
+    assert torch.equal(result.update.v, wanted.update.v)
