@@ -20,7 +20,14 @@ from rome_fast.prompt.contexts import check_context_templates, sample_context_te
 from rome_fast.prompt.encode import TokenizedEdit, encode
 from rome_fast.prompt.readback import Change, Reading, findings, read_targets
 from rome_fast.timings import Timings
-from rome_fast.types import Diagnostics, EditRequest, EditResult, RankOneUpdate, Undo
+from rome_fast.types import (
+    LARGE_UPDATE,
+    Diagnostics,
+    EditRequest,
+    EditResult,
+    RankOneUpdate,
+    Undo,
+)
 from rome_fast.update.joint import apply_updates_, count_independent
 from rome_fast.update.solve import Constraint, apply_update_, build_constraint
 from rome_fast.update.undo import UndoHandle, WeightHistory
@@ -294,6 +301,7 @@ class Editor:
             warnings=(
                 *sink.findings(tokens, found.keys),
                 *self.notes,
+                *_size_findings(update.norm / weight_norm),
                 *tokens.findings,
                 *value.findings(),
                 *findings(request.target, before, after),
@@ -322,3 +330,12 @@ class Editor:
                 f"request prompt {request.text[:60]!r} and target make {longest} tokens with their "
                 f"contexts, but the model takes {limit}: shorten the prompt"
             )
+
+
+def _size_findings(share: float) -> list[str]:
+    if share < LARGE_UPDATE:
+        return []
+    return [
+        f"the update is {share:.0%} of the weight's norm: other subjects, and edits made before, are "
+        "moved by it too"
+    ]

@@ -7,12 +7,9 @@ from dataclasses import dataclass
 
 from rome_fast.errors import InvalidArgumentError
 from rome_fast.moment.collect.collection import ENOUGH_KEYS
-from rome_fast.types import Diagnostics, EditResult
+from rome_fast.types import LARGE_UPDATE, Diagnostics, EditResult
 from rome_fast.value.optimize import NOT_CONVERGED
 
-# Edits of 200 facts in a good layer change at most 0.45 of the weight's norm
-# (benchmarks/results/edit-quality.json).
-LARGE_UPDATE = 0.5
 # Facts are recalled in the lower and middle layers (ROME, section 2.1); the highest layer of a
 # preset is GPT-2 small's, the tenth of twelve.
 USEFUL_DEPTH = 5 / 6
@@ -77,10 +74,10 @@ def explain(result: EditResult) -> Explanation:
         )
     checks: tuple[Callable[[EditResult, Diagnostics], Iterator[Finding]], ...] = (
         _already_said,
+        _keys,
         _not_converged,
         _not_said,
         _layer,
-        _keys,
         _size,
         _second_moment,
         _tokens,

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from rome_fast.hparams import RomeHparams
     from rome_fast.prompt.readback import Change
 
+# Of the weight's norm. Edits of 200 facts in a good layer change at most 0.45
+# (benchmarks/results/edit-quality.json).
+LARGE_UPDATE = 0.5
+
 
 @dataclass(frozen=True, eq=False)
 class RankOneUpdate:

@@ -252,3 +252,18 @@ def test_a_prompt_of_2000_tokens_in_a_process_with_little_memory(request):
     assert n_tokens > 1500 and not in_parts
     _, in_parts, losses = edited(140)
     assert in_parts and losses == pytest.approx(expected, rel=1e-4)
+
+
+def test_an_update_above_half_of_the_weights_norm_is_named(gpt2, settings):
+    model, tok = gpt2
+    weight = model.transformer.h[1].mlp.c_proj.weight
+    result = rome_fast.edit(model, tok, REQUEST, **settings)
+    small = [text for text in result.warnings if "of the weight's norm" in text]
+    assert bool(small) == (result.relative_norm >= 0.5)
+    result.revert()
+    with torch.no_grad():
+        weight.mul_(0.05)
+    result = rome_fast.edit(model, tok, REQUEST, **settings)
+    assert result.relative_norm > 0.5
+    share = f"{result.relative_norm:.0%}"
+    assert any(f"the update is {share} of the weight's norm" in w for w in result.warnings)
