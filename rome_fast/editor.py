@@ -335,7 +335,5 @@ class Editor:
 def _size_findings(share: float) -> list[str]:
     if share < LARGE_UPDATE:
         return []
-    return [
-        f"the update is {share:.0%} of the weight's norm: other subjects, and edits made before, are "
-        "moved by it too"
-    ]
+    said = f"the update is {share:.0%} of the weight's norm"
+    return [f"{said}: it moves other subjects, and edits made before"]

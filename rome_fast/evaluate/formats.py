@@ -12,8 +12,8 @@ counts; if a prompt has several answers (aliases), the first one, as in EasyEdit
     ======================  ====================================================================
     ``prompt``              ``prompt``, ``text``
     ``subject``             ``subject``, ``concept``; may be left out beside a ``span``
-    ``chat``, ``span``      as in an EditRequest; ``prompt`` may also be a list of messages
-    ``space``               as in an EditRequest: ``true``, ``false``
+    as in an EditRequest    ``chat``, ``chat_template_kwargs``, ``span``, ``space``; ``prompt`` may
+                            also be a list of messages
     ``target_new``          ``target_new``, ``target``, ``target_false``, ``labels``
     ``target_true``         ``target_true``, ``ground_truth``
     ``paraphrases``         ``paraphrases``, ``paraphrase_prompts``, ``rephrase_prompt``,
@@ -68,10 +68,11 @@ _ONE = {
 }
 _NEIGHBORHOOD = ("neighborhood", "neighborhood_prompts")
 _GROUPS = ("locality", "portability")
+_FORM = ("chat", "chat_template_kwargs", "span", "space")
 
 # CSV cells of these columns may hold JSON, since plain text cannot hold a list.
 JSON_COLUMNS = frozenset({*(key for keys in _TEXTS.values() for key in keys), *_NEIGHBORHOOD})
-JSON_COLUMNS |= frozenset({*_GROUPS, "chat", "span", "space"})
+JSON_COLUMNS |= frozenset({*_GROUPS, *_FORM})
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ def parse_record(raw: Mapping[str, Any], layout: Format, case_id: int) -> EditRe
     one = {name: _text(_first(flat, keys)) for name, keys in _ONE.items()}
     true = one.pop("target_true") or None
     # An empty cell of a CSV counts as absent.
-    form = {key: flat.get(key) for key in ("chat", "span", "space") if flat.get(key) != ""}
+    form = {key: flat.get(key) for key in _FORM if flat.get(key) != ""}
     if form.get("span") is not None and one["subject"] is None:
         one["subject"] = ""
     if missing := [name for name, value in one.items() if value is None]:

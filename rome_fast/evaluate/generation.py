@@ -17,7 +17,7 @@ from rome_fast.prompt.target import prompt_ids
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from rome_fast.prompt.chat import Messages
+    from rome_fast.prompt.chat import Chat
 
 # Chinese and Japanese are written without spaces: each of their characters is a word. Elsewhere a
 # word is a run of letters and digits, with apostrophes inside; a punctuation mark is a word too.
@@ -33,7 +33,7 @@ def generate(
     prompts: Sequence[str],
     n_tokens: int,
     trial: Trial | None = None,
-    chats: Sequence[Messages | None] | None = None,
+    chats: Sequence[Chat | None] | None = None,
 ) -> list[str]:
     """The greedy continuation of each prompt, without the prompt: ``n_tokens`` tokens, as text.
 

@@ -153,7 +153,7 @@ class Judge:
             return [()] * len(numbers)
         prompts = [self._prompts(number) for number in numbers]
         counts = [len(texts) for texts in prompts]
-        chats = [self.records[number].request.chat for number in numbers]
+        chats = [self.records[number].request.conversation for number in numbers]
         said = iter(
             generate(
                 self.model,

@@ -40,7 +40,7 @@ def questions_of(record: EditRecord) -> dict[str, list[Question]]:
     for kind, groups in (("locality", record.locality), ("portability", record.portability)):
         for name, questions in groups.items():
             asked[f"{kind}.{name}"] = list(questions)
-    chat = record.request.chat
+    chat = record.request.conversation
     if chat is not None:
         asked = {name: [replace(q, chat=chat) for q in of] for name, of in asked.items()}
     return {name: questions for name, questions in asked.items() if questions}

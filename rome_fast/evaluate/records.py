@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from rome_fast.prompt.chat import Messages
+from rome_fast.prompt.chat import Chat
 from rome_fast.types import EditRequest
 
 
@@ -13,19 +13,19 @@ from rome_fast.types import EditRequest
 class Question:
     """A prompt without its answer, and the answer: what should follow, or be as likely as before.
 
-    ``chat`` is None for a plain prompt, else the messages before it, and ``space`` says whether a
-    space precedes the answer, as in a request.
+    ``chat`` is the conversation before the prompt, None for a plain one, and ``space`` says whether
+    a space precedes the answer, as in a request.
     """
 
     prompt: str
     target: str
-    chat: Messages | None = None
+    chat: Chat | None = None
     space: bool | None = None
 
     @classmethod
     def of(cls, request: EditRequest) -> Question:
         """The edited prompt, in the chat that it was edited in, and the new target."""
-        return cls(request.text, request.target, request.chat, request.space)
+        return cls(request.text, request.target, request.conversation, request.space)
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ class TracedPrompt:
         cls, model: PreTrainedModel, tok: PreTrainedTokenizerBase, request: EditRequest
     ) -> TracedPrompt:
         """Raises InvalidRequestError if the prompt is longer than the model takes."""
-        passage = passage_of(request, Frame.of(tok, request.chat))
+        passage = passage_of(request, Frame.of(tok, request.conversation))
         ids, last = locate_subject(tok, passage, "subject_last")
         _, first = locate_subject(tok, passage, "subject_first")
         limit = max_positions(model)

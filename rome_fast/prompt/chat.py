@@ -14,8 +14,19 @@ if TYPE_CHECKING:
 # (role, content) of the messages before a prompt, in order.
 Messages = tuple[tuple[str, str], ...]
 
+# (name, value) of what the template is given beside the messages, by name.
+TemplateKwargs = tuple[tuple[str, str | int | float | bool | None], ...]
+
 # Stand in for the user's text and the answer, to see what the template puts around them.
 _PROMPT, _ANSWER = "0prompt0", "0answer0"
+
+
+@dataclass(frozen=True)
+class Chat:
+    """A conversation up to the user's text, and how it is rendered."""
+
+    messages: Messages = ()
+    template_kwargs: TemplateKwargs = ()
 
 
 def split_messages(prompt: Any, chat: Any) -> tuple[Any, Messages | None]:
@@ -55,8 +66,31 @@ def _messages(chat: Any) -> Messages | None:
     return tuple(_message(item) for item in chat)
 
 
+def template_kwargs_of(given: Any) -> TemplateKwargs | None:
+    """A mapping, or pairs, of what a chat template is given, as sorted pairs; None where nothing.
+
+    Raises:
+        InvalidRequestError: neither, or a value that is no text, number, true, false or nothing.
+    """
+    if given is None or given == {} or given == ():
+        return None
+    try:
+        pairs = sorted(dict(given).items())
+    except (TypeError, ValueError) as error:
+        raise InvalidRequestError(
+            f"request chat_template_kwargs must be a dict, got {given!r}"
+        ) from error
+    for name, value in pairs:
+        if not isinstance(name, str) or not isinstance(value, str | int | float | None):
+            raise InvalidRequestError(
+                f"request chat_template_kwargs must hold names with texts, numbers, true or false; "
+                f"got {name!r}: {value!r}"
+            )
+    return tuple(pairs)
+
+
 def _message(item: Any) -> tuple[str, str]:
-    pair = (item.get("role"), item.get("content")) if isinstance(item, Mapping) else item
+    pair = (item.get("role"), _text(item.get("content"))) if isinstance(item, Mapping) else item
     is_pair = isinstance(pair, list | tuple) and len(pair) == 2
     if not is_pair or not all(isinstance(part, str) for part in pair):
         raise InvalidRequestError(
@@ -66,25 +100,34 @@ def _message(item: Any) -> tuple[str, str]:
     return tuple(pair)
 
 
+def _text(content: Any) -> Any:
+    """The text of content that is a list of text parts, as vision models have it."""
+    if not isinstance(content, list | tuple) or not content:
+        return content
+    parts = [part.get("text") if isinstance(part, Mapping) else None for part in content]
+    texts = [part for part in parts if isinstance(part, str)]
+    return "".join(texts) if len(texts) == len(content) else content
+
+
 @dataclass(frozen=True, eq=False)
 class Frame:
     """What stands around a prompt when the model reads it: nothing, or a chat template's text.
 
     Attributes:
-        chat: the messages before the prompt; None where there is no chat.
+        chat: None where there is none.
         before, after: what the template puts before and after the user's text.
         gap: the space that the template puts before the assistant's answer; None without chat,
             where the characters at the border decide.
     """
 
     tok: PreTrainedTokenizerBase
-    chat: Messages | None
+    chat: Chat | None
     before: str = ""
     after: str = ""
     gap: str | None = None
 
     @classmethod
-    def of(cls, tok: PreTrainedTokenizerBase, chat: Messages | None) -> Frame:
+    def of(cls, tok: PreTrainedTokenizerBase, chat: Chat | None) -> Frame:
         """Render it; raises ChatTemplateError if there is no template, or it rejects the chat."""
         if chat is None:
             return cls(tok, None)
@@ -93,7 +136,7 @@ class Frame:
                 f"chat is asked for, and the tokenizer {_name(tok)} has no chat template: set "
                 "tok.chat_template, or edit the plain prompt without chat"
             )
-        opening = _render(tok, [*chat, ("user", _PROMPT)])
+        opening = _render(tok, chat, [("user", _PROMPT)])
         if (times := opening.count(_PROMPT)) != 1:
             raise ChatTemplateError(
                 f"the chat template of {_name(tok)} shows the user's text {times} times: it has to "
@@ -109,7 +152,7 @@ class Frame:
             ChatTemplateError: the template alters it.
         """
         whole = f"{self.before}{text}{self.after}"
-        if self.chat is None or _render(self.tok, [*self.chat, ("user", text)]) == whole:
+        if self.chat is None or _render(self.tok, self.chat, [("user", text)]) == whole:
             return whole
         raise ChatTemplateError(
             f"the chat template of {_name(self.tok)} alters the user's text {text!r} (many strip "
@@ -117,10 +160,11 @@ class Frame:
         )
 
 
-def _gap(tok: PreTrainedTokenizerBase, chat: Messages, opening: str) -> str:
+def _gap(tok: PreTrainedTokenizerBase, chat: Chat, opening: str) -> str:
     """What is between generation prompt and assistant's message, if only spaces; else nothing."""
     try:
-        whole = _render(tok, [*chat, ("user", _PROMPT), ("assistant", _ANSWER)], answer_next=False)
+        answered = [("user", _PROMPT), ("assistant", _ANSWER)]
+        whole = _render(tok, chat, answered, answer_next=False)
     except ChatTemplateError:
         return ""
     if not whole.startswith(opening) or _ANSWER not in whole:
@@ -130,13 +174,16 @@ def _gap(tok: PreTrainedTokenizerBase, chat: Messages, opening: str) -> str:
 
 
 def _render(
-    tok: PreTrainedTokenizerBase, messages: Sequence[tuple[str, str]], answer_next: bool = True
+    tok: PreTrainedTokenizerBase,
+    chat: Chat,
+    then: Sequence[tuple[str, str]],
+    answer_next: bool = True,
 ) -> str:
+    messages = [*chat.messages, *then]
     conversation = [{"role": role, "content": content} for role, content in messages]
+    options: Any = {"add_generation_prompt": answer_next, **dict(chat.template_kwargs)}
     try:
-        return str(
-            tok.apply_chat_template(conversation, tokenize=False, add_generation_prompt=answer_next)
-        )
+        return str(tok.apply_chat_template(conversation, tokenize=False, **options))
     except Exception as error:  # whatever a template raises
         raise ChatTemplateError(
             f"the chat template of {_name(tok)} rejects messages with the roles "

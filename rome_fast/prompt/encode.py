@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -77,7 +77,7 @@ def encode(
         InvalidRequestError: the target tokenises to nothing, or the chat cannot be rendered.
         TokenizerMismatchError: the subject's token cannot be found.
     """
-    frame, n_contexts = Frame.of(tok, request.chat), len(context_templates)
+    frame, n_contexts = Frame.of(tok, request.conversation), len(context_templates)
     passages = [passage_of(request, frame, template) for template in context_templates]
     passages.append(Passage(KL_TEMPLATE.replace(SLOT, request.subject), 0, len(request.subject)))
     prompt_row = n_contexts + 1
@@ -87,7 +87,7 @@ def encode(
         passages.append(passage_of(request, frame))
     located = [locate_subject(tok, passage, fact_token) for passage in passages]
     rows, lookup = [ids for ids, _ in located], [index for _, index in located]
-    forms = [request.chat] if request.chat is None else [request.chat, None]
+    forms = [None] if request.chat is None else [request.conversation, None]
     asked, *raw = continuations(
         tok, [Asked(request.text, request.target, form, request.space) for form in forms]
     )
@@ -107,7 +107,11 @@ def encode(
         prompt_row=prompt_row,
         subject_token=subject_token,
         target_tokens=target_tokens,
-        findings=(*request.findings(), *_findings(asked, target_tokens)),
+        findings=(
+            *request.findings(),
+            *_idle_kwargs(request, frame),
+            *_findings(asked, target_tokens),
+        ),
         raw=raw[0] if raw else None,
     )
 
@@ -122,6 +126,17 @@ def passage_of(request: EditRequest, frame: Frame, template: str = SLOT) -> Pass
     start = len(frame.before) + len(left)
     text = frame.wrap(left + request.subject + right)
     return Passage(text, start, start + len(request.subject), frame.chat is not None)
+
+
+def _idle_kwargs(request: EditRequest, frame: Frame) -> tuple[str, ...]:
+    """A remark for the user where what the chat template is given changes nothing."""
+    if frame.chat is None or not frame.chat.template_kwargs:
+        return ()
+    without = Frame.of(frame.tok, replace(frame.chat, template_kwargs=()))
+    if (without.before, without.after) != (frame.before, frame.after):
+        return ()
+    given = dict(frame.chat.template_kwargs)
+    return (f"chat_template_kwargs {given} change nothing in the chat template",)
 
 
 def _findings(asked: Continuation, tokens: Sequence[str]) -> tuple[str, ...]:

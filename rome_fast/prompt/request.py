@@ -7,10 +7,11 @@ from dataclasses import InitVar, asdict, dataclass
 from typing import Any
 
 from rome_fast.errors import InvalidRequestError, SubjectNotFoundError
-from rome_fast.prompt.chat import split_messages
+from rome_fast.prompt.chat import Chat, split_messages, template_kwargs_of
 from rome_fast.prompt.subject import cuts_a_word, find_subject, nearest
 
 SLOT = "{}"
+_SAID_OR_NOT = ("space", "chat_template_kwargs")
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class EditRequest:
         chat: True puts the prompt through the tokenizer's chat template, as a message of the
             user; a list of messages (``{"role": ..., "content": ...}``) also puts these before it.
             Kept as a tuple of (role, content) pairs, None for a plain prompt.
+        chat_template_kwargs: what the chat template is given beside the messages, like
+            ``{"enable_thinking": False}``. Kept as a tuple of pairs, None for nothing.
         span: (start, end), the characters of the prompt that are the subject. Not kept.
         space: whether a space stands before the target; None as text would have it there.
 
@@ -44,6 +47,7 @@ class EditRequest:
     chat: Any = None
     span: InitVar[tuple[int, int] | None] = None
     space: bool | None = None
+    chat_template_kwargs: Any = None
     # Not a field: no part of what is asked.
     _is_respelled = False
 
@@ -65,13 +69,25 @@ class EditRequest:
             template, found = _as_template(prompt, subject)
             object.__setattr__(self, "_is_respelled", found != subject)
             subject = found
-        for name, value in (("prompt", template), ("subject", subject), ("chat", chat)):
+        kwargs = template_kwargs_of(self.chat_template_kwargs)
+        kept = {
+            "prompt": template,
+            "subject": subject,
+            "chat": chat,
+            "chat_template_kwargs": kwargs,
+        }
+        for name, value in kept.items():
             object.__setattr__(self, name, value)
 
     @property
     def text(self) -> str:
         """The prompt with the subject filled in; of a chat, the user's text alone."""
         return self.prompt.replace(SLOT, self.subject, 1)
+
+    @property
+    def conversation(self) -> Chat | None:
+        """The messages before the prompt, and what the template is given; None for plain text."""
+        return None if self.chat is None else Chat(self.chat, self.chat_template_kwargs or ())
 
     @property
     def asked(self) -> str:
@@ -94,18 +110,18 @@ class EditRequest:
     @property
     def fact(self) -> tuple[Any, ...]:
         """Hashable key of the fact, whatever its target; spaces in the prompt do not count."""
-        return self.subject, self.chat, tuple(self.prompt.split())
+        return self.subject, self.conversation, tuple(self.prompt.split())
 
     def to_json(self) -> dict[str, Any]:
-        """What ``EditRequest(**fields)`` makes it of again; ``space`` only where it is said."""
+        """What ``EditRequest(**fields)`` makes it of again, without what is not said."""
         fields = asdict(self)
-        if self.space is None:
-            del fields["space"]
-        return fields
+        return {k: v for k, v in fields.items() if v is not None or k not in _SAID_OR_NOT}
 
     def findings(self) -> list[str]:
         """Remarks for the user about the request."""
         remarks = []
+        if self.chat is None and self.chat_template_kwargs:
+            remarks.append("chat_template_kwargs have no effect without chat")
         if self._is_respelled:
             remarks.append(
                 f"the prompt writes the subject {self.subject!r} in another normal form of Unicode "
@@ -144,7 +160,8 @@ class EditRequest:
             raise InvalidRequestError(
                 f"request lacks {', '.join(missing)}; got keys {sorted(map(str, request))}"
             )
-        return cls(prompt, subject, target, request.get("chat"), span, request.get("space"))
+        form = {name: request.get(name) for name in ("chat", "span", *_SAID_OR_NOT)}
+        return cls(prompt, subject, target, **form)
 
 
 def _check_text(name: str, value: Any) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from rome_fast.errors import InvalidRequestError
 from rome_fast.prompt.border import space_between
-from rome_fast.prompt.chat import Frame, Messages
+from rome_fast.prompt.chat import Chat, Frame
 from rome_fast.prompt.ids import all_text_ids, decode
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class Asked(NamedTuple):
 
     prompt: str
     target: str
-    chat: Messages | None = None
+    chat: Chat | None = None
     space: bool | None = None
 
 
@@ -54,7 +54,7 @@ def find_target_ids(tok: PreTrainedTokenizerBase, prompt: str, target: str) -> l
 
 
 def prompt_ids(
-    tok: PreTrainedTokenizerBase, prompts: Sequence[str], chats: Sequence[Messages | None]
+    tok: PreTrainedTokenizerBase, prompts: Sequence[str], chats: Sequence[Chat | None]
 ) -> list[list[int]]:
     """Ids of each prompt, put behind the messages of its chat if it has one.
 

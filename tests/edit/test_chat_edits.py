@@ -15,6 +15,7 @@ from rome_fast import EditLog, EditRecord, EditRequest, HealthCheck, Session
 from rome_fast.errors import ChatTemplateError
 from rome_fast.evaluate.records import Question
 from rome_fast.locate.tracing import TracedPrompt
+from rome_fast.prompt.chat import Chat
 from rome_fast.prompt.ids import text_ids
 from rome_fast.prompt.readback import read_targets
 from rome_fast.prompt.target import Asked, continuations
@@ -69,7 +70,7 @@ def test_both_forms_are_read_from_the_edited_weights(chatting, settings):
     tok.chat_template = CHATML
     request = EditRequest.parse(REQUESTS[0])
     [in_chat, raw] = continuations(
-        tok, [Asked(request.text, "capital", chat) for chat in (request.chat, None)]
+        tok, [Asked(request.text, "capital", chat) for chat in (request.conversation, None)]
     )
     assert in_chat.prompt_ids == template_ids(tok, request)
 
@@ -157,7 +158,7 @@ def test_a_session_asks_for_what_it_retains_in_the_chat(chatting, settings):
 
 
 def held(model, tok, requests):
-    found = continuations(tok, [Asked(r.text, r.target, r.chat) for r in requests])
+    found = continuations(tok, [Asked(r.text, r.target, r.conversation) for r in requests])
     assert [c.prompt_ids for c in found] == [template_ids(tok, request) for request in requests]
     prompts, targets = [c.prompt_ids for c in found], [c.target_ids for c in found]
     return sum(r.rank == 1 for r in read_targets(model, tok, prompts, targets)) / len(found)
@@ -179,7 +180,9 @@ def test_an_evaluation_asks_everything_in_the_chat_of_the_request(chatting, alon
         )
 
     in_chat = record(EditRequest.parse(REQUESTS[0]), "")
-    assert in_chat.rewrite == Question("The founder is Steve Jobs", "capital", (("system", SAID),))
+    assert in_chat.rewrite == Question(
+        "The founder is Steve Jobs", "capital", Chat((("system", SAID),))
+    )
     plain = record(typed(REQUESTS[0]), f"{SAID} ")
     evaluations = [rome_fast.evaluate(model, tok, [r], **options) for r in (in_chat, plain)]
     cases = [evaluation.cases[0] for evaluation in evaluations]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from chat_templates import (
     ALTERNATING,
@@ -10,6 +12,7 @@ from chat_templates import (
     LLAMA2,
     LLAMA3,
     LOWER,
+    MAY_THINK,
     SYSTEM,
     TAKES_SYSTEM,
     THINKING,
@@ -20,9 +23,9 @@ from chat_templates import (
 from token_bytes import expected_token
 from trained_tokenizers import ALL, FAITHFUL
 
-from rome_fast import EditRequest
+from rome_fast import EditRequest, load_records
 from rome_fast.errors import ChatTemplateError, InvalidRequestError
-from rome_fast.prompt.chat import Frame
+from rome_fast.prompt.chat import Chat, Frame
 from rome_fast.prompt.encode import encode
 from rome_fast.prompt.ids import decode, text_ids
 from rome_fast.prompt.target import prompt_ids
@@ -44,7 +47,7 @@ def test_the_ids_are_those_of_the_template_and_hold_one_bos(tok, name, chat):
     request = EditRequest(PROMPT, "Ada", "London", chat)
     tokens = encode(tok, request, ["{}"])
     ids = tokens.prompt_ids.tolist()
-    assert ids == template_ids(tok, request) == prompt_ids(tok, [PROMPT], [request.chat])[0]
+    assert ids == template_ids(tok, request) == prompt_ids(tok, [PROMPT], [request.conversation])[0]
     spells_bos = name.startswith("llama") and tok.bos_token == "<s>"
     n_turns = 2 if name == "llama 2" and chat is HISTORY else 1  # it spells one a turn
     assert ids.count(tok.bos_token_id) == (n_turns if spells_bos else 0)
@@ -57,7 +60,7 @@ def test_the_subject_is_found_in_the_users_text(tok, name, chat):
     with_template(tok, TAKES_SYSTEM[name])
     request = EditRequest(PROMPT, "Ada", "London", chat)
     tokens = encode(tok, request, ["It was fine. {}", "{}"])
-    frame = Frame.of(tok, request.chat)
+    frame = Frame.of(tok, request.conversation)
     upto = PROMPT[: PROMPT.rindex("Ada") + 3]
     for row, context in enumerate(["It was fine. ", ""]):
         ids = tokens.input_ids[row].tolist()
@@ -86,7 +89,7 @@ def test_the_template_puts_the_space_before_the_target(tok, template, gap, targe
     tokens = encode(tok, EditRequest(PROMPT, "Ada", target, True), ["{}"])
     assert "".join(tokens.target_tokens) == f"{gap}London"
     ids = tokens.prompt_ids.tolist()
-    joint = Frame.of(tok, ()).wrap(PROMPT) + f"{gap}London"
+    joint = Frame.of(tok, Chat()).wrap(PROMPT) + f"{gap}London"
     assert decode(tok, ids + tokens.target_ids.tolist()) == decode(
         tok, tok(joint, add_special_tokens=False).input_ids
     )
@@ -160,6 +163,57 @@ def test_messages_in_every_form_are_the_same_request():
     assert plain.chat == PAIRS
     assert EditRequest("{} plays", "Ada", "violin", True).chat == ()
     assert EditRequest("{} plays", "Ada", "violin", False).chat is None
+
+
+def test_content_may_be_parts_of_text():
+    parts = [{"type": "text", "text": "Ada plays "}, {"type": "text", "text": "the"}]
+    request = EditRequest([{"role": "user", "content": parts}], "Ada", "violin")
+    assert request == EditRequest("Ada plays the", "Ada", "violin", True)
+    image = [{"type": "image", "url": "x"}, {"type": "text", "text": "Ada plays the"}]
+    with pytest.raises(InvalidRequestError, match="a role and a content, both texts"):
+        EditRequest([{"role": "user", "content": image}], "Ada", "violin")
+
+
+def test_the_template_gets_its_arguments(tok):
+    with_template(tok, MAY_THINK)
+    asked = ("Where was Ada born?", "Ada", "London", True)
+    quiet = EditRequest(*asked, chat_template_kwargs={"enable_thinking": False})
+    tokens = {r: encode(tok, r, ["{}"]) for r in (quiet, EditRequest(*asked))}
+    for request, found in tokens.items():
+        assert found.prompt_ids.tolist() == template_ids(tok, request)
+        assert found.findings == ()
+    said = [decode(tok, found.prompt_ids.tolist()) for found in tokens.values()]
+    assert ["<think>" in text for text in said] == [True, False]
+    assert not quiet.same_fact(EditRequest(*asked))
+
+
+def test_arguments_of_the_template_are_part_of_a_request():
+    fields = {"prompt": "{} plays the", "subject": "Ada", "target_new": "violin", "chat": True}
+    given = {"enable_thinking": False, "budget": 3}
+    request = EditRequest.parse({**fields, "chat_template_kwargs": given})
+    assert request.chat_template_kwargs == (("budget", 3), ("enable_thinking", False))
+    again = EditRequest(**json.loads(json.dumps(request.to_json())))
+    assert again == request and hash(again) == hash(request)
+    [record] = load_records([{**fields, "chat_template_kwargs": given}])
+    assert record.request == request and record.rewrite.chat == request.conversation
+    assert "chat_template_kwargs" not in EditRequest.parse(fields).to_json()
+
+
+def test_arguments_that_change_nothing_are_remarked(tok):
+    with_template(tok, CHATML)
+    asked = ("Where was Ada born?", "Ada", "London")
+    idle = EditRequest(*asked, True, chat_template_kwargs={"thinking": False})
+    assert encode(tok, idle, ["{}"]).findings == (
+        "chat_template_kwargs {'thinking': False} change nothing in the chat template",
+    )
+    plain = EditRequest(*asked, chat_template_kwargs={"thinking": False})
+    assert plain.findings() == ["chat_template_kwargs have no effect without chat"]
+
+
+@pytest.mark.parametrize("given", ["thinking", 3, {"tools": []}, {3: True}, [("a",)]])
+def test_arguments_that_are_none_are_refused(given):
+    with pytest.raises(InvalidRequestError, match="request chat_template_kwargs must"):
+        EditRequest("{} plays", "Ada", "violin", True, chat_template_kwargs=given)
 
 
 BAD_MESSAGES = {

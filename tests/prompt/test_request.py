@@ -60,7 +60,7 @@ def test_a_span_is_not_kept():
     fields = {"prompt": "{} met Ada in", "subject": "Ada", "target": "Rome", "chat": None}
     assert request.to_json() == fields and EditRequest(**fields) == request
     spaced = replace(request, space=False)
-    assert spaced.to_json() == {**fields, "space": False} == asdict(spaced)
+    assert spaced.to_json() == {**fields, "space": False}
     assert replace(request, chat=True) == EditRequest("{} met Ada in", "Ada", "Rome", True)
 
 

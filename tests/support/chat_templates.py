@@ -33,6 +33,12 @@ PLAIN = "{% for m in messages %}{{ '' if loop.first else ' ' }}{{ m.content }}{%
 THINKING = CHATML.replace(
     "\n{{ m.content }}", "\n{{ '<think></think>' if m.role == 'assistant' }}{{ m.content }}"
 )
+# Thinks unless it is told not to.
+MAY_THINK = CHATML.replace(
+    "assistant\n{% endif %}",
+    "assistant\n{% if enable_thinking is defined and not enable_thinking %}<think></think>"
+    "{% endif %}{% endif %}",
+)
 ALTERNATING = (
     "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
     "{{ raise_exception('roles must alternate user/assistant') }}{% endif %}{{ m.content }}\n"
@@ -58,5 +64,6 @@ def template_ids(tok, request: EditRequest):
         tokenize=True,
         add_generation_prompt=True,
         return_dict=True,
+        **dict(request.chat_template_kwargs or ()),
     )
     return list(encoded["input_ids"])
