@@ -42,8 +42,8 @@ def edit(
     requests: Annotated[
         Path | None,
         typer.Option(
-            help="instead of the three: file of many, .json, .jsonl or .csv (CounterFact, "
-            "EasyEdit, zsRE, FastEdit, or columns prompt, subject, target)"
+            help="instead of the three: file of many, .json, .jsonl, .csv or .xlsx "
+            "(CounterFact, EasyEdit, zsRE, FastEdit, or columns prompt, subject, target)"
         ),
     ] = None,
     format: FormatOption = "auto",

@@ -22,7 +22,7 @@ from rome_fast.text_files import not_utf8
 
 def evaluate(
     records: Annotated[
-        Path, typer.Option(help="file of edits and questions, .json, .jsonl or .csv")
+        Path, typer.Option(help="file of edits and questions, .json, .jsonl, .csv or .xlsx")
     ],
     model: Annotated[
         str | None,

@@ -84,7 +84,7 @@ def locate(
 
 
 def plan(
-    requests: Annotated[Path, typer.Argument(help="file of edits, .json, .jsonl or .csv")],
+    requests: Annotated[Path, typer.Argument(help="file of edits, .json, .jsonl, .csv or .xlsx")],
     model: ModelOption = None,
     out: Annotated[Path, typer.Option(help="file for the recommended hparams")] = Path("plan.yaml"),
     report: Annotated[Path | None, typer.Option(help="file for all numbers, .json")] = None,

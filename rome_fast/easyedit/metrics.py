@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rome_fast.easyedit.requests import SECTIONS, rephrased
 from rome_fast.errors import InvalidArgumentError
-from rome_fast.evaluate.formats import parse_groups
+from rome_fast.evaluate.fields import groups_of
 from rome_fast.evaluate.generation import generate, ngram_entropy
 from rome_fast.evaluate.records import Question
 from rome_fast.evaluate.scoring import score
@@ -96,7 +96,7 @@ def _questions(request: dict[str, Any]) -> Iterator[tuple[str, str, Question]]:
     for text in rephrased(request):
         yield "rephrase", "", Question(text, edit.target)
     for section in SECTIONS:
-        for name, group in parse_groups(section, request[section]).items():
+        for name, group in groups_of(section, request[section]).items():
             for question in group:
                 yield section, name, question
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rome_fast.errors import InvalidRequestError
-from rome_fast.evaluate.formats import parse_groups
+from rome_fast.evaluate.fields import groups_of
 from rome_fast.types import EditRequest
 
 SECTIONS = ("locality", "portability")
@@ -69,7 +69,7 @@ def check_requests(requests: object) -> list[dict[str, Any]]:
             request = {"ground_truth": None, **{key: {} for key in SECTIONS}, **given}
             rephrased(request)
             for section in SECTIONS:
-                parse_groups(section, request[section])
+                groups_of(section, request[section])
         except InvalidRequestError as error:
             raise type(error)(f"requests[{i}]: {error}") from error
         checked.append(request)

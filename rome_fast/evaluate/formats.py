@@ -33,20 +33,30 @@ counts; if a prompt has several answers (aliases), the first one, as in EasyEdit
 ``"zsre_rome"``: the same file as kmeng01/rome and memit read it: ``answers[0]`` is the new target,
     and a question mark is added to ``loc``. Their published zsRE figures use this layout.
 
-Keys that are not named here are ignored: ``attribute_prompts`` of CounterFact, its identifiers,
-and the ``derived_neighborhood_prompts`` that some copies of it add, which no published figure
-uses. A question of a locality or portability group without an answer is left out, as by EasyEdit.
+Keys that are not named here are not read, and ``load_records`` says which they were; not of the
+identifiers and ``attribute_prompts`` of CounterFact, which no published figure uses. A question of
+a locality or portability group without an answer is left out, as by EasyEdit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from numbers import Integral
 from typing import Any
 
 from rome_fast.errors import InvalidRequestError
-from rome_fast.evaluate.records import EditRecord, Question
+from rome_fast.evaluate.fields import (
+    NEIGHBORHOOD,
+    case_id_of,
+    first_of,
+    groups_of,
+    neighborhood_of,
+    number_as_text,
+    string,
+    strings,
+    text_of,
+)
+from rome_fast.evaluate.records import EditRecord
 from rome_fast.types import EditRequest
 
 _TEXTS = {
@@ -66,13 +76,18 @@ _ONE = {
     "target_new": ("target_new", "target", "target_false", "labels"),
     "target_true": ("target_true", "ground_truth"),
 }
-_NEIGHBORHOOD = ("neighborhood", "neighborhood_prompts")
 _GROUPS = ("locality", "portability")
 _FORM = ("chat", "chat_template_kwargs", "span", "space")
 
 # CSV cells of these columns may hold JSON, since plain text cannot hold a list.
-JSON_COLUMNS = frozenset({*(key for keys in _TEXTS.values() for key in keys), *_NEIGHBORHOOD})
+JSON_COLUMNS = frozenset({*(key for keys in _TEXTS.values() for key in keys), *NEIGHBORHOOD})
 JSON_COLUMNS |= frozenset({*_GROUPS, *_FORM})
+_READ = JSON_COLUMNS | {*(key for keys in _ONE.values() for key in keys), "case_id"}
+_READ |= {"requested_rewrite", "locality_prompt", "locality_ground_truth"}
+_READ |= {"src", "alt", "answers", "rephrase", "loc", "loc_ans"}
+# Of published layouts, and of no use here: nobody needs to be told.
+_UNUSED = {"attribute_prompts", "cond", "known_id", "neighborhood_target", "pararel_idx", "pred"}
+_UNUSED |= {"relation_id"}
 
 
 @dataclass(frozen=True)
@@ -135,6 +150,11 @@ FORMATS = {
 }
 
 
+def unread(raw: Mapping[str, Any]) -> list[str]:
+    """The keys of a record that nothing reads, but for those that nobody misses."""
+    return [str(key) for key in raw if key not in _READ and key not in _UNUSED]
+
+
 def parse_record(raw: Mapping[str, Any], layout: Format, case_id: int) -> EditRecord:
     """Read one record; ``case_id`` is for one that has none of its own.
 
@@ -142,7 +162,7 @@ def parse_record(raw: Mapping[str, Any], layout: Format, case_id: int) -> EditRe
         InvalidRequestError: something is missing or malformed; the message is the reason.
     """
     flat = layout.flatten(raw)
-    one = {name: _text(_first(flat, keys)) for name, keys in _ONE.items()}
+    one = {name: number_as_text(text_of(first_of(flat, keys))) for name, keys in _ONE.items()}
     true = one.pop("target_true") or None
     # An empty cell of a CSV counts as absent.
     form = {key: flat.get(key) for key in _FORM if flat.get(key) != ""}
@@ -153,113 +173,16 @@ def parse_record(raw: Mapping[str, Any], layout: Format, case_id: int) -> EditRe
             f"{', '.join(missing)} missing; it has "
             + ", ".join(str(key) for key, value in flat.items() if value is not None)
         )
-    groups: dict[str, Any] = {name: parse_groups(name, flat.get(name)) for name in _GROUPS}
+    groups: dict[str, Any] = {name: groups_of(name, flat.get(name)) for name in _GROUPS}
     texts: dict[str, Any] = {
-        name: tuple(text for key in keys for text in _strings(key, flat.get(key)))
+        name: tuple(text for key in keys for text in strings(key, flat.get(key)))
         for name, keys in _TEXTS.items()
     }
     return EditRecord(
-        case_id=_case_id(flat.get("case_id"), case_id),
+        case_id=case_id_of(flat.get("case_id"), case_id),
         request=EditRequest(one["prompt"], one["subject"], one["target_new"], **form),
-        target_true=None if true is None else _string(true, "target_true"),
-        neighborhood=tuple(_neighborhood(flat, true)),
+        target_true=None if true is None else string(true, "target_true"),
+        neighborhood=tuple(neighborhood_of(flat, true)),
         **groups,
         **texts,
     )
-
-
-def _case_id(value: Any, position: int) -> int | str:
-    """A record's own number or name; its position where there is none, as in an empty cell."""
-    if value is None or value == "" or value != value:
-        return position
-    if isinstance(value, str):
-        return value
-    # A data frame has numpy's integers, or floats where a cell of the column is empty.
-    is_whole = isinstance(value, Integral) and not isinstance(value, bool)
-    if is_whole or (isinstance(value, float) and value.is_integer()):
-        return int(value)
-    raise InvalidRequestError(f"case_id must be a whole number or a string, got {value!r}")
-
-
-def _first(flat: Mapping[str, Any], keys: tuple[str, ...]) -> Any:
-    return next((flat[key] for key in keys if flat.get(key) is not None), None)
-
-
-def _text(value: Any) -> Any:
-    """The text in ``"x"``, ``{"str": "x"}`` or ``[["x", "alias"], ...]``; messages as they are."""
-    if isinstance(value, list) and all(isinstance(x, Mapping) and "role" in x for x in value):
-        return value
-    while isinstance(value, list | tuple) and value:
-        value = value[0]
-    return value.get("str") if isinstance(value, Mapping) else value
-
-
-def _string(value: Any, name: str) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise InvalidRequestError(f"{name} must be text, got {value!r}")
-    return value
-
-
-def _strings(name: str, value: Any) -> list[str]:
-    """One text or a list of them; none where there is nothing."""
-    if value is None or value == "":
-        return []
-    values = value if isinstance(value, list | tuple) else [value]
-    return [_string(text, name) for text in values]
-
-
-def _neighborhood(flat: Mapping[str, Any], true: str | None) -> Iterator[Question]:
-    for key in _NEIGHBORHOOD:
-        value = flat.get(key) or []
-        for item in value if isinstance(value, list | tuple) else [value]:
-            if isinstance(item, str) and true is None:
-                raise InvalidRequestError(
-                    f"{key} {item!r} has no answer: give target_true, or "
-                    "{'prompt': ..., 'target': ...} instead of the text"
-                )
-            asked = {"prompt": item, "target": true} if isinstance(item, str) else item
-            yield _question(key, *_pair(key, asked))
-    if prompt := flat.get("locality_prompt"):
-        yield _question("locality_prompt", prompt, flat.get("locality_ground_truth"))
-
-
-def parse_groups(name: str, value: Any) -> dict[str, tuple[Question, ...]]:
-    """EasyEdit's groups of questions; those without any are left out.
-
-    Args:
-        name: of the field, for messages.
-
-    Raises:
-        InvalidRequestError: as ``parse_record``.
-    """
-    if value is None or value == "" or value == []:
-        return {}
-    if not isinstance(value, Mapping):
-        raise InvalidRequestError(f"{name} must be a dict of groups, got {value!r}")
-    if "New Question" in value:  # zsRE and CounterFact with GPT-4's portability
-        value = {"one_hop": {"prompt": value["New Question"], "target": value.get("New Answer")}}
-    groups = {group: tuple(_asked(f"{name}.{group}", of)) for group, of in value.items()}
-    return {group: questions for group, questions in groups.items() if questions}
-
-
-def _asked(name: str, group: Any) -> Iterator[Question]:
-    items = group if isinstance(group, list | tuple) else [] if group is None else [group]
-    for item in items:
-        prompts, answers = _pair(name, item)
-        if not isinstance(prompts, list | tuple) or len(prompts) == 1:
-            prompts, answers = [_text(prompts)], [answers]
-        if not isinstance(answers, list | tuple) or len(prompts) != len(answers):
-            raise InvalidRequestError(f"{name} has {len(prompts)} prompts and answers {answers!r}")
-        for prompt, answer in zip(prompts, answers, strict=True):
-            if str(_text(answer) or "").strip():
-                yield _question(name, prompt, answer)
-
-
-def _pair(name: str, item: Any) -> tuple[Any, Any]:
-    if not isinstance(item, Mapping) or not item.get("prompt"):
-        raise InvalidRequestError(f"{name} must hold dicts of prompt and answer, got {item!r}")
-    return item["prompt"], _first(item, ("target", "ground_truth"))
-
-
-def _question(name: str, prompt: Any, answer: Any) -> Question:
-    return Question(_string(_text(prompt), name), _string(_text(answer), f"the answer to {name}"))

@@ -18,13 +18,15 @@ from rome_fast.errors import (
     RecordWarning,
     warn,
 )
-from rome_fast.evaluate.formats import FORMATS, JSON_COLUMNS, Format, parse_record
+from rome_fast.evaluate.formats import FORMATS, Format, parse_record, unread
 from rome_fast.evaluate.records import EditRecord
+from rome_fast.evaluate.tables import parsed_json, rows_of_text, rows_of_xlsx
 from rome_fast.text_files import not_utf8
 from rome_fast.types import EditRequest
 
 # Reasons that one warning spells out.
 _SHOWN = 10
+_EXCEL = ".xlsx"
 
 # (line of the file if it has lines, record or the reason why it cannot be one)
 _Item = tuple[int | None, Any]
@@ -40,12 +42,13 @@ def load_records(
     """Read edits, and what they are judged by, in any published layout.
 
     Args:
-        source: a file (.json with a list, .jsonl, .csv; also with .gz), a list of dicts or of
-            EditRequests, a `datasets` Dataset, or the hub name ``owner/name`` of one. EditRecords
-            are returned as they are.
+        source: a file (.json with a list, .jsonl, .csv, .tsv, also with .gz, or .xlsx), a list of
+            dicts or of EditRequests, a `datasets` Dataset, or the hub name ``owner/name`` of one.
+            EditRecords are returned as they are.
         format: ``"counterfact"``, ``"flat"``, ``"zsre"`` or ``"zsre_rome"``
             (`rome_fast.evaluate.formats`); ``"auto"`` recognises it by the keys of the first
             record that fits one.
+            Keys that no layout knows are named once, in a RecordWarning.
         on_error: ``"raise"`` stops at the first bad record; ``"skip"`` leaves bad ones out and
             gives their reasons in one RecordWarning.
         limit: how many records to return at most; what comes after them is not read.
@@ -57,6 +60,7 @@ def load_records(
         RecordError: a record is bad, or all are; the message says which (line, for JSONL and CSV)
             and why.
         InvalidArgumentError: the source cannot be read, or its layout is none of those known.
+        MissingExtraError: an .xlsx file, and python-calamine is not installed.
     """
     if format != "auto" and format not in FORMATS:
         raise InvalidArgumentError(f"format must be one of {['auto', *FORMATS]}, got {format!r}")
@@ -82,6 +86,8 @@ def load_records(
         raise RecordError(f"{name}: all {len(bad)} records are bad, the first one: {bad[0]}")
     if not records:
         raise InvalidArgumentError(f"{name} holds no records")
+    if reader.unread:
+        warn(f"{name}: nothing reads the keys {', '.join(reader.unread)}", RecordWarning)
     if bad:
         more = f"; and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
         warn(
@@ -98,6 +104,7 @@ class _Reader:
 
     def __init__(self, layout: Format | None) -> None:
         self._layout = layout
+        self.unread: dict[str, None] = {}
 
     def read(self, item: Any, index: int) -> EditRecord:
         """Raise InvalidRequestError with the reason when it is bad."""
@@ -110,6 +117,7 @@ class _Reader:
         if not isinstance(item, Mapping):
             raise InvalidRequestError(f"a dict is needed, got {type(item).__name__}: {item!r:.80}")
         self._layout = self._layout or _recognised(item)
+        self.unread |= dict.fromkeys(unread(item))
         return parse_record(item, self._layout, index)
 
 
@@ -144,7 +152,7 @@ def _opened(source: Any) -> tuple[str, Iterator[_Item]]:
 
 def _from_hub(name: str) -> Iterator[_Item]:
     missing = f"source: there is no file {name!r}"
-    if name.count("/") != 1 or name[0] in "./~" or _suffix(Path(name)) in _READERS:
+    if name.count("/") != 1 or name[0] in "./~" or _suffix(Path(name)) in (*_READERS, _EXCEL):
         raise InvalidArgumentError(missing)
     try:
         from datasets import load_dataset
@@ -166,9 +174,13 @@ def _from_hub(name: str) -> Iterator[_Item]:
 
 def _from_file(path: Path) -> Iterator[_Item]:
     suffix = _suffix(path)
+    if path.suffix.lower() == _EXCEL:
+        yield from rows_of_xlsx(path)
+        return
     if suffix not in _READERS:
         raise InvalidArgumentError(
-            f"source {path}: its name must end in {', '.join(_READERS)}, with or without .gz"
+            f"source {path}: its name must end in {', '.join(_READERS)}, with or without .gz, or "
+            f"in {_EXCEL}"
         )
     opened: Callable[..., IO[str]] = gzip.open if path.suffix == ".gz" else open
     try:
@@ -203,41 +215,12 @@ def _from_json(file: IO[str]) -> Iterator[_Item]:
 def _from_jsonl(file: IO[str]) -> Iterator[_Item]:
     for number, line in enumerate(file, 1):
         if line.strip():
-            yield number, _json(line, "the line")
-
-
-def _from_csv(file: IO[str]) -> Iterator[_Item]:
-    reader = csv.DictReader(file)
-    for row in reader:
-        if None in row:
-            yield reader.line_num, InvalidRequestError("it has more cells than there are columns")
-        else:
-            yield reader.line_num, _decoded(row)
-
-
-def _decoded(row: dict[str, Any]) -> Any:
-    """The row with the lists and dicts that its cells spell in JSON."""
-    for key in JSON_COLUMNS & row.keys():
-        cell = row[key] or ""
-        # Spreadsheets write TRUE.
-        cell = cell.lower() if cell.lower() in ("true", "false") else cell
-        if cell.startswith(("[", "{")) or (key in ("chat", "space") and cell):
-            row[key] = _json(cell, f"column {key}")
-            if isinstance(row[key], InvalidRequestError):
-                return row[key]
-    return row
-
-
-def _json(text: str, name: str) -> Any:
-    """What the text holds, or the reason why it cannot be read."""
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        return InvalidRequestError(f"{name} is not JSON: {error}")
+            yield number, parsed_json(line, "the line")
 
 
 _READERS: dict[str, Callable[[IO[str]], Iterator[_Item]]] = {
     ".json": _from_json,
     ".jsonl": _from_jsonl,
-    ".csv": _from_csv,
+    ".csv": rows_of_text,
+    ".tsv": rows_of_text,
 }

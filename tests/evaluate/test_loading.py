@@ -167,7 +167,7 @@ def test_bad_arguments(options, message):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("facts.txt", "", "must end in .json, .jsonl, .csv, with or without .gz"),
+        ("facts.txt", "", "must end in .json, .jsonl, .csv, .tsv, with or without .gz, or in"),
         ("facts.json", '{"success": [], "locality": []}', "one dict with keys success, locality"),
         ("facts.json", lines(RAW), r"Extra data: .* \(one record a line\? Then name it .jsonl\)"),
         ("facts.json", "[", "the file is not JSON"),
@@ -263,3 +263,10 @@ def test_real_zsre_has_two_records_without_an_alternative_answer():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert len(load_records(path, "zsre_rome")) == 1000
+
+
+def test_keys_that_nothing_reads_are_named_once():
+    records = [{**raw, "source": "web", "Prompt": "x"} for raw in RAW]
+    with pytest.warns(RecordWarning) as seen:
+        assert load_records(records) == RECORDS
+    assert [str(w.message) for w in seen] == ["source: nothing reads the keys source, Prompt"]
