@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from rome_fast.model.spec import DownProjection, ModelSpec
 
-_ELEMENTS = 65_536
+_ELEMENTS, _FEW_ELEMENTS = 65_536, 4_096
 # Fields of a configuration that do not change what the layers compute.
 _INERT = {
     "_name_or_path",
@@ -54,29 +54,53 @@ def versions() -> dict[str, str]:
     return {"rome_fast": __version__, **libraries}
 
 
-def config_hash(model: PreTrainedModel) -> str:
+def config_hash(model: PreTrainedModel, without: Collection[str] = ()) -> str:
     """Hash of the configuration's fields that affect the computation."""
-    config = {k: v for k, v in model.config.to_diff_dict().items() if k not in _INERT}
+    left_out = {*_INERT, *without}
+    config = {k: v for k, v in model.config.to_diff_dict().items() if k not in left_out}
     return _sha256(json.dumps(config, sort_keys=True, default=str))
 
 
 def weights_hash(spec: ModelSpec, projection: DownProjection) -> str:
     """Hash of the parameters that a key of this layer can depend on.
 
-    Left out are the blocks above, what is registered after the blocks (final norm, head), and the
-    edited weight itself, so that edits at the layer keep the hash. Adapters are included. Of each
-    parameter only evenly spaced elements are hashed: training, merging or editing a matrix changes
-    nearly every element.
+    Of each parameter only evenly spaced elements are hashed: training, merging or editing a matrix
+    changes nearly every element.
 
     Raises:
         UnsupportedModelError: one of them is offloaded.
+    """
+    return sampled_hash(_below(spec, projection))
+
+
+def rounded_hash(
+    spec: ModelSpec, projection: DownProjection, dtype: torch.dtype, vocabulary: int
+) -> str:
+    """Hash of what a key of this layer depends on, for all who differ by rounding or by new tokens.
+
+    The parameters are taken in ``dtype``, and of the embedding its first ``vocabulary`` rows; the
+    configuration without the size of the vocabulary.
+    """
+    embedding = spec.model.get_input_embeddings().weight
+    chosen = [p[:vocabulary] if p is embedding else p for p in _below(spec, projection)]
+    numbers = sampled_hash(chosen, _FEW_ELEMENTS, dtype)
+    config = config_hash(spec.model, {"vocab_size"})
+    return _sha256(f"{projection.name} {projection.d_key} {config} {numbers}")
+
+
+def _below(spec: ModelSpec, projection: DownProjection) -> list[Tensor]:
+    """Parameters that a key of this layer can depend on, adapters' included.
+
+    Left out are the blocks above, what is registered after the blocks (final norm, head), and the
+    edited weight itself with an adapter on it, so that edits at the layer keep the hash.
     """
     chosen, behind_blocks = [], False
     for name, parameter in spec.parameters.items():
         block = spec.block_of[name]
         behind_blocks |= block is not None
         below = not behind_blocks if block is None else block <= projection.layer
-        if not below or plain_name(name) == f"{projection.name}.weight":
+        own = plain_name(name).removeprefix(f"{projection.name}.")
+        if not below or (own != plain_name(name) and own != "bias"):
             continue
         if parameter.is_meta:
             raise UnsupportedModelError(
@@ -84,7 +108,7 @@ def weights_hash(spec: ModelSpec, projection: DownProjection) -> str:
                 f"{projection.layer} fully"
             )
         chosen.append(parameter)
-    return sampled_hash(chosen)
+    return chosen
 
 
 def model_hash(spec: ModelSpec) -> str:
@@ -92,14 +116,20 @@ def model_hash(spec: ModelSpec) -> str:
     return sampled_hash(p for p in spec.parameters.values() if not p.is_meta)
 
 
-def sampled_hash(parameters: Iterable[Tensor]) -> str:
+def sampled_hash(
+    parameters: Iterable[Tensor], most: int = _ELEMENTS, dtype: torch.dtype | None = None
+) -> str:
+    """Hash of at most so many elements of each, in their own dtype or in another."""
     # A quantised tensor (torchao) is hashed by the numbers that it dequantises to.
     plain = (
         as_stored(p) if type(p) in (nn.Parameter, torch.Tensor) else p.dequantize()
         for p in parameters
     )
     flat = (parameter.detach().reshape(-1) for parameter in plain)
-    return fingerprint(*(x[:: -(-len(x) // _ELEMENTS) or 1] for x in flat))
+    sampled = (x[:: -(-len(x) // most) or 1] for x in flat)
+    return fingerprint(
+        *(x if dtype is None or not x.is_floating_point() else x.to(dtype) for x in sampled)
+    )
 
 
 def tokenizer_hash(tok: PreTrainedTokenizerBase) -> str:

@@ -8,7 +8,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from rome_fast.model.hashes import config_hash, tokenizer_hash, versions, weights_hash
+import torch
+
+from rome_fast.model.hashes import (
+    config_hash,
+    rounded_hash,
+    tokenizer_hash,
+    versions,
+    weights_hash,
+)
+from rome_fast.model.spec import embedding_rows
 from rome_fast.model.stored import stored_dtype
 
 if TYPE_CHECKING:
@@ -33,7 +42,37 @@ def provenance(
     spec: ModelSpec, tok: PreTrainedTokenizerBase, projection: DownProjection
 ) -> dict[str, Any]:
     """The fields that a file keeps, JSON-able; equal for equal keys of equal texts."""
-    return {**_of_model(spec, projection), "tokenizer": tokenizer_hash(tok)}
+    vocabulary = embedding_rows(spec.model)
+    own = stored_dtype(projection.weight)
+    return {
+        **_of_model(spec, projection),
+        "tokenizer": tokenizer_hash(tok),
+        "vocabulary": vocabulary,
+        "rounded": {
+            str(dtype).removeprefix("torch."): rounded_hash(spec, projection, dtype, vocabulary)
+            for dtype in {own, torch.float16, torch.bfloat16}
+        },
+    }
+
+
+def same_but_rounded(
+    info: Mapping[str, Any], spec: ModelSpec, projection: DownProjection
+) -> str | None:
+    """What the user should know where the model is the same in another dtype, or with more tokens.
+
+    "" where no key differs; None where the model is another one.
+    """
+    vocabulary, rounded = info.get("vocabulary"), info.get("rounded", {})
+    if vocabulary is None or vocabulary > embedding_rows(spec.model):
+        return None
+    here, there = stored_dtype(projection.weight), getattr(torch, info["weights_dtype"])
+    coarser = max(here, there, key=lambda dtype: torch.finfo(dtype).eps)
+    name = str(coarser).removeprefix("torch.")
+    if rounded.get(name) != rounded_hash(spec, projection, coarser, vocabulary):
+        return None
+    if here == there:
+        return ""
+    return f"was collected on the {info['weights_dtype']} weights of this model: keys are rounded"
 
 
 def differences(info: Mapping[str, Any], spec: ModelSpec, projection: DownProjection) -> list[str]:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
+import warnings
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rome_fast.errors import UnsupportedModelError
+from rome_fast import SecondMoment
+from rome_fast.errors import SecondMomentError, SecondMomentWarning, UnsupportedModelError
 from rome_fast.model.hashes import tokenizer_hash, weights_hash
 from rome_fast.model.spec import ModelSpec
+from rome_fast.moment.collect.resolve import resolve_second_moment
 from rome_fast.moment.provenance import differences, provenance
 
 
@@ -69,6 +72,81 @@ def test_differences_name_the_field(tiny):
     half = copy.deepcopy(model).bfloat16()
     told = differences(info, ModelSpec.of(half), ModelSpec.of(half).down_projection(1))
     assert "the dtype of the weights differs: float32 there, bfloat16 here" in told
+
+
+def site(model, layer=1):
+    spec = ModelSpec.of(model)
+    return spec, spec.down_projection(layer)
+
+
+@pytest.fixture
+def collected(tiny):
+    """(model, tokenizer, C of one of its layers)."""
+    model, tok = tiny
+    spec, projection = site(model)
+    d = projection.d_key
+    moment = SecondMoment.from_moment(torch.eye(d), 4 * d)
+    moment.info = provenance(spec, tok, projection)
+    return model, tok, moment
+
+
+def fits(moment, model, tok, layer=1):
+    """The warnings with which a C is taken, or the error."""
+    spec, projection = site(model, layer)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always", SecondMomentWarning)
+        resolve_second_moment(moment, spec, tok, projection, torch.float32)
+    return [str(w.message) for w in seen]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_another_dtype_of_one_checkpoint_will_do_with_a_warning(collected, dtype):
+    model, tok, moment = collected
+    [text] = fits(moment, copy.deepcopy(model).to(dtype), tok)
+    assert "was collected on the float32 weights of this model: keys are rounded" in text
+    other = copy.deepcopy(model).to(dtype)
+    spec, projection = site(other)
+    moment.info = provenance(spec, tok, projection)
+    assert len(fits(moment, model, tok)) == 1
+    assert fits(moment, other, tok) == []
+    with torch.no_grad():
+        other.get_input_embeddings().weight[3] *= 1.5
+    with pytest.raises(SecondMomentError, match="the weights below the layer"):
+        fits(moment, other, tok)
+    with pytest.raises(SecondMomentError, match="the module differs"):
+        fits(moment, model, tok, layer=2)
+
+
+def test_new_tokens_change_no_key(collected):
+    model, tok, moment = collected
+    rows = len(model.get_input_embeddings().weight)
+    model.resize_token_embeddings(rows + 5, mean_resizing=False)
+    assert fits(moment, model, tok) == []
+    assert len(fits(moment, copy.deepcopy(model).bfloat16(), tok)) == 1
+    spec, projection = site(model)
+    moment.info = provenance(spec, tok, projection)
+    model.resize_token_embeddings(rows, mean_resizing=False)
+    with pytest.raises(SecondMomentError, match="the configuration"):
+        fits(moment, model, tok)
+
+
+def test_an_adapter_on_the_edited_matrix_alone_changes_no_key(collected):
+    peft = pytest.importorskip("peft")
+    model, tok, moment = collected
+    name = "down_proj" if model.config.model_type == "llama" else "c_proj"
+    for layer, will_do in ((1, True), (0, False)):
+        config = peft.LoraConfig(
+            target_modules=rf".*\.{layer}\.mlp\.{name}",
+            r=2,
+            init_lora_weights=False,
+            fan_in_fan_out=name == "c_proj",
+        )
+        adapted = peft.get_peft_model(copy.deepcopy(model), config)
+        if will_do:
+            assert fits(moment, adapted, tok) == []
+        else:
+            with pytest.raises(SecondMomentError, match="the weights below the layer"):
+                fits(moment, adapted, tok)
 
 
 def test_tokenizer_hash_is_of_its_rules_not_of_its_use(tiny):

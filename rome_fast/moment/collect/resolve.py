@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from rome_fast.errors import InvalidArgumentError, SecondMomentError
+from rome_fast.errors import InvalidArgumentError, SecondMomentError, SecondMomentWarning, warn
 from rome_fast.model.spec import DownProjection, ModelSpec
 from rome_fast.moment.collect.collector import collect_second_moment
 from rome_fast.moment.collect.ordinary import ordinary_second_moment
-from rome_fast.moment.provenance import differences
+from rome_fast.moment.provenance import differences, same_but_rounded
 from rome_fast.moment.second_moment import SecondMoment
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ def resolve_second_moment(
 
     Raises:
         SecondMomentError: it belongs to another layer or model; the fields that differ are named.
+            The same model in another dtype, or with tokens added, will do; rounding is warned of.
         InvalidArgumentError: none of the above.
     """
     if isinstance(given, str) and given == "identity":
@@ -67,7 +68,12 @@ def resolve_second_moment(
 
 def _check_fits(moment: SecondMoment, spec: ModelSpec, projection: DownProjection) -> None:
     told = differences({"d_key": moment.d_key, **moment.info}, spec, projection)
-    if told:
+    if not told:
+        return
+    remark = same_but_rounded(moment.info, spec, projection)
+    if remark:
+        warn(f"second_moment ({moment.source}) {remark}", SecondMomentWarning)
+    if remark is None:
         raise SecondMomentError(
             f"second_moment ({moment.source}) was not collected for {projection.name} of this "
             f"model: {'; '.join(told)}. Collect it again on this one"
