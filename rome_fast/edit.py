@@ -63,6 +63,7 @@ def edit(
     parsed = [EditRequest.parse(request)]
     shared = (hparams, variant, backend, context_templates, second_moment)
     with opened(model, tok, *shared, parsed) as editor:
+        editor.history.share_base()
         return _edit_in_windows(editor, parsed, 1, strict, progress=False)[0]
 
 
@@ -110,6 +111,7 @@ def edit_many(
         raise InvalidRequestError("requests is empty")
     shared = (hparams, variant, backend, context_templates, second_moment)
     with opened(model, tok, *shared, parsed) as editor:
+        editor.history.share_base()
         return _edit_in_windows(editor, parsed, size, strict, progress)
 
 
@@ -146,7 +148,7 @@ def opened(
             editor.history.rewind(0)
             raise
         finally:
-            editor.history.drop_sum()
+            editor.history.close()
 
 
 def _edit_in_windows(

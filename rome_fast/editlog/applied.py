@@ -44,7 +44,7 @@ class AppliedLog:
         try:
             for name, history in zip(log.base.edited, applied.histories, strict=True):
                 history.replay(log.updates(name))
-                history.drop_sum()
+                history.close()
                 if not history.weight.isfinite().all():
                     raise NonFiniteError(
                         f"{name} overflows {history.weight.dtype} with the edits of the log: load "

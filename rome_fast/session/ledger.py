@@ -5,43 +5,21 @@ A change counts once it is in the journal; if writing it there fails, everything
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from rome_fast.editlog import EditLog, LoggedEdit, Rejection
 from rome_fast.editlog.journal import Record
 from rome_fast.errors import SessionError
 from rome_fast.session.journal import Journal
+from rome_fast.update.undo import WeightHistory, WeightState
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from rome_fast.session.retention import RetainedMoment
     from rome_fast.types import EditRequest
-    from rome_fast.update.undo import WeightHistory
-
-
-class _Weight(NamedTuple):
-    """A snapshot of a weight, to detect whether others have written to it.
-
-    Attributes:
-        version: counts in-place writes, except through ``.data``; those show in the norm.
-        place: dtype, device and address.
-    """
-
-    version: int
-    place: tuple[object, ...]
-    norm: float
-
-    @classmethod
-    def of(cls, weight: Tensor) -> _Weight:
-        norm = torch.linalg.vector_norm(weight.detach(), dtype=torch.float64)
-        place = (weight.dtype, weight.device, weight.data_ptr())
-        return cls(weight._version, place, float(norm))
 
 
 class Ledger:
@@ -68,9 +46,9 @@ class Ledger:
         self._facts: dict[object, list[int]] = {}
         self._n_in_facts = 0
         self._weight_name = f"{history.projection.name}.weight"
-        self._left: _Weight | None = None
+        self._left: WeightState | None = None
         self._settle()
-        self._left = _Weight.of(history.weight)
+        self._left = WeightState.of(history.weight)
 
     @property
     def n_recorded(self) -> int:
@@ -99,13 +77,13 @@ class Ledger:
                 f"{self._weight_name} could not be put back after an error: load the model again, "
                 "and apply the log"
             )
-        now = _Weight.of(history.weight)
+        now = WeightState.of(history.weight)
         if history.projection.weight is not history.weight or now.place != left.place:
             raise SessionError(
                 f"{self._weight_name} was replaced or cast outside of the Session: load the model "
                 "again, and apply the log"
             )
-        if now.version != left.version or not math.isclose(now.norm, left.norm, rel_tol=1e-12):
+        if not now.same_bits(left):
             raise SessionError(
                 f"{self._weight_name} was changed outside of the Session: load the model again, "
                 "and apply the log"
@@ -120,9 +98,9 @@ class Ledger:
         except BaseException:
             self._left = None  # until it is put back
             self._settle(rewrite=self.history.stamp != stamp)
-            self._left = _Weight.of(self.history.weight)
+            self._left = WeightState.of(self.history.weight)
             raise
-        self._left = _Weight.of(self.history.weight)
+        self._left = WeightState.of(self.history.weight)
 
     @contextmanager
     def unedited(self) -> Iterator[None]:

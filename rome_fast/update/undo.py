@@ -6,10 +6,12 @@ the other updates through the same kernel, which gives the same bits.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
+from weakref import WeakValueDictionary
 
 import torch
 
@@ -24,10 +26,40 @@ if TYPE_CHECKING:
     from rome_fast.types import RankOneUpdate
 
 
+# Histories that share a base, by the id of their weight; each holds the weight itself.
+_latest: WeakValueDictionary[int, WeightHistory] = WeakValueDictionary()
+# Undoing an edit adds all others of its base again, in turn.
+_MOST_EDITS_OF_A_BASE = 64
+
+
+class WeightState(NamedTuple):
+    """A snapshot of a weight, to detect whether others have written to it.
+
+    Attributes:
+        version: counts in-place writes, except through ``.data``; those show in the norm.
+        place: dtype, device and address.
+    """
+
+    version: int
+    place: tuple[object, ...]
+    norm: float
+
+    @classmethod
+    def of(cls, weight: Tensor) -> WeightState:
+        norm = torch.linalg.vector_norm(weight.detach(), dtype=torch.float64)
+        place = (weight.dtype, weight.device, weight.data_ptr())
+        return cls(weight._version, place, float(norm))
+
+    def same_bits(self, other: WeightState) -> bool:
+        """Whether nothing was written between the two."""
+        return self.version == other.version and math.isclose(self.norm, other.norm, rel_tol=1e-12)
+
+
 class WeightHistory:
     """One weight, its state before the first edit, and the updates that are in it.
 
-    The weight is the base plus the updates, added in their order. Half-precision weights are that
+    The weight is the base plus the updates, added in their order; a base that is shared has the
+    updates of earlier histories between the two. Half-precision weights are that
     sum in float32, rounded once, so that many small updates are not lost one by one.
     """
 
@@ -36,8 +68,10 @@ class WeightHistory:
         self.weight = projection.weight
         self.backend = backend
         self.base = self.weight.detach().clone()
+        self._earlier: tuple[RankOneUpdate, ...] = ()
         self._updates: list[RankOneUpdate] = []
         self._sum: Tensor | None = None
+        self._left: WeightState | None = None
 
     def __len__(self) -> int:
         """How many edits are in the weight."""
@@ -67,9 +101,30 @@ class WeightHistory:
         """Changes with each write to the weight or to its sum."""
         return self.weight._version, None if self._sum is None else self._sum._version
 
-    def drop_sum(self) -> None:
-        """Free the float32 sum's memory; the next update makes it again."""
+    def share_base(self) -> None:
+        """Use the copy of the history before this one, if nobody else has written to the weight.
+
+        Results of a loop of edits, all of which can be undone, then keep one copy for many.
+        """
+        before = _latest.get(id(self.weight))
+        if before is not None and before._leads_to(self):
+            self.base = before.base
+            self._earlier = (*before._earlier, *before._updates)
+        _latest[id(self.weight)] = self
+
+    def _leads_to(self, other: WeightHistory) -> bool:
+        return (
+            self.weight is other.weight
+            and self.backend == other.backend
+            and self._left is not None
+            and self._left == WeightState.of(other.weight)
+            and len(self._earlier) + len(self) < _MOST_EDITS_OF_A_BASE
+        )
+
+    def close(self) -> None:
+        """After the last update: free the float32 sum's memory; the next update makes it again."""
         self._sum = None
+        self._left = WeightState.of(self.weight)
 
     def record(self, update: RankOneUpdate) -> UndoHandle:
         """Note an update that is now in ``sum`` and ``rounded``; returns the handle to undo it.
@@ -103,6 +158,8 @@ class WeightHistory:
             self._write(self._updates)
             raise
         self._updates = list(updates)
+        if self._left is not None:
+            self._left = WeightState.of(self.weight)
 
     def _write(self, updates: Sequence[RankOneUpdate]) -> None:
         """In place: there may be no memory for a second weight. A sum is kept if there was one."""
@@ -158,7 +215,7 @@ class WeightHistory:
 
     def _replay_into(self, total: Tensor, updates: Sequence[RankOneUpdate]) -> None:
         total.copy_(self.base)
-        for update in updates:
+        for update in (*self._earlier, *updates):
             self._add_to(total, update)
 
     @torch.no_grad()
