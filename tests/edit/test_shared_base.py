@@ -45,8 +45,9 @@ def test_a_loop_rounds_half_precision_once(gpt2, settings):
     model, tok = gpt2
     weight = model.bfloat16().transformer.h[1].mlp.c_proj.weight
     total = weight.detach().float()
-    for request in REQUESTS:
-        total += rome_fast.edit(model, tok, request, **settings).update.dense()
+    results = [rome_fast.edit(model, tok, request, **settings) for request in REQUESTS]
+    for result in results:
+        total += result.update.dense()
     assert torch.equal(weight, total.bfloat16())
 
 
