@@ -114,7 +114,7 @@ def cuda_extension(torch, cpp_extension):
     sources = [os.path.relpath(path) for path in nvcc_build.sources()]
     if torch.version.cuda is None:
         return Extension("rome_fast._C_cuda", sources, py_limited_api=True)
-    os.environ.setdefault("CUDA_HOME", str(Path(nvcc).parents[1]))
+    os.environ.setdefault("CUDA_HOME", nvcc_build.toolkit_of(nvcc))
     return cpp_extension.CUDAExtension(
         "rome_fast._C_cuda",
         sources,

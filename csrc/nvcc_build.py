@@ -43,6 +43,14 @@ def find_nvcc() -> str | None:
     return next((place for place in found if place), None)
 
 
+def toolkit_of(nvcc: str) -> str:
+    """The folder of its toolkit, also where it is a script that calls the compiler."""
+    command = [nvcc, "--dryrun", "-x", "cu", os.devnull, "-o", os.devnull]
+    said = subprocess.run(command, capture_output=True, text=True).stderr
+    tops = [line.partition("TOP=")[2] for line in said.splitlines() if line.startswith("#$ TOP=")]
+    return str(Path(tops[0]).resolve() if tops else Path(nvcc).parents[1])
+
+
 def nvcc_version(nvcc: str) -> str:
     """Such as 13.0."""
     said = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout

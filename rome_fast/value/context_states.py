@@ -15,7 +15,7 @@ import torch
 
 from rome_fast.model.intercept import StopForwardError, hidden_of, hooked, with_hidden
 from rome_fast.model.memory import is_out_of_memory
-from rome_fast.model.precision import wide_norm
+from rome_fast.model.precision import TF32_TOLERANCE, is_tf32, wide_norm
 from rome_fast.model.spec import DownProjection, ModelSpec
 from rome_fast.value.first_pass import CANNOT, FirstPass, run_first_pass
 from rome_fast.value.prefix import Attention, PrefixSplit, at_positions
@@ -112,8 +112,10 @@ class ContextStates:
                 raise
             return False
         at = batch.attention_mask.bool().to(expected.device)
-        rounding = 100 * torch.finfo(expected.dtype).eps * wide_norm(expected[at])
-        return bool(wide_norm((found - expected)[at]) <= rounding)
+        tolerance = 100 * torch.finfo(expected.dtype).eps
+        if is_tf32(expected.device, expected.dtype):
+            tolerance = TF32_TOLERANCE
+        return bool(wide_norm((found - expected)[at]) <= tolerance * wide_norm(expected[at]))
 
     def are_current(self, spec: ModelSpec) -> bool:
         """Whether the weights below are still those that made them."""

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from rome_fast.model.intercept import hooked, reading_only
 from rome_fast.model.memory import is_out_of_memory
-from rome_fast.model.precision import wide_norm
+from rome_fast.model.precision import TF32_TOLERANCE, is_tf32, wide_norm
 from rome_fast.model.spec import DownProjection, ModelSpec, input_device
 from rome_fast.value.first_pass import CANNOT, FirstPass
 from rome_fast.value.suffix_forward import SuffixForward
@@ -96,6 +96,8 @@ class Search:
         """Raise ValueError unless the logits, at zero offsets, match those of the first pass."""
         assert self._expected is not None
         tolerance = _TOLERANCE.get(logits.dtype, _HALF_TOLERANCE)
+        if is_tf32(logits.device, logits.dtype):
+            tolerance = TF32_TOLERANCE
         difference = float(wide_norm(logits - self._expected) / wide_norm(self._expected))
         if not difference <= tolerance:
             raise ValueError(f"the shortened forward is off by {difference:.1g}")

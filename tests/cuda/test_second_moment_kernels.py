@@ -109,11 +109,11 @@ def test_masks_that_drop_whole_stages(emulated, keys_of, kept):
 
 @pytest.mark.covering(key_dtype=FEW)
 def test_more_rows_than_go_into_one_flush(_emulated, keys_of):
-    """4096 rows are added to a float64 sum at a time. Squares alone: what is cut off adds up."""
+    """4096 rows are added to the sum at a time. Squares alone: what is cut off adds up."""
     moment_sum, keys = start(8, torch.float64), keys_of(4096 + 100, 8).abs()
     expected = reference(moment_sum, keys)
     _emulated.second_moment_update_(moment_sum, keys, None)
-    assert_sums(moment_sum, expected, keys, 1.6e-5)
+    assert_sums(moment_sum, expected, keys, 4e-5)
 
 
 @pytest.mark.covering(key_dtype=FEW)
@@ -235,4 +235,4 @@ def test_tf32_only_where_it_is_allowed(_emulated):
         moment_sum = start(40) * 0
         _emulated.second_moment_update_(moment_sum, keys, None, None, allowed)
         errors.append((moment_sum.double() - expected).tril().nan_to_num().abs().max() / 200)
-    assert errors[0] < 5e-7 and 1e-5 < errors[1] < 2**-10
+    assert errors[0] < 1e-6 and 1e-5 < errors[1] < 2**-10

@@ -260,3 +260,22 @@ def test_a_source_distribution_carries_what_it_is_built_from(project):
     }
     assert {path for path in sources if not path.endswith(".pyc")} <= files
     assert not any(path.endswith(".pyc") for path in files)
+
+
+def test_the_toolkit_of_a_wrapper_is_the_one_that_it_calls(tmp_path):
+    nvcc = tmp_path / "bin" / "nvcc"
+    nvcc.parent.mkdir()
+    nvcc.write_text("#!/bin/sh\necho '#$ _HERE_=/x/bin' >&2\necho '#$ TOP=/opt/cuda/bin/..' >&2\n")
+    nvcc.chmod(0o755)
+    assert nvcc_build.toolkit_of(str(nvcc)) == "/opt/cuda"
+    nvcc.write_text("#!/bin/sh\nexit 1\n")
+    assert nvcc_build.toolkit_of(str(nvcc)) == str(tmp_path)
+
+
+def test_no_macro_is_used_that_older_versions_of_torch_lack():
+    """torch 2.10 to 2.12 have no STABLE_TORCH_ERROR_CODE_CHECK."""
+    sources = [
+        path for path in (ROOT / "csrc").rglob("*") if path.suffix in (".h", ".cu", ".cuh", ".cpp")
+    ]
+    assert sources
+    assert [p.name for p in sources if "STABLE_TORCH_ERROR_CODE_CHECK" in p.read_text()] == []

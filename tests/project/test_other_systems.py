@@ -35,6 +35,12 @@ print(len(wanted), result.success)
 """
 
 
+def test_the_package_is_imported_without_platformdirs():
+    code = "import sys; sys.modules['platformdirs'] = None; import rome_fast; print(rome_fast.edit)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
 def test_modules_of_posix_are_not_needed():
     done = subprocess.run(
         [sys.executable, "-c", HIDE_AND_IMPORT],

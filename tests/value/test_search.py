@@ -8,6 +8,7 @@ from helpers import REQUEST
 from prepared import prepared, two_edits
 
 import rome_fast
+from rome_fast.model.precision import TF32_TOLERANCE, is_tf32
 from rome_fast.model.spec import ModelSpec
 from rome_fast.value.search import Search, WholeModel
 
@@ -73,3 +74,18 @@ def test_lack_of_memory_is_not_taken_for_an_obstacle(monkeypatch):
     monkeypatch.setattr(model, "forward", full)
     with pytest.raises(torch.OutOfMemoryError):
         search.logits(torch.zeros(2, 32))
+
+
+def test_tf32_has_a_tolerance_of_its_own():
+    """Its products are off by 3.7e-4 of their norm, and every step would run the whole model."""
+    card, cpu = torch.device("cuda"), torch.device("cpu")
+    before = torch.backends.cuda.matmul.fp32_precision
+    try:
+        for precision, expected in (("tf32", True), ("ieee", False)):
+            torch.backends.cuda.matmul.fp32_precision = precision
+            assert is_tf32(card, torch.float32) is expected
+            assert not any(is_tf32(card, d) for d in (torch.float64, torch.bfloat16))
+            assert not is_tf32(cpu, torch.float32)
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
+    assert TF32_TOLERANCE > 3.7e-4

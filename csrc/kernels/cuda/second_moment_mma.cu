@@ -124,7 +124,7 @@ __global__ void __launch_bounds__(MmaTraits<Key>::kThreads, 1)
   const int row = warp / 4 * 64;
   const int col = warp % 4 * 32;
   const int slabs = static_cast<int>((p.n + Traits::kDepth - 1) / Traits::kDepth);
-  const int slabs_per_flush = static_cast<int>(rows_per_flush(p) / Traits::kDepth);
+  const int slabs_per_flush = kRowsPerFlush / Traits::kDepth;
   constexpr int slabs_per_promotion = Traits::kRowsPerPromotion / Traits::kDepth;
   SlabLoader<Key, Sum> loader(p, tile);
   for (int stage = 0; stage < Traits::kStages - 1; ++stage) {

@@ -32,7 +32,7 @@ struct MmaTraits {
   static constexpr int kRowsPerPromotion = sizeof(Key) == 2 ? 128 : 32;
   static_assert(kCopies * kThreads == kDepth * kChunksPerRow, "copies fill a stage");
   static_assert(kRowsPerPromotion % kDepth == 0, "promotions fall between stages");
-  static_assert(4096 % kRowsPerPromotion == 0, "flushes fall on promotions");
+  static_assert(kRowsPerFlush % kRowsPerPromotion == 0, "flushes fall on promotions");
 };
 
 template <class Key>

@@ -189,7 +189,7 @@ template <class Key, class Sum>
 __device__ __forceinline__ void consume(WgmmaStorage& s, const SecondMomentParams<Key, Sum>& p,
                                         int consumer) {
   const int slabs = count_slabs(p.n);
-  const int slabs_per_flush = static_cast<int>(rows_per_flush(p)) / kDepth;
+  const int slabs_per_flush = kRowsPerFlush / kDepth;
   const int warp = threadIdx.x / 32 - kWarpgroup / 32;  // of the consumers
   const bool speaks = threadIdx.x % 32 == 0;            // for its warp
   Position at;
