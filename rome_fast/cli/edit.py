@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,12 +12,13 @@ import typer
 from rome_fast.cli.common import (
     EDIT_FAILED,
     SpaceOption,
+    complain,
     console,
     load_model,
     one_line_errors,
     save_model,
 )
-from rome_fast.cli.edit_table import print_all, rows_of
+from rome_fast.cli.edit_table import Row, print_all, rows_of
 from rome_fast.cli.journal import edit_with_journal
 from rome_fast.cli.paths import check_file, check_folder
 from rome_fast.cli.profile import ProfileOption, profiled
@@ -100,13 +102,30 @@ def edit(
                 )
         if requests is None:
             console.print(str(results[0]), markup=False, soft_wrap=True)
-            failed = not results[0].success
+            lost = [] if results[0].success else rows
         else:
-            failed = bool(n_refused) | (print_all(loaded, tok, rows) if rows else False)
-        if failed:
+            lost = print_all(loaded, tok, rows) if rows else []
+        if lost or n_refused:
+            if save is not None:
+                _say_not_saved(save, lost, len(rows), model, journal)
             raise typer.Exit(EDIT_FAILED)
         if save is not None:
             save_model(loaded, tok, save)
+
+
+def _say_not_saved(
+    save: Path, lost: Sequence[Row], n_edits: int, model: str, journal: Path | None
+) -> None:
+    """What was not written, and the command that writes the edits that hold."""
+    complain(f"{save} was not written: not every target is what the model says")
+    if n_edits == len(lost):
+        return
+    if journal is None:
+        complain("--journal FILE keeps the edits, and `rome-fast apply` saves those that hold")
+        return
+    without = ",".join(str(row.edit_id) for row in lost)
+    left_out = f" --without {without}" if lost else ""
+    complain(f"those that hold: rome-fast apply {journal} --model {model}{left_out} --save {save}")
 
 
 def _requests(

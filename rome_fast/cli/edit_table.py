@@ -13,7 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from rome_fast.cli.common import console
-from rome_fast.prompt.ids import decode
+from rome_fast.prompt.readback import greedy_continuations
+from rome_fast.prompt.target import prompt_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 # Rows of a table that still fit a terminal.
 _ROWS = 25
+# Of an answer that is not the target.
+_ANSWER_TOKENS = 8
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,7 @@ class Row:
 
     Attributes:
         took: whether the model said the target right after it.
+        edit_id: its number in the journal, where there is one.
     """
 
     request: EditRequest
@@ -40,6 +44,7 @@ class Row:
     warnings: tuple[str, ...]
     how: str
     seconds: float | None = None
+    edit_id: int | None = None
 
 
 def rows_of(results: Sequence[EditResult]) -> list[Row]:
@@ -58,8 +63,10 @@ def rows_of(results: Sequence[EditResult]) -> list[Row]:
     ]
 
 
-def print_all(model: PreTrainedModel, tok: PreTrainedTokenizerBase, rows: Sequence[Row]) -> bool:
-    """Print a table of what each edit did and whether it holds; True if any does not."""
+def print_all(
+    model: PreTrainedModel, tok: PreTrainedTokenizerBase, rows: Sequence[Row]
+) -> list[Row]:
+    """Print a table of what each edit did and whether it holds; returns those that do not."""
     from rome_fast.evaluate.records import Question
     from rome_fast.evaluate.scoring import score
 
@@ -68,7 +75,8 @@ def print_all(model: PreTrainedModel, tok: PreTrainedTokenizerBase, rows: Sequen
     probs = [math.exp(sum(s.log_probs)) for s in scores]
     held = sum(s.exact for s in scores)
     worst = sorted(range(len(rows)), key=lambda i: (scores[i].exact, probs[i]))[:_ROWS]
-    console.print(_table(tok, rows, scores, probs, sorted(worst)))
+    says = _answers(model, tok, rows, scores, worst)
+    console.print(_table(rows, scores, probs, says))
     if len(rows) > _ROWS:
         console.print(f"shown: the {_ROWS} that hold worst")
     for text, times in Counter(text for row in rows for text in row.warnings).items():
@@ -81,28 +89,42 @@ def print_all(model: PreTrainedModel, tok: PreTrainedTokenizerBase, rows: Sequen
         f"{rows[0].how}{pace}",
         soft_wrap=True,
     )
-    return held < len(rows)
+    return [row for row, s in zip(rows, scores, strict=True) if not s.exact]
 
 
-def _table(
+def _answers(
+    model: PreTrainedModel,
     tok: PreTrainedTokenizerBase,
     rows: Sequence[Row],
     scores: Sequence[Score],
-    probs: Sequence[float],
     shown: Sequence[int],
+) -> dict[int, str]:
+    """What the finished model writes after some of the prompts; the target where it holds."""
+    asked = {i: rows[i].request for i in sorted(shown)}
+    lost = [i for i in asked if not scores[i].exact]
+    prompts = [asked[i].text for i in lost]
+    ids = prompt_ids(tok, prompts, [asked[i].conversation for i in lost])
+    written = greedy_continuations(model, tok, ids, _ANSWER_TOKENS) if lost else []
+    said = dict(zip(lost, written, strict=True))
+    return {i: said.get(i, request.target).strip() for i, request in asked.items()}
+
+
+def _table(
+    rows: Sequence[Row], scores: Sequence[Score], probs: Sequence[float], says: dict[int, str]
 ) -> Table:
-    table = Table(box=box.SIMPLE_HEAD)
-    for name in ("", "prompt", "target", "before", "after", "in the end", "model says"):
-        table.add_column(name, no_wrap=name != "prompt")
-    for i in shown:
-        row, score = rows[i], scores[i]
+    """Text folds before numbers do, so that it can be read at 60 columns."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("", no_wrap=True)
+    table.add_column("edit", overflow="fold", min_width=16)
+    for name in ("before", "after", "end"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("model says", overflow="fold", max_width=20)
+    for i, said in says.items():
+        row = rows[i]
         table.add_row(
             str(i),
-            Text(row.request.asked),
-            Text(row.request.target.strip()),
-            f"{row.prob_before:.3f}",
-            f"{row.prob_after:.3f}",
-            f"{probs[i]:.3f}",
-            Text(decode(tok, score.argmax_ids).strip(), style="" if score.exact else "red"),
+            Text(str(row.request)),
+            *(f"{prob:.3f}" for prob in (row.prob_before, row.prob_after, probs[i])),
+            Text(said, style="" if scores[i].exact else "red"),
         )
     return table

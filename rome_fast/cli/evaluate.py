@@ -88,6 +88,8 @@ def evaluate(
         )
         if is_first_process():
             console.print(evaluation)
+            for note in evaluation.setting["notes"]:
+                console.print(f"warning: {note}", markup=False, soft_wrap=True)
             for path, save in ((out, evaluation.save), (html, evaluation.save_html)):
                 if path is not None:
                     save(path)

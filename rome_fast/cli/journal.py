@@ -68,6 +68,7 @@ def edit_with_journal(
             edit.numbers["rank_after"] == 1,
             tuple(edit.numbers["warnings"]),
             how,
+            edit_id=edit.edit_id,
         )
         for edit in log.holding()
     ]

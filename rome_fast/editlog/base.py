@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rome_fast.errors import EditLogError
@@ -59,7 +60,7 @@ class Base:
         """From a model in which only ``projection`` is edited; ``weight`` is what it was before."""
         name = f"{projection.name}.weight"
         return cls(
-            name=str(getattr(model.config, "_name_or_path", "") or model.config.model_type),
+            name=_name_of(model),
             edited={name: EditedWeight.of(projection, weight)},
             others=_others(model, {name}),
         )
@@ -114,6 +115,12 @@ class Base:
             for name, weight in fields["edited"].items()
         }
         return cls(fields["name"], edited, dict(fields["others"]))
+
+
+def _name_of(model: PreTrainedModel) -> str:
+    """What it was loaded from; a folder by its whole path, since logs and adapters move."""
+    name = str(getattr(model.config, "_name_or_path", "") or model.config.model_type)
+    return str(Path(name).resolve()) if Path(name).is_dir() else name
 
 
 def _check_edited(name: str, then: EditedWeight, now: Tensor) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,10 @@ from rome_fast.evaluate.result import EvaluationData
 
 if TYPE_CHECKING:
     from rich.console import Group
+
+
+# Of the tables as plain text.
+_WIDTH = 100
 
 
 class Evaluation(EvaluationData):
@@ -39,6 +44,18 @@ class Evaluation(EvaluationData):
         from rome_fast.evaluate.report import write_page  # jinja2 and rich take long to import
 
         write_page(self, path)
+
+    def __str__(self) -> str:
+        from rich.console import Console
+
+        console = Console(file=io.StringIO(), width=_WIDTH, color_system=None)
+        with console.capture() as found:
+            console.print(self)
+        return found.get().rstrip()
+
+    def __repr__(self) -> str:
+        mode, n_failed = self.setting["mode"], len(self.failed)
+        return f"<Evaluation, {mode}: {len(self.cases)} cases, {n_failed} without an edit>"
 
     def __rich__(self) -> Group:
         from rome_fast.evaluate.report import tables

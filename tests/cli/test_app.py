@@ -12,6 +12,7 @@ from tiny import tiny_gpt2
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
+from rome_fast.cli import threads
 from rome_fast.cli.app import app
 from rome_fast.cli.common import BAD_INPUT, EDIT_FAILED
 
@@ -114,3 +115,20 @@ def test_info_and_module_entry():
         [sys.executable, "-m", "rome_fast.info"], capture_output=True, text=True, check=True
     )
     assert "second_moment_update_" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("load", "asked", "expected"), [(3.6, None, 1), (1.2, None, 3), (0.2, None, 4), (9.0, "4", 4)]
+)
+def test_busy_cores_are_spared(monkeypatch, capsys, load, asked, expected):
+    found = [4]
+    monkeypatch.setattr(torch, "get_num_threads", lambda: found[-1])
+    monkeypatch.setattr(torch, "set_num_threads", found.append)
+    monkeypatch.setattr(threads.os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(threads.os, "getloadavg", lambda: (load, 0.0, 0.0))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if asked is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    threads.spare_busy_cores()
+    assert found[-1] == expected
+    assert ("of 4 threads are used" in capsys.readouterr().err) == (expected < 4)

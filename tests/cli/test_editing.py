@@ -9,6 +9,7 @@ import torch
 from cli_helpers import refusal
 from typer.testing import CliRunner
 
+import rome_fast
 from rome_fast import demo
 from rome_fast.cli.app import app
 from rome_fast.cli.common import BAD_INPUT, EDIT_FAILED
@@ -124,3 +125,63 @@ def test_nothing_to_edit_is_said(folder):
     result = CliRunner().invoke(app, ["edit", "--model", str(folder), "--prompt", "{} sings"])
     assert result.exit_code == BAD_INPUT
     assert "give --prompt, --subject and --target, or --requests" in result.stderr
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_the_table_can_be_read_at_any_width(arguments, facts, width):
+    words = [str(x) for pair in arguments.items() for x in pair]
+    result = CliRunner().invoke(app, ["edit", *words], env={"COLUMNS": str(width)})
+    lines = result.stdout.splitlines()
+    table = lines[: next(i for i, line in enumerate(lines) if "edits" in line)]
+    assert max(map(len, table)) <= width
+    told = " ".join(" ".join(line[3:].split("0.")[0].split()) for line in table)
+    for fact in facts:
+        longest = max(fact.subject.split(), key=len)
+        assert longest in told.replace("'", " ").split(), "no word of an edit is cut"
+
+
+def test_where_nothing_is_saved_it_is_said_and_how_to_save_the_rest(
+    arguments, facts, tmp_path, folder
+):
+    ray = facts[0]
+    never = {"prompt": ray.prompt, "subject": ray.subject, "target": "zzyzx qqxqq wvwvw zkzkz"}
+    held = facts[2]
+    other = {"prompt": held.prompt, "subject": held.subject, "target": held.target_new}
+    file = tmp_path / "both.jsonl"
+    file.write_text("\n".join(json.dumps(row) for row in (other, never)))
+    out, journal = tmp_path / "edited", tmp_path / "edits.journal"
+    asked = {**arguments, "--requests": file, "--save": out}
+    result = run(asked)
+    assert result.exit_code == EDIT_FAILED and not out.exists(), result.output
+    assert "edited was not written: not every target is what the model says" in result.stderr
+    assert "--journal FILE keeps the edits" in result.stderr
+    result = run({**asked, "--journal": journal})
+    assert result.exit_code == EDIT_FAILED and not out.exists(), result.output
+    command = next(line for line in result.stderr.splitlines() if "rome-fast apply" in line)
+    words = command.partition("rome-fast apply ")[2].split()
+    assert words[words.index("--without") + 1] == "2"
+    result = CliRunner().invoke(app, ["apply", *words])
+    assert result.exit_code == 0 and (out / "model.safetensors").exists(), result.output
+
+
+def test_an_edit_that_failed_shows_what_the_model_writes(arguments, facts, tmp_path):
+    from rome_fast.prompt.readback import greedy_continuations
+
+    ray = facts[0]
+    never = {"prompt": ray.prompt, "subject": ray.subject, "target": "zzyzx qqxqq"}
+    file = tmp_path / "one.jsonl"
+    file.write_text(json.dumps(never))
+    settings = tmp_path / "settings.yaml"
+    settings.write_text("layers: [2]\nv_num_grad_steps: 1\ncontext_template_length_params: []\n")
+    result = run({**arguments, "--requests": file, "--hparams": settings})
+    assert result.exit_code == EDIT_FAILED
+    model, tok, _ = demo.load()
+    hparams = rome_fast.RomeHparams.from_file(settings)
+    request = rome_fast.EditRequest(ray.prompt, ray.subject, never["target"])
+    with rome_fast.trial(model, tok, request, hparams, second_moment="identity"):
+        [said] = greedy_continuations(model, tok, [tok(request.text)["input_ids"]], 8)
+    lines = result.stdout.splitlines()
+    [head] = [line for line in lines if "model says" in line]
+    start = head.index("model says")
+    shown = " ".join(line[start:] for line in lines[lines.index(head) + 2 :])
+    assert shown.split()[: len(said.split())] == said.split()
