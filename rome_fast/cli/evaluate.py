@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from rome_fast.cli.common import (
+    INTERRUPTED,
+    complain,
     console,
     is_first_process,
     load_model_or_demo,
@@ -47,7 +51,7 @@ def evaluate(
         Path | None,
         typer.Option(help="file of other texts, one a line, for perplexity and KL drift"),
     ] = None,
-    window: Annotated[int, typer.Option(help="records that are searched and judged together")] = 16,
+    window: Annotated[int, typer.Option(help="records that are searched and judged together")] = 4,
     resume: Annotated[
         Path | None,
         typer.Option(help="file that keeps finished cases; where it is there, go on with it"),
@@ -64,7 +68,7 @@ def evaluate(
     """
     import rome_fast
 
-    with one_line_errors(), torchrun_group() as distributed:
+    with one_line_errors(), torchrun_group() as distributed, _interruptible(resume):
         check_file("--out", out, (".json",))
         check_file("--html", html, (".html",))
         check_file("--resume", resume)
@@ -94,6 +98,24 @@ def evaluate(
                 if path is not None:
                     save(path)
                     console.print(f"saved: {path}", markup=False, soft_wrap=True)
+
+
+@contextmanager
+def _interruptible(resume: Path | None) -> Iterator[None]:
+    """Ctrl-C ends with a line that says what is kept, and exit code 130."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        kept = [] if resume is None else list(resume.parent.glob(f"{resume.name}*"))
+        n_cases = sum(max(0, path.read_bytes().count(b"\n") - 1) for path in kept)
+        if is_first_process():
+            complain(
+                f"interrupted: {n_cases} finished cases are in {resume}, and the same command goes "
+                "on with them"
+                if n_cases
+                else "interrupted, and no case is kept: --resume FILE keeps each finished one"
+            )
+        raise typer.Exit(INTERRUPTED) from error
 
 
 def _lines(path: Path | None) -> list[str]:

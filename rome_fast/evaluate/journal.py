@@ -1,11 +1,13 @@
 """Finished cases on disk, so that an evaluation that was cut off goes on where it stopped.
 
-A JSONL file: the settings first, then one case a line. A line is on the disk before the next case
-is begun; one that was torn by the end of the process is dropped.
+A JSONL file: the settings first, then one case a line, in a sequence with the update of its edit
+and, at some of them, the checkpoint after it. A line is on the disk before the next case is begun;
+one that was torn by the end of the process is dropped.
 """
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,8 +15,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
+
 from rome_fast.errors import InvalidArgumentError
-from rome_fast.evaluate.result import CaseResult
+from rome_fast.evaluate.result import CaseResult, Checkpoint
+from rome_fast.types import RankOneUpdate
 
 if TYPE_CHECKING:
     from rome_fast.moment.collect.ranks import Ranks
@@ -31,6 +37,8 @@ class Journal:
 
     Attributes:
         cases: those that the file held, by their index.
+        updates: of the same, in a sequence; None where no edit was made.
+        checkpoints: of a sequence, by the index of the case before them.
 
     Raises:
         InvalidArgumentError: the file is of another evaluation (what differs is named), or damaged.
@@ -38,6 +46,8 @@ class Journal:
 
     def __init__(self, path: str | Path | None, setting: Mapping[str, Any], ranks: Ranks) -> None:
         self.cases: dict[int, CaseResult] = {}
+        self.updates: dict[int, RankOneUpdate | None] = {}
+        self.checkpoints: dict[int, Checkpoint] = {}
         self._path = None if path is None else Path(path)
         if self._path is None:
             return
@@ -50,13 +60,30 @@ class Journal:
             return
         lines, end = self._whole_lines()
         self._check(lines[0] if lines else None, header)
-        self.cases = {case.index: case for case in map(CaseResult.from_json, lines[1:])}
+        for line in lines[1:]:
+            update, checkpoint = line.pop("update", None), line.pop("checkpoint", None)
+            case = CaseResult.from_json(line)
+            self.cases[case.index] = case
+            self.updates[case.index] = None if update is None else _decoded(update)
+            if checkpoint is not None:
+                self.checkpoints[case.index] = Checkpoint(**checkpoint)
         os.truncate(self._path, end)
 
     def add(self, cases: Iterable[CaseResult]) -> None:
         """Put finished cases on the disk."""
         if self._path is not None:
             self._append(asdict(case) for case in cases)
+
+    def add_next(
+        self, case: CaseResult, update: RankOneUpdate | None, checkpoint: Checkpoint | None
+    ) -> None:
+        """Put the next case of a sequence on the disk."""
+        if self._path is not None:
+            more = {
+                "update": None if update is None else _encoded(update),
+                "checkpoint": None if checkpoint is None else asdict(checkpoint),
+            }
+            self._append([{**asdict(case), **more}])
 
     def _append(self, lines: Iterable[Any]) -> None:
         assert self._path is not None
@@ -94,6 +121,21 @@ class Journal:
             f"resume={str(self._path)!r} cannot be resumed: {reason}. Name another file, or delete "
             "this one to start again"
         )
+
+
+def _encoded(update: RankOneUpdate) -> dict[str, str]:
+    """Its vectors as text, to the bit."""
+    vectors = {name: getattr(update, name).detach().cpu().numpy() for name in ("u", "v")}
+    dtype = {"dtype": str(vectors["u"].dtype), "weight_layout": update.weight_layout}
+    return dtype | {k: base64.b64encode(x.tobytes()).decode() for k, x in vectors.items()}
+
+
+def _decoded(fields: Mapping[str, str]) -> RankOneUpdate:
+    u, v = (
+        torch.from_numpy(np.frombuffer(base64.b64decode(fields[name]), fields["dtype"]).copy())
+        for name in ("u", "v")
+    )
+    return RankOneUpdate(u, v, fields["weight_layout"])
 
 
 def _differences(there: Any, here: Any, name: str) -> Iterator[str]:

@@ -11,7 +11,9 @@ from rome_fast.evaluate.result import CaseResult, Checkpoint, Stage
 
 if TYPE_CHECKING:
     from rome_fast.editor import Editor
+    from rome_fast.evaluate.journal import Journal
     from rome_fast.evaluate.judge import Judge
+    from rome_fast.types import RankOneUpdate
 
 # At how many points of a sequence retention and drift are measured.
 N_CHECKPOINTS = 10
@@ -81,11 +83,16 @@ def _reason(error: RomeFastError) -> str:
 
 
 def judge_in_sequence(
-    editor: Editor, judge: Judge, numbers: Sequence[int], advance: Callable[[], object]
+    editor: Editor,
+    judge: Judge,
+    numbers: Sequence[int],
+    journal: Journal,
+    advance: Callable[[], object],
 ) -> tuple[list[CaseResult], list[Checkpoint]]:
     """Judge each record edited on the weights that those before it left; all edits stay in.
 
     Args:
+        journal: what it holds is not done again, only its updates are added.
         advance: called after each record.
     """
     due = {round(len(numbers) * i / N_CHECKPOINTS) for i in range(1, N_CHECKPOINTS + 1)}
@@ -93,11 +100,22 @@ def judge_in_sequence(
     made: list[int] = []
     checkpoints = []
     for count, number in enumerate(numbers, 1):
-        cases.append(_edit_next(editor, judge, number))
-        if cases[-1].error is None:
+        if is_kept := number in journal.cases:
+            case, update = journal.cases[number], journal.updates[number]
+            if update is not None:
+                editor.history.add(update)
+        else:
+            case, update = _edit_next(editor, judge, number)
+        cases.append(case)
+        if case.error is None:
             made.append(number)
-        if count in due and made:
-            checkpoints.append(Checkpoint(len(made), judge.retained(made), **judge.drift()))
+        checkpoint = journal.checkpoints.get(number)
+        if count in due and made and not is_kept:
+            checkpoint = Checkpoint(len(made), judge.retained(made), **judge.drift())
+        if checkpoint is not None:
+            checkpoints.append(checkpoint)
+        if not is_kept:
+            journal.add_next(case, update, checkpoint)
         advance()
     askable = [number for number in numbers if number not in judge.unaskable]
     after = dict(zip(askable, judge.stages(askable), strict=True))
@@ -110,9 +128,11 @@ def judge_in_sequence(
     return ended, checkpoints
 
 
-def _edit_next(editor: Editor, judge: Judge, number: int) -> CaseResult:
+def _edit_next(
+    editor: Editor, judge: Judge, number: int
+) -> tuple[CaseResult, RankOneUpdate | None]:
     if number in judge.unaskable:
-        return judge.case(number, {}, error=judge.unaskable[number])
+        return judge.case(number, {}, error=judge.unaskable[number]), None
     n_edits = len(editor.history)
     try:
         [result] = editor.edit([judge.records[number].request], strict=False)
@@ -121,8 +141,8 @@ def _edit_next(editor: Editor, judge: Judge, number: int) -> CaseResult:
     except REFUSALS as error:
         editor.history.rewind(n_edits)
         [stage] = judge.stages([number])
-        return judge.case(number, {"edit_time": stage}, error=_reason(error))
-    return judge.case(
+        return judge.case(number, {"edit_time": stage}, error=_reason(error)), None
+    case = judge.case(
         number,
         {"edit_time": stage},
         update_norm=result.update_norm,
@@ -131,3 +151,4 @@ def _edit_next(editor: Editor, judge: Judge, number: int) -> CaseResult:
         seconds=sum(result.seconds.values()),
         warnings=result.warnings,
     )
+    return case, result.update

@@ -48,7 +48,7 @@ def evaluate(
     backend: str = "auto",
     generate_tokens: int = 20,
     held_texts: Sequence[str] = (),
-    window: int = 16,
+    window: int = 4,
     resume: str | Path | None = None,
     distributed: bool = False,
     progress: bool = True,
@@ -69,8 +69,8 @@ def evaluate(
             single mode they are read once for each record.
         window: how many records of single mode are searched and judged together; as many of them
             as fit in memory share a forward.
-        resume: a file that keeps finished cases of single mode. Where it is there already, its
-            cases are not done again.
+        resume: a file that keeps finished cases. Where it is there already, its cases are not done
+            again.
         distributed: share the records of single mode among the processes of torch.distributed
             (torchrun), which must all call this; every one of them gets the whole result.
         progress: show bars.
@@ -83,7 +83,7 @@ def evaluate(
     Raises:
         RomeFastError: a subclass says what was wrong; the weights are as before.
     """
-    _check(mode, generate_tokens, held_texts, window, resume, distributed)
+    _check(mode, generate_tokens, held_texts, window, distributed)
     ranks = Ranks.current() if distributed else Ranks()
     records = load_records(records)
     with opened(model, tok, hparams, variant, backend, context_templates, second_moment) as editor:
@@ -107,7 +107,7 @@ def evaluate(
         run = _Run(editor, judge, ranks, progress and ranks.rank == 0)
         if mode == "single":
             return run.single(setting, Journal(resume, setting, ranks), window)
-        return run.sequential(setting)
+        return run.sequential(setting, Journal(resume, setting, ranks))
 
 
 class _Run:
@@ -135,11 +135,13 @@ class _Run:
             self._drift["after"] = after
         return result
 
-    def sequential(self, setting: dict[str, Any]) -> Evaluation:
+    def sequential(self, setting: dict[str, Any], journal: Journal) -> Evaluation:
         numbers = range(len(self._judge.records))
         self._begin(numbers)
         with self._bar(len(numbers), 0) as bar:
-            cases, retention = judge_in_sequence(self._editor, self._judge, numbers, bar.update)
+            cases, retention = judge_in_sequence(
+                self._editor, self._judge, numbers, journal, bar.update
+            )
         if self._drift:
             self._drift["after"] = self._judge.drift()
         self._editor.history.rewind(0)
@@ -208,7 +210,6 @@ def _check(
     generate_tokens: int,
     held_texts: Sequence[str],
     window: int,
-    resume: str | Path | None,
     distributed: bool,
 ) -> None:
     if mode not in MODES:
@@ -220,9 +221,7 @@ def _check(
             )
     if isinstance(held_texts, str) or not all(isinstance(text, str) for text in held_texts):
         raise InvalidArgumentError(f"held_texts must be a list of texts, got {held_texts!r:.80}")
-    for name, given, why in (
-        ("resume", resume is not None, "each edit needs the weights that those before it left"),
-        ("distributed", distributed, "each edit waits for the one before it"),
-    ):
-        if given and mode == "sequential":
-            raise InvalidArgumentError(f"{name}= is for mode='single': in a sequence {why}")
+    if distributed and mode == "sequential":
+        raise InvalidArgumentError(
+            "distributed= is for mode='single': in a sequence each edit waits for the one before it"
+        )

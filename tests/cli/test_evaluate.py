@@ -106,11 +106,6 @@ def test_what_cannot_be_done_is_refused_before_the_model_is_read(
     assert option in line and reason in line
 
 
-def test_a_sequence_cannot_be_resumed(arguments, tmp_path):
-    result = run({**arguments, "--mode": "sequential", "--resume": tmp_path / "journal.jsonl"})
-    assert "resume= is for mode='single'" in refusal(result)
-
-
 @pytest.mark.exhaustive
 def test_two_processes_share_the_records_and_one_speaks(arguments, tmp_path):
     out = tmp_path / "report.json"
@@ -122,3 +117,33 @@ def test_two_processes_share_the_records_and_one_speaks(arguments, tmp_path):
     found = Evaluation.load(out)
     assert found.setting["processes"] == 2
     assert [case.index for case in found.cases] == [0, 1]
+
+
+@pytest.mark.parametrize("mode", ["single", "sequential"])
+@pytest.mark.parametrize("kept", [True, False])
+def test_an_interruption_says_what_is_kept(arguments, tmp_path, monkeypatch, mode, kept):
+    from rome_fast.editor import Editor
+
+    name = "propose" if mode == "single" else "edit"
+    plain, calls = getattr(Editor, name), []
+
+    def until_the_second(editor, *given, **more):
+        calls.append(None)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return plain(editor, *given, **more)
+
+    monkeypatch.setattr(Editor, name, until_the_second)
+    path = tmp_path / "cases.jsonl"
+    more = {"--resume": path} if kept else {}
+    result = run({**arguments, "--mode": mode, "--window": 1, **more})
+    assert result.exit_code == 130
+    said = (
+        f"1 finished cases are in {path}, and the same command goes on"
+        if kept
+        else "no case is kept: --resume FILE keeps each finished one"
+    )
+    assert said in " ".join(result.stderr.split())
+    if kept:
+        monkeypatch.undo()
+        assert run({**arguments, "--mode": mode, "--window": 1, **more}).exit_code == 0

@@ -161,3 +161,36 @@ def test_an_empty_file_is_a_new_journal(run):
     run.path.touch()
     run()
     assert len(run.path.read_text().splitlines()) == 6
+
+
+@pytest.mark.parametrize("after", [1, 3])
+def test_a_sequence_goes_on_where_it_was_cut_off(run, monkeypatch, after):
+    texts = ["He plays the piano.", "She lives in Paris."]
+    asked = {"mode": "sequential", "held_texts": texts}
+    expected = run(**asked, resume=None)
+    before, edited = state(run.model), []
+    plain = Editor.edit
+
+    def edit(editor, requests, strict):
+        if len(edited) == after:
+            raise KeyboardInterrupt
+        edited.append(requests[0].subject)
+        return plain(editor, requests, strict)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Editor, "edit", edit)
+        run(**asked)
+    assert same_bits(run.model, before)
+    assert run.path.read_text().count("\n") == after + 1
+    found = run(**asked)
+    assert same_bits(run.model, before)
+    same_findings(found, expected)
+    for a, b in zip(found.cases, expected.cases, strict=True):
+        for stage in ("edit_time", "after"):
+            assert a.stages[stage].values == pytest.approx(b.stages[stage].values, rel=1e-3)
+    assert [p.n_edits for p in found.retention] == [p.n_edits for p in expected.retention]
+    assert [p.kl for p in found.retention] == pytest.approx([p.kl for p in expected.retention])
+    # All is there now: nothing is edited again.
+    with monkeypatch.context() as patch:
+        patch.setattr(Editor, "edit", None)
+        same_findings(run(**asked), found)
