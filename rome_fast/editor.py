@@ -310,6 +310,8 @@ class Editor:
             diagnostics=self._diagnostics(found),
             _undo=undo,
             raw=raw,
+            then=after.then,
+            runs_on=after.runs_on,
         )
 
     def _diagnostics(self, found: KeyValue) -> Diagnostics:

@@ -76,6 +76,7 @@ def explain(result: EditResult) -> Explanation:
         _already_said,
         _keys,
         _not_converged,
+        _runs_on,
         _not_said,
         _layer,
         _size,
@@ -130,8 +131,19 @@ def _not_converged(result: EditResult, numbers: Diagnostics) -> Iterator[Finding
     )
 
 
+def _runs_on(result: EditResult, _: Diagnostics) -> Iterator[Finding]:
+    if result.runs_on:
+        said = f"{result.argmax_after}{result.then}"
+        yield Finding(
+            "runs on",
+            f"the model goes on inside the target's word: {said!r}",
+            "every token of the target is the likeliest, and what is said is another word",
+            f"a target that ends, {result.request.target.rstrip() + '.'!r}",
+        )
+
+
 def _not_said(result: EditResult, numbers: Diagnostics) -> Iterator[Finding]:
-    if result.success or result.losses[-1] >= NOT_CONVERGED:
+    if result.rank_after == 1 or result.losses[-1] >= NOT_CONVERGED:
         return
     if numbers.weight_dtype != "float32":
         remedy = "edit in float32, and convert the weights afterwards"
@@ -216,7 +228,7 @@ def _tokens(result: EditResult, numbers: Diagnostics) -> Iterator[Finding]:
             "many subjects end in it, and their keys are alike",
             "a fuller subject, up to a word that is its own",
         )
-    if len(result.target_tokens) > 1 and not result.success:
+    if len(result.target_tokens) > 1 and result.rank_after > 1:
         yield Finding(
             "target tokens",
             f"the target has {len(result.target_tokens)} tokens: {list(result.target_tokens)}",

@@ -98,6 +98,8 @@ class EditResult:
         rank_before, rank_after: the worst rank of any target token given those before it;
             1 means that greedy decoding says the target.
         argmax_before, argmax_after: the greedy continuation, as many tokens as the target has.
+        then: where that is the target, the likeliest token after it.
+        runs_on: whether that goes on inside the target's last word.
         update_norm, weight_norm: Frobenius norms of the update and of the weight before it.
         losses: loss of v* at each step, in order.
         seconds: wall-clock seconds by phase; of a window, each request's share.
@@ -139,11 +141,13 @@ class EditResult:
     edit_id: int | None = None
     replaced: tuple[int, ...] = ()
     raw: Change | None = None
+    then: str = ""
+    runs_on: bool = False
 
     @property
     def success(self) -> bool:
-        """True if greedy decoding of the bare prompt, in its chat, now gives the target."""
-        return self.rank_after == 1
+        """True if greedy decoding of the bare prompt, in its chat, now gives the target, whole."""
+        return self.rank_after == 1 and not self.runs_on
 
     @property
     def relative_norm(self) -> float:
@@ -169,10 +173,11 @@ class EditResult:
         phase, most = max(self.seconds.items(), key=lambda item: item[1])
         verdict = "edited" if self.success else "NOT EDITED"
         together = f", solved with {self.window - 1} others" if self.window > 1 else ""
+        goes_on = f", then {self.then!r}" if self.then else ""
         ranks = f"(rank {self.rank_before} -> {self.rank_after})"
         rows = [
             ("probability", f"{self.prob_before:.4f} -> {self.prob_after:.4f}   {ranks}"),
-            ("model says", f"{self.argmax_before!r} -> {self.argmax_after!r}"),
+            ("model says", f"{self.argmax_before!r} -> {self.argmax_after!r}{goes_on}"),
             *(("without chat", str(change)) for change in [self.raw] if change is not None),
             ("tokens", f"subject {self.subject_token!r}, target {list(self.target_tokens)}"),
             ("weight", f"{self.weight_name}, changed by {self.relative_norm:.2%} of its norm"),

@@ -143,3 +143,17 @@ def test_a_key_that_is_an_outlier(altered):
 def test_a_list_of_results_is_refused():
     with pytest.raises(InvalidArgumentError, match="must be an EditResult, got list"):
         rome_fast.explain([])
+
+
+def test_a_target_that_is_the_beginning_of_a_word_is_not_said(_demo, moment):
+    """The target lacks its last letters, and the model puts them there."""
+    model, tok = _demo
+    request = rome_fast.EditRequest("{} plays the", "Ray Charles", "violin")
+    with rome_fast.trial(model, tok, request, second_moment=moment, **SETTINGS) as result:
+        pass
+    assert result.success and result.then and not result.runs_on
+    cut = dataclasses.replace(result, then="ist", runs_on=True)
+    assert not cut.success and str(cut).startswith("NOT EDITED")
+    assert "' violin', then 'ist'" in str(cut) or "'violin', then 'ist'" in str(cut)
+    found = {finding.cause: finding for finding in rome_fast.explain(cut).findings}
+    assert "violinist" in found["runs on"].what and "violin." in found["runs on"].remedy

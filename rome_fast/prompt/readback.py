@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -14,7 +14,8 @@ from rome_fast.errors import NonFiniteError
 from rome_fast.model.intercept import reading_only
 from rome_fast.model.nonfinite import located, where_not_finite
 from rome_fast.model.spec import input_device, max_positions
-from rome_fast.prompt.ids import decode, pad_right
+from rome_fast.prompt.ids import decode, pad_right, pieces
+from rome_fast.prompt.subject import cuts_a_word
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,11 +35,19 @@ class Reading:
         prob: probability of the target, the product over its tokens.
         rank: the worst rank of a target token given those before it; 1 = greedy says the target.
         argmax: the greedy continuation, as many tokens as the target has.
+        then: where that is the target, the likeliest token after it; "" where it is not, or where
+            the target ends at the model's last position.
     """
 
     prob: float
     rank: int
     argmax: str
+    then: str = ""
+
+    @property
+    def runs_on(self) -> bool:
+        """Whether the target is said as the beginning of a longer word."""
+        return cuts_a_word(self.argmax + self.then, (0, len(self.argmax)))
 
 
 class Change(NamedTuple):
@@ -61,16 +70,27 @@ def read_targets(
     prompts: Sequence[Sequence[int]],
     targets: Sequence[Sequence[int]],
 ) -> list[Reading]:
-    """Read one target after each prompt, both as token ids, in one forward.
+    """Read one target after each prompt, both as token ids, and the token after it, in one forward.
 
     Raises:
         NonFiniteError: the logits are NaN or infinite.
     """
     pairs = list(zip(prompts, targets, strict=True))
-    rows = [[*prompt, *target[:-1]] for prompt, target in pairs]
-    places = [(i, len(p) - 1 + k) for i, (p, t) in enumerate(pairs) for k in range(len(t))]
-    logits = logits_at(model, rows, places).split([len(target) for target in targets])
-    return [read_logits(model, tok, *pair, x) for pair, x in zip(pairs, logits, strict=True)]
+    longest, limit = max(len(p) + len(t) for p, t in pairs), max_positions(model)
+    n_more = int(limit is None or longest <= limit)
+    rows = [
+        [*prompt, *target][: len(prompt) + len(target) - 1 + n_more] for prompt, target in pairs
+    ]
+    places = [(i, len(p) - 1 + k) for i, (p, t) in enumerate(pairs) for k in range(len(t) + n_more)]
+    logits = logits_at(model, rows, places).split([len(target) + n_more for target in targets])
+    readings = []
+    for (prompt, target), x in zip(pairs, logits, strict=True):
+        reading = read_logits(model, tok, prompt, target, x[: len(target)])
+        if n_more and reading.rank == 1:
+            [then] = pieces(tok, [*prompt, *target], [int(x[-1].argmax())])
+            reading = replace(reading, then=then)
+        readings.append(reading)
+    return readings
 
 
 @torch.no_grad()
@@ -147,6 +167,11 @@ def findings(target: str, before: Reading, after: Reading) -> list[str]:
         found.append(
             f"target {target!r} is not the model's answer after the edit: p = "
             f"{after.prob:.2g}, rank {after.rank}, it says {after.argmax!r}"
+        )
+    if after.runs_on:
+        found.append(
+            f"the model goes on inside the word, {after.argmax + after.then!r}: put what ends it "
+            f"into the target, for example {target.rstrip() + '.'!r}"
         )
     return found
 

@@ -202,6 +202,7 @@ class Sequencer:
             "rank_after": result.rank_after,
             "argmax_before": result.argmax_before,
             "argmax_after": result.argmax_after,
+            "then": result.then,
             "loss": result.losses[-1],
             "steps": len(result.losses),
             "update_norm": written.update.norm,

@@ -33,7 +33,7 @@ def test_edit_changes_what_the_model_says(tiny, settings):
     storage = model.get_parameter(name := weight_name(model)).data_ptr()
     before = state(model)
     result = rome_fast.edit(model, tok, REQUEST, **settings)
-    assert result.success and result.rank_after == 1 < result.rank_before
+    assert result.rank_after == 1 < result.rank_before
     assert result.prob_after > result.prob_before
     assert result.weight_name == name
     assert model.get_parameter(name).data_ptr() == storage

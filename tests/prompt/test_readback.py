@@ -9,7 +9,7 @@ import torch
 from tiny import tiny_gpt2
 
 from rome_fast.errors import NonFiniteError
-from rome_fast.prompt.readback import greedy_continuations, read_targets
+from rome_fast.prompt.readback import Reading, greedy_continuations, read_targets
 
 
 class Head(torch.nn.Module):
@@ -28,6 +28,7 @@ def stub(logits):
     def forward(input_ids, **_):
         return SimpleNamespace(logits=head(torch.zeros(*input_ids.shape, 1)))
 
+    forward.config = SimpleNamespace(get_text_config=lambda **_: SimpleNamespace())
     forward.get_input_embeddings = lambda: torch.nn.Embedding(len(logits), 1)
     forward.get_output_embeddings = lambda: head
     return forward
@@ -65,3 +66,44 @@ def test_greedy_continuations_are_those_of_generate(tiny):
             do_sample=False,
         )
         assert text == tok.decode(out[0, len(ids) :], skip_special_tokens=True)
+
+
+@pytest.mark.parametrize(
+    ("said", "then", "expected"),
+    [
+        (" Astana", "ab", True),
+        (" Astana", ".", False),
+        (" Astana", " and", False),
+        (" Astana", "", False),
+        ("20", "0", True),
+        ("np", "_x", True),
+        ("阿斯塔纳", "市", False),
+        (" cafe", "\u0301s", True),
+    ],
+)
+def test_a_word_that_goes_on_is_another_word(said, then, expected):
+    assert Reading(1.0, 1, said, then).runs_on == expected
+
+
+def test_the_token_after_the_target_is_that_of_greedy_decoding(tiny):
+    model, tok = tiny
+    prompts = [tok(text)["input_ids"] for text in ("The founder is", "It is a", "He")]
+    said = greedy_continuations(model, tok, prompts, 3)
+    targets = [
+        model.generate(torch.tensor([ids]), max_new_tokens=2, do_sample=False)[0, len(ids) :]
+        for ids in prompts
+    ]
+    readings = read_targets(model, tok, prompts, [ids.tolist() for ids in targets])
+    for reading, text in zip(readings, said, strict=True):
+        assert reading.rank == 1
+        assert (reading.argmax + reading.then).strip() == text.strip()
+    [other] = read_targets(model, tok, prompts[:1], [[7, 8]])
+    assert other.then == "" or other.rank == 1
+
+
+def test_a_target_at_the_models_last_position_has_nothing_after_it(gpt2):
+    model, tok = gpt2
+    limit = model.config.n_positions
+    [reading] = read_targets(model, tok, [[1] * (limit - 1)], [[7]])
+    assert reading.then == "" and reading.rank >= 1
+    read_targets(model, tok, [[1] * (limit - 1)], [[7, 8]])
