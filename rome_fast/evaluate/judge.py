@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -10,8 +11,9 @@ from rome_fast.errors import InvalidRequestError
 from rome_fast.evaluate.drift import Drift
 from rome_fast.evaluate.generation import generate, ngram_entropy, reference_score
 from rome_fast.evaluate.metrics import Scores, case_values, questions_of
-from rome_fast.evaluate.result import CaseResult, Stage
+from rome_fast.evaluate.result import Answer, CaseResult, Stage
 from rome_fast.evaluate.scoring import EncodedQuestion, Trial, encode_questions, score_encoded
+from rome_fast.prompt.ids import decode
 from rome_fast.timings import Timings
 
 if TYPE_CHECKING:
@@ -190,7 +192,23 @@ class Judge:
             values["ngram_entropy"] = ngram_entropy(texts)
             if references := self.records[number].reference_texts:
                 values["reference_score"] = reference_score(texts, references)
-        return Stage(values, said)
+        return Stage(values, said, self._answers(number, scores))
+
+    def _answers(self, number: int, scores: Scores) -> dict[str, tuple[Answer, ...]]:
+        asked = questions_of(self.records[number])
+        return {
+            name: tuple(
+                Answer(
+                    prompt=question.prompt,
+                    target=question.target,
+                    prob=math.exp(sum(score.log_probs)),
+                    exact=score.exact,
+                    next=decode(self.tok, score.argmax_ids[:1]),
+                )
+                for question, score in zip(asked[name], of, strict=True)
+            )
+            for name, of in scores.items()
+        }
 
 
 def _regrouped(flat: Iterable[Any], like: Iterable[Mapping[str, Sequence[Any]]]) -> Any:

@@ -75,7 +75,7 @@ def _refused(judge: Judge, number: int, error: RomeFastError) -> CaseResult:
 
 
 def _with_drift(stage: Stage, drift: dict[str, float]) -> Stage:
-    return Stage({**stage.values, **drift}, stage.generations)
+    return replace(stage, values={**stage.values, **drift})
 
 
 def _reason(error: RomeFastError) -> str:

@@ -35,6 +35,23 @@ class Metric:
 
 
 @dataclass(frozen=True)
+class Answer:
+    """What the model says of one question.
+
+    Attributes:
+        prob: of the whole target.
+        exact: whether greedy decoding says it.
+        next: the likeliest token after the prompt.
+    """
+
+    prompt: str
+    target: str
+    prob: float
+    exact: bool
+    next: str
+
+
+@dataclass(frozen=True)
 class Stage:
     """One case under one state of the model.
 
@@ -42,10 +59,21 @@ class Stage:
         values: by the metric's name.
         generations: greedy continuations of the case's ``generation_prompts``, without them;
             empty where none were asked for.
+        answers: to every question, by the kind of question (docs/metrics.md).
     """
 
     values: Mapping[str, float]
     generations: tuple[str, ...] = ()
+    answers: Mapping[str, tuple[Answer, ...]] = field(default_factory=dict)
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Stage:
+        """The stage that ``dataclasses.asdict`` has made ``fields`` of; older ones lack answers."""
+        answers = {
+            name: tuple(Answer(**answer) for answer in of)
+            for name, of in fields.get("answers", {}).items()
+        }
+        return cls(fields["values"], tuple(fields["generations"]), answers)
 
 
 @dataclass(frozen=True)
@@ -87,10 +115,7 @@ class CaseResult:
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> CaseResult:
         """The case that ``dataclasses.asdict`` has made ``fields`` of."""
-        stages = {
-            name: Stage(stage["values"], tuple(stage["generations"]))
-            for name, stage in fields["stages"].items()
-        }
+        stages = {name: Stage.from_json(stage) for name, stage in fields["stages"].items()}
         tuples = {k: tuple(fields[k]) for k in ("generation_prompts", "losses", "warnings")}
         request = EditRequest(**fields["request"])
         return cls(**{**fields, **tuples, "request": request, "stages": stages})

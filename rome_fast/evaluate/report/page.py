@@ -21,7 +21,7 @@ from rome_fast.evaluate.report.rows import (
 )
 
 if TYPE_CHECKING:
-    from rome_fast.evaluate.result import CaseResult, EvaluationData
+    from rome_fast.evaluate.result import CaseResult, EvaluationData, Stage
 
 # Cases that are shown at once; the others are folded.
 _OPEN = 25
@@ -119,9 +119,28 @@ def _case(case: CaseResult) -> dict[str, Any]:
         "paraphrases": _percent(values.get("rephrase_exact")),
         "kept": _percent(values.get("neighborhood_unchanged")),
         "norm": "" if case.relative_norm is None else f"{case.relative_norm:.1%}",
+        "answers": _answers(before, after),
         "texts": texts if any(map(len, said)) else [],
         "notes": [*([case.error] if case.error else []), *case.warnings],
     }
+
+
+def _answers(before: Stage | None, after: Stage | None) -> list[dict[str, Any]]:
+    """A row a question: who says what before and after, and whether the likeliest word changed."""
+    if before is None or after is None:
+        return []
+    return [
+        {
+            "kind": kind.removesuffix("_true").removesuffix("_new"),
+            "prompt": then.prompt,
+            "target": then.target.strip(),
+            "probs": f"{first.prob:.3f} → {then.prob:.3f}",
+            "says": f"{first.next.strip()} → {then.next.strip()}",
+            "changed": first.next != then.next,
+        }
+        for kind, answers in after.answers.items()
+        for first, then in zip(before.answers.get(kind, ()), answers, strict=False)
+    ]
 
 
 def _nth(texts: tuple[str, ...], i: int) -> str:
