@@ -15,6 +15,7 @@ from rome_fast.errors import EditWarning, HparamsError, warn
 from rome_fast.model.activations import typical_value_norm
 from rome_fast.model.open_model import frozen
 from rome_fast.model.spec import ModelSpec, text_config
+from rome_fast.published import published
 from rome_fast.text_files import not_utf8
 
 if TYPE_CHECKING:
@@ -102,6 +103,9 @@ class RomeHparams:
     def from_file(cls, path: str | Path) -> RomeHparams:
         """Read a kmeng01/rome JSON or an EasyEdit ROME or R-ROME YAML, unchanged.
 
+        ``path`` may also name a setting that either was published with, where there is no such
+        file: ``"kmeng01/gpt2-xl"``, ``"easyedit/llama-7b"``.
+
         Keys that name modules, datasets or devices are accepted and have no effect here. R-ROME
         files select ``variant="mean_key"`` (or ``"prompt_key"``); no other file names a variant,
         so the default holds (``.replace(variant="original")`` for the reference's own update).
@@ -109,7 +113,8 @@ class RomeHparams:
         Raises:
             HparamsError: no such file, not a mapping, an unknown key, or a value out of range.
         """
-        return cls._from_mapping(read_file(path), str(path))
+        named = published(path) if isinstance(path, str | Path) else None
+        return cls._from_mapping(read_file(path) if named is None else named, str(path))
 
     @classmethod
     def _from_mapping(cls, fields: Mapping[str, Any], where: str) -> RomeHparams:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -184,3 +185,29 @@ def test_replace_checks_and_copies():
     assert hparams.replace(v_lr=0.1).v_lr == 0.1 and hparams.v_lr == 0.5
     with pytest.raises(HparamsError, match="v_lr"):
         hparams.replace(v_lr=-1)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("kmeng01/gpt2-xl", {"layers": (17,), "v_num_grad_steps": 20, "v_weight_decay": 0.5}),
+        ("kmeng01/GPT2-medium.json", {"layers": (8,), "clamp_norm_factor": 3.0}),
+        ("easyedit/llama-7b", {"layers": (5,), "v_weight_decay": 0.001, "mom2_adjustment": False}),
+        (Path("easyedit") / "gpt2-xl.yaml", {"layers": (17,), "v_num_grad_steps": 20}),
+    ],
+)
+def test_published_settings_by_name(name, expected):
+    hparams = RomeHparams.from_file(name)
+    assert {key: getattr(hparams, key) for key in expected} == expected
+    assert hparams.context_template_length_params == ((5, 10), (10, 10))
+
+
+def test_a_file_comes_before_a_name_and_other_names_are_listed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(HparamsError, match="no 'kmeng01/gpt3'; known: kmeng01/gpt2-medium, kmeng"):
+        RomeHparams.from_file("kmeng01/gpt3")
+    with pytest.raises(HparamsError, match="there is no file 'other/gpt2-xl'"):
+        RomeHparams.from_file("other/gpt2-xl")
+    (tmp_path / "kmeng01").mkdir()
+    (tmp_path / "kmeng01" / "gpt2-xl").write_text("layers: [3]")
+    assert RomeHparams.from_file("kmeng01/gpt2-xl").layers == (3,)

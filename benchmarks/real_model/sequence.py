@@ -57,11 +57,11 @@ class Sequences:
         self.before = self.drift.measure(self.model)
         self.ways = {
             "edit_many": lambda: self.plain(None),
-            "edit_many, C = I": lambda: self.plain("identity"),
             f"edit_many, {WIKITEXT_PER_DIM} keys a dimension": lambda: self.plain(self.wikitext()),
-            "edit_many, kmeng01's update": lambda: self.plain(None, "original"),
-            "edit_many, all solved as one": self.at_once,
             "Session": self.session,
+            "edit_many, C = I": lambda: self.plain("identity"),
+            "edit_many, all solved as one": self.at_once,
+            "edit_many, kmeng01's update": lambda: self.plain(None, "original"),
         }
 
     def plain(self, second_moment: Any, variant: str | None = None) -> None:
@@ -132,14 +132,14 @@ def main() -> None:
             with path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(lines[-1]) + "\n")
             print(summary(lines[-1], study.before), flush=True)
-    report = {
-        "setting": setting(),
-        "records": len(study.records),
-        "hparams": vars(study.hparams),
-        "unedited": means(study.judge.unedited()),
-        "ways": {line["way"]: summary(line, study.before) for line in lines},
-    }
-    args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        report = {
+            "setting": setting(),
+            "records": len(study.records),
+            "hparams": vars(study.hparams),
+            "unedited": means(study.judge.unedited()),
+            "ways": {line["way"]: summary(line, study.before) for line in lines},
+        }
+        args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

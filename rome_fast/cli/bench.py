@@ -46,7 +46,7 @@ def bench(
     hparams: Annotated[
         Path | None,
         typer.Option(
-            help="kmeng01 JSON or EasyEdit YAML",
+            help="kmeng01 JSON, EasyEdit YAML, or kmeng01/gpt2-xl",
             show_default="the model's preset, with a v_lr so small that no search stops early",
         ),
     ] = None,

@@ -21,7 +21,9 @@ def doctor(
         bool, typer.Option("--chat", help="put the prompt in the chat template")
     ] = False,
     space: SpaceOption = None,
-    hparams: Annotated[Path | None, typer.Option(help="kmeng01 JSON or EasyEdit YAML")] = None,
+    hparams: Annotated[
+        Path | None, typer.Option(help="kmeng01 JSON, EasyEdit YAML, or kmeng01/gpt2-xl")
+    ] = None,
     second_moment: Annotated[str | None, typer.Option(help="a saved file, or 'identity'")] = None,
     variant: Annotated[str | None, typer.Option(help="overrides the hparams")] = None,
 ) -> None:

@@ -63,7 +63,9 @@ def edit(
         ),
     ] = None,
     save: Annotated[Path | None, typer.Option(help="folder for the edited model")] = None,
-    hparams: Annotated[Path | None, typer.Option(help="kmeng01 JSON or EasyEdit YAML")] = None,
+    hparams: Annotated[
+        Path | None, typer.Option(help="kmeng01 JSON, EasyEdit YAML, or kmeng01/gpt2-xl")
+    ] = None,
     second_moment: Annotated[str | None, typer.Option(help="a saved file, or 'identity'")] = None,
     variant: Annotated[str | None, typer.Option(help="overrides the hparams")] = None,
     profile: ProfileOption = None,

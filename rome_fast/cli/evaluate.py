@@ -41,7 +41,9 @@ def evaluate(
     mode: Annotated[
         str, typer.Option(metavar="single|sequential", help="each alone, or one after the other")
     ] = "single",
-    hparams: Annotated[Path | None, typer.Option(help="kmeng01 JSON or EasyEdit YAML")] = None,
+    hparams: Annotated[
+        Path | None, typer.Option(help="kmeng01 JSON, EasyEdit YAML, or kmeng01/gpt2-xl")
+    ] = None,
     second_moment: Annotated[str | None, typer.Option(help="a saved file, or 'identity'")] = None,
     variant: Annotated[str | None, typer.Option(help="overrides the hparams")] = None,
     generate_tokens: Annotated[

@@ -98,7 +98,8 @@ def plan(
         typer.Option(metavar="N,N,...", help="to try", show_default="those that tracing proposes"),
     ] = None,
     hparams: Annotated[
-        Path | None, typer.Option(help="all but the layer; kmeng01 JSON or EasyEdit YAML")
+        Path | None,
+        typer.Option(help="all but the layer; kmeng01 JSON, EasyEdit YAML, or kmeng01/gpt2-xl"),
     ] = None,
     second_moment: Annotated[
         str | None,
