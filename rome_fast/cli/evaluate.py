@@ -58,7 +58,10 @@ def evaluate(
         Path | None,
         typer.Option(help="file that keeps finished cases; where it is there, go on with it"),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="file for all numbers, .json")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="file for all numbers, .json; for cases .csv, for a table .tex"),
+    ] = None,
     html: Annotated[Path | None, typer.Option(help="file for a report to look at, .html")] = None,
 ) -> None:
     """Edit the facts of a file, ask before and after, and say how well it went.
@@ -71,7 +74,7 @@ def evaluate(
     import rome_fast
 
     with one_line_errors(), torchrun_group() as distributed, _interruptible(resume):
-        check_file("--out", out, (".json",))
+        check_file("--out", out, (".json", ".csv", ".tex"))
         check_file("--html", html, (".html",))
         check_file("--resume", resume)
         texts = _lines(held_texts)

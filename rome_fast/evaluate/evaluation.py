@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rome_fast.atomic_files import write_text
-from rome_fast.errors import InvalidArgumentError
+from rome_fast.errors import InvalidArgumentError, MissingExtraError
 from rome_fast.evaluate.result import EvaluationData
 
 if TYPE_CHECKING:
+    import pandas
     from rich.console import Group
 
 
@@ -35,9 +36,32 @@ class Evaluation(EvaluationData):
     """
 
     def save(self, path: str | Path) -> None:
-        """Write it as one JSON file, atomically."""
-        text = json.dumps(self.to_json(), ensure_ascii=False, indent=1)
-        write_text(path, text)
+        """Write it as one file, atomically.
+
+        What is written follows from the name: all of it as JSON, which ``load`` reads; for
+        ``.csv`` a row a case; for ``.tex`` the table of the metrics in LaTeX (booktabs).
+        """
+        from rome_fast.evaluate.report import as_csv, as_latex  # rich takes long to import
+
+        made = {".csv": as_csv, ".tex": as_latex}.get(Path(path).suffix.lower())
+        json_text = json.dumps(self.to_json(), ensure_ascii=False, indent=1)
+        write_text(path, json_text if made is None else made(self))
+
+    def to_frame(self) -> pandas.DataFrame:
+        """A pandas DataFrame: a row a case, a column for each value under ``stage.name``.
+
+        Raises:
+            MissingExtraError: pandas is not installed.
+        """
+        from rome_fast.evaluate.report import case_rows
+
+        try:
+            import pandas
+        except ImportError as error:
+            raise MissingExtraError(
+                "to_frame() needs pandas: pip install pandas, or save('cases.csv')"
+            ) from error
+        return pandas.DataFrame(case_rows(self))
 
     def save_html(self, path: str | Path) -> None:
         """Write it as one HTML page that needs no network and no scripts, atomically."""

@@ -1,10 +1,14 @@
 """How an evaluation prints: a table, at any width, and a line where Python shows its repr."""
 
+import csv
+import sys
+
 import pytest
 from rich.console import Console
 
 import rome_fast
 from rome_fast import demo
+from rome_fast.errors import MissingExtraError
 
 
 @pytest.fixture(scope="module")
@@ -48,3 +52,29 @@ def test_no_word_of_a_case_is_cut(evaluation, width):
     told = " ".join(" ".join(line.split("0.")[0].split()) for line in cases)
     for case in evaluation.cases:
         assert max(case.request.subject.split(), key=len) in told
+
+
+def test_cases_as_a_frame_and_as_csv(evaluation, tmp_path):
+    frame = evaluation.to_frame()
+    assert list(frame["subject"]) == [case.request.subject for case in evaluation.cases]
+    mean = evaluation.metrics["after"]["rewrite_prob"].mean
+    assert frame["after.rewrite_prob"].mean() == pytest.approx(mean)
+    evaluation.save(tmp_path / "cases.csv")
+    with (tmp_path / "cases.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == list(frame)
+    assert [float(row["after.rewrite_prob"]) for row in rows] == list(frame["after.rewrite_prob"])
+
+
+def test_metrics_as_latex(evaluation, tmp_path):
+    evaluation.save(tmp_path / "table.tex")
+    text = (tmp_path / "table.tex").read_text(encoding="utf-8")
+    assert text.startswith(r"\begin{tabular}{lrrr}") and text.endswith("\\end{tabular}\n")
+    [row] = [line for line in text.splitlines() if line.startswith(r"rewrite\_prob ")]
+    assert row.count("&") == 3 and row.endswith(r"& 2 \\") and r"\pm" in row
+
+
+def test_pandas_is_named_where_it_is_missing(evaluation, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(MissingExtraError, match="pip install pandas, or save"):
+        evaluation.to_frame()
