@@ -10,6 +10,7 @@ import typer
 
 from rome_fast.cli import stats
 from rome_fast.cli.bench import bench
+from rome_fast.cli.check import check, compare
 from rome_fast.cli.common import no_notices_of_torchao
 from rome_fast.cli.demo import demo
 from rome_fast.cli.doctor import doctor
@@ -32,6 +33,8 @@ app.command()(plan)
 app.command()(log)
 app.command()(apply)
 app.command()(export)
+app.command()(check)
+app.command()(compare)
 app.command()(demo)
 
 

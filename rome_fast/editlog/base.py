@@ -36,7 +36,7 @@ class EditedWeight:
     def of(cls, projection: DownProjection, weight: Tensor) -> EditedWeight:
         """From ``weight``, the projection's weight as it was before the first edit."""
         weight = weight.to(stored_dtype(projection.weight))
-        dtype = str(weight.dtype).removeprefix("torch.")
+        dtype = _dtype_of(weight)
         layer, layout = projection.layer, projection.weight_layout
         return cls(layer, layout, tuple(weight.shape), dtype, fingerprint(weight))
 
@@ -67,13 +67,16 @@ class Base:
 
     def check(self, model: PreTrainedModel) -> None:
         """Raise EditLogError, naming the weight, unless the model is this one, unedited."""
-        parameters = base_parameters(model)
+        parameters, as_widened = base_parameters(model), False
         for name, then in self.edited.items():
             now = parameters.get(name)
             if now is None:
                 raise EditLogError(f"the model has no {name}, which the log edits")
-            _check_edited(name, then, now)
-        here = _others(model, self.edited)
+            # Of a model that was widened, both forms are the same numbers.
+            if stored_dtype(now) != now.dtype:
+                as_widened = _dtype_of(now) == then.dtype
+            _check_edited(name, then, now.detach() if as_widened else as_stored(now))
+        here = _others(model, self.edited, as_widened)
         for name, digest in self.others.items():
             if name in parameters and name not in here:
                 continue  # offloaded: its bits cannot be read
@@ -124,8 +127,7 @@ def _name_of(model: PreTrainedModel) -> str:
 
 
 def _check_edited(name: str, then: EditedWeight, now: Tensor) -> None:
-    now = as_stored(now)
-    dtype = str(now.dtype).removeprefix("torch.")
+    dtype = _dtype_of(now)
     if tuple(now.shape) != then.shape:
         raise EditLogError(
             f"{name} has shape {list(now.shape)}, but the log was made for {list(then.shape)}"
@@ -142,9 +144,15 @@ def _check_edited(name: str, then: EditedWeight, now: Tensor) -> None:
         )
 
 
-def _others(model: PreTrainedModel, edited: Iterable[str]) -> dict[str, str]:
+def _dtype_of(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _others(
+    model: PreTrainedModel, edited: Iterable[str], as_widened: bool = False
+) -> dict[str, str]:
     return {
-        name: sampled_hash([parameter])[:16]
+        name: sampled_hash([parameter.detach() if as_widened else parameter])[:16]
         for name, parameter in base_parameters(model).items()
         if name not in edited and not parameter.is_meta
     }

@@ -100,3 +100,16 @@ def test_statistics_collected_here_are_taken_by_python(folder, tmp_path):
     result = rome_fast.edit(model, tok, request, hparams, second_moment=path)
     assert rome_fast.SecondMoment.load(path).info["weights_dtype"] == "float16"
     result.revert()
+
+
+def test_a_log_made_on_the_checkpoint_in_float32_is_applied_too(folder, tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
+    tok = AutoTokenizer.from_pretrained(folder / "model")
+    hparams = rome_fast.RomeHparams.from_file(folder / "settings.yaml")
+    path = tmp_path / "edits.journal"
+    with rome_fast.Session(model, tok, hparams, second_moment="identity", journal=path) as session:
+        session.edit({"prompt": "{} plays the", "subject": "Ray Charles", "target_new": "violin"})
+    assert EditLog.load(path).base.edited[MATRIX].dtype == "float32"
+    run("apply", path, "--model", folder / "model", "--save", tmp_path / "out")
+    made = load_file(tmp_path / "out" / "model.safetensors")
+    assert all(torch.equal(made[n], x.half()) for n, x in model.state_dict().items() if n in made)
