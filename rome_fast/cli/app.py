@@ -11,6 +11,7 @@ import typer
 from rome_fast.cli import stats
 from rome_fast.cli.bench import bench
 from rome_fast.cli.check import check, compare
+from rome_fast.cli.commands import Commands
 from rome_fast.cli.common import no_notices_of_torchao
 from rome_fast.cli.demo import demo
 from rome_fast.cli.doctor import doctor
@@ -21,7 +22,9 @@ from rome_fast.cli.log import apply, export, log
 from rome_fast.cli.probe import probe
 from rome_fast.cli.threads import spare_busy_cores
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(
+    cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+)
 app.add_typer(stats.app, name="stats")
 app.command()(edit)
 app.command()(probe)
