@@ -6,7 +6,13 @@ python -m benchmarks.document_tables
 from __future__ import annotations
 
 from benchmarks.gpu.tables import gpu_goals, gpu_tables
-from benchmarks.real_model.tables import changes_table, keys_table, layers_table
+from benchmarks.real_model.tables import (
+    changes_table,
+    counterfact_in_readme,
+    counterfact_tables,
+    keys_table,
+    layers_table,
+)
 from benchmarks.support.tables import Columns, Row, beside, read, table, times
 
 SPEED: Columns = {
@@ -198,8 +204,8 @@ def documents() -> dict[str, list[str]]:
     sequences = sequence_tables()
     shown = speed["gpt2-124m, layer 6 of 12"] + speed["embedded model, layer 2 of 6"]
     return {
-        "README.md": speed["gpt2-124m, layer 6 of 12"] + in_readme(sequences[200]) + gpu_goals(),
-        "docs/benchmarks.md": shown,
+        "README.md": counterfact_in_readme() + in_readme(sequences[200]) + gpu_goals(),
+        "docs/benchmarks.md": shown + counterfact_tables(),
         "docs/gpu.md": gpu_tables(),
         "docs/many_edits.md": order_table(),
         "docs/decisions.md": sums + options_table() + layers_table() + changes_table(),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import rome_fast
 from benchmarks import document_tables
+from benchmarks.support.tables import read
 
 ROOT = Path(__file__).parents[2]
 
@@ -20,6 +21,16 @@ def test_version_is_one():
     for name, pattern in said.items():
         found = re.search(pattern, (ROOT / name).read_text(encoding="utf-8"), re.MULTILINE)
         assert found and found[1] == rome_fast.__version__, name
+
+
+def test_the_first_edit_of_the_readme_is_that_of_the_results():
+    models = read("real-model-first-edit")["models"]
+    seconds = [round(models[name]["seconds"]) for name in ("SmolLM2-135M", "GPT-2 small's shape")]
+    english, chinese = ((ROOT / f"README{x}.md").read_text("utf-8") for x in ("", ".zh-CN"))
+    assert f"takes {seconds[0]} s on two idle cores" in english
+    assert f"GPT-2 small's shape {seconds[1]} s" in english
+    assert f"SmolLM2 用 {seconds[0]} 秒" in chinese
+    assert f"GPT-2 small 的形状 {seconds[1]} 秒" in chinese
 
 
 def test_tables_in_the_documents_are_those_of_the_results():
