@@ -11,8 +11,6 @@ from rome_fast.errors import MissingExtraError
 if TYPE_CHECKING:
     from torch import Tensor
 
-_COLOURS = ("Purples", "Greens", "Reds")
-
 
 def save_heat_maps(
     path: str | Path, panels: Mapping[str, Tensor], labels: Sequence[str], low: float, title: str
@@ -37,14 +35,15 @@ def save_heat_maps(
     figure = Figure(figsize=(1.2 + 3.6 * len(panels), height), layout="constrained")
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     top = max(float(scores.max()) for scores in panels.values())
-    for ax, colours, (name, scores) in zip(axes, _COLOURS, panels.items(), strict=False):
+    for ax, (name, scores) in zip(axes, panels.items(), strict=True):
         image = ax.imshow(
-            scores.numpy(), cmap=colours, vmin=low, vmax=max(top, low + 1e-9), aspect="auto"
+            scores.numpy(), cmap="Purples", vmin=low, vmax=max(top, low + 1e-9), aspect="auto"
         )
         ax.set_title(name, fontsize=10)
         ax.set_xlabel("layer")
         ax.xaxis.get_major_locator().set_params(integer=True)
-        figure.colorbar(image, ax=ax)
+    # One scale, so one bar.
+    figure.colorbar(image, ax=axes, label="p(answer)")
     # A dollar sign in a token is no formula.
     axes[0].set_yticks(range(len(labels)), labels, parse_math=False)
     figure.suptitle(title, fontsize=11, parse_math=False)

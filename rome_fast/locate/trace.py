@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,8 +90,27 @@ class Trace:
         from rome_fast.locate.plot import save_heat_maps
 
         panels = {self.title(kind): scores for kind, scores in self.scores.items()}
-        title = f"p({self.answer.strip()}): {self.low:.3f} with noise, {self.high:.3f} without"
+        answer = (
+            f"p({self.answer.strip()}): {self.low:.3f} with noise on the subject (*), "
+            f"{self.high:.3f} without; colour: with one state restored"
+        )
+        title = f"{textwrap.shorten(self.prompt, 90, placeholder='...')}\n{answer}"
         save_heat_maps(path, panels, self.labels(), self.low, title)
+
+    def remarks(self) -> list[str]:
+        """Where the strongest state is not at the subject's last token, at which edits are made."""
+        last = self.subject_range[1] - 1
+        found = []
+        for kind in self.scores:
+            token, layer = self.peak(kind)
+            # After the subject the answer itself is put together; attention there is no surprise.
+            if token != last and (kind == "mlp" or token < last):
+                place = f"{self.tokens[token]!r} in layer {layer}"
+                found.append(
+                    f"{self.title(kind)}: the strongest is {place}, not at the subject's last "
+                    f"token {self.tokens[last]!r}, where an edit is made: try `plan` before it"
+                )
+        return found
 
     def __rich__(self) -> Group:
         from rich import box
@@ -112,7 +132,7 @@ class Trace:
             f"{self.prompt!r} -> {self.answer!r}: p = {self.high:.3f}; "
             f"with noise on the subject (*) {self.low:.3f}"
         )
-        return Group(Text(head), *tables)
+        return Group(Text(head), *tables, *map(Text, self.remarks()))
 
     def __str__(self) -> str:
         from rich.console import Console

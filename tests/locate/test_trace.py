@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from xml.etree import ElementTree
@@ -75,3 +76,16 @@ def test_without_matplotlib_the_remedy_is_named(trace, tmp_path, monkeypatch):
     with pytest.raises(MissingExtraError, match=r"pip install 'rome-fast\[plot\]'"):
         trace.plot(tmp_path / "trace.png")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_strongest_state_elsewhere_is_said(trace):
+    """The answer's own place does not count for hidden states: there it is put together."""
+    [text] = trace.remarks()
+    assert text.startswith("MLPs, window of 2: the strongest is ' costs' in layer 2, not at the")
+    assert text in " ".join(str(trace).split())
+    scores = {"hidden": trace.scores["hidden"]}
+    assert dataclasses.replace(trace, scores=scores).remarks() == []
+    before = torch.zeros(3, 3, dtype=torch.float64)
+    before[0, 1] = 0.8
+    [text] = dataclasses.replace(trace, scores={"hidden": before}).remarks()
+    assert "'in [red]' in layer 1" in text
