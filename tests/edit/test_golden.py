@@ -28,4 +28,6 @@ def test_bits_are_those_recorded_here(computed, recorded):
     here = golden.environment()
     if here not in recorded["bits"]:
         pytest.skip(f"no bits are recorded for {here}")
-    assert computed["bits"] == recorded["bits"][here]
+    # What has changed on purpose is recorded anew on the machines that were there to do so.
+    wanted = recorded["bits"][here]
+    assert {name: computed["bits"][name] for name in wanted} == wanted
