@@ -149,7 +149,9 @@ class Editor:
         layer = sink.deepest_own_key(self.spec, self._encoded(requests), self.hparams.layer)
         if layer != self.hparams.layer:
             self.notes = [sink.moved(self.hparams.layer, layer)]
-            self._take(defaults_for(self.spec, layer)[0])
+            hparams = defaults_for(self.spec, layer)[0]
+            # So low, one search in ten needs more steps than in the usual layer.
+            self._take(hparams.replace(v_num_grad_steps=2 * hparams.v_num_grad_steps))
             if are_sampled:
                 self.context_templates = sink.more_of_the_prompt(self.context_templates)
                 self._tokens = {}

@@ -47,7 +47,8 @@ class Reading:
     @property
     def runs_on(self) -> bool:
         """Whether the target is said as the beginning of a longer word."""
-        return cuts_a_word(self.argmax + self.then, (0, len(self.argmax)))
+        said = self.argmax
+        return bool(said and self.then) and cuts_a_word(said + self.then, (0, len(said)))
 
 
 class Change(NamedTuple):

@@ -75,6 +75,7 @@ def test_greedy_continuations_are_those_of_generate(tiny):
         (" Astana", ".", False),
         (" Astana", " and", False),
         (" Astana", "", False),
+        ("", "ab", False),
         ("20", "0", True),
         ("np", "_x", True),
         ("阿斯塔纳", "市", False),
