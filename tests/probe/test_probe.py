@@ -32,10 +32,11 @@ def test_each_layer_is_tried_and_every_bit_kept(tiny):
     found = probe(model, tok)
     assert same_bits(model, before)
     assert [tried.layer for tried in found.layers] == [0, 1, 2, 3]
-    assert any(tried.success for tried in found.layers)
+    assert any(tried.rank_after == 1 for tried in found.layers)
     for tried in found.layers:
         assert not tried.refusal and 0 <= tried.prob_before < tried.prob_after <= 1
-        assert tried.success == (tried.rank_after == 1)
+        runs_on = any("goes on inside the word" in note for note in tried.notes)
+        assert tried.success == (tried.rank_after == 1 and not runs_on)
         assert (tried.layer in found.editable) == tried.success
         assert tried.memory > 12 * found.anatomy.layers[tried.layer].d_key ** 2
     assert str(found).startswith(str(found.anatomy))
