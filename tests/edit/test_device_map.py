@@ -41,7 +41,8 @@ def test_a_model_in_parts_is_edited_as_a_whole_one(tiny, settings, tmp_path, com
     expected = rome_fast.edit(plain, tok, REQUEST, **settings)
     assert hasattr(result._undo.history.projection.module, "_hf_hook")
     torch.testing.assert_close(result.update.dense(), expected.update.dense())
-    assert result.rank_after == 1 and result.prob_after == pytest.approx(expected.prob_after, rel=1e-5)
+    assert result.rank_after == 1
+    assert result.prob_after == pytest.approx(expected.prob_after, rel=1e-5)
     result.revert()
     assert same_bits(model, before)
     with rome_fast.Session(model, tok, health=UNWATCHED, **settings) as session:
