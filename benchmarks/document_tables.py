@@ -10,6 +10,7 @@ from benchmarks.real_model.tables import (
     changes_table,
     counterfact_in_readme,
     counterfact_tables,
+    first_tokens_table,
     keys_table,
     layers_table,
 )
@@ -208,7 +209,11 @@ def documents() -> dict[str, list[str]]:
         "docs/benchmarks.md": shown + counterfact_tables(),
         "docs/gpu.md": gpu_tables(),
         "docs/many_edits.md": order_table(),
-        "docs/decisions.md": sums + options_table() + layers_table() + changes_table(),
+        "docs/decisions.md": sums
+        + options_table()
+        + layers_table()
+        + changes_table()
+        + first_tokens_table(),
         "docs/numerics.md": keys_table(3) + factors + half_precision_table(),
         "docs/sessions.md": sequences[200] + sequences[500] + cost_table(),
         "docs/evaluation.md": evaluation_table(),
