@@ -31,7 +31,7 @@ def test_edits_hold_and_are_numbered(tiny, options, requests):
     with Session(model, tok, **options) as session:
         results = [session.edit(request) for request in requests[:4]]
         assert [result.edit_id for result in results] == [1, 2, 3, 4]
-        assert all(result.success for result in results)
+        assert all(result.rank_after == 1 for result in results)
         assert [edit.request.subject for edit in session.log.edits] == [
             result.request.subject for result in results
         ]
