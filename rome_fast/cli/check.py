@@ -11,8 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from rome_fast.cli.common import console, load_model, one_line_errors
+from rome_fast.cli.records import lines_of
 from rome_fast.errors import InvalidArgumentError, MissingExtraError
-from rome_fast.text_files import not_utf8
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -84,13 +84,7 @@ def _prompts(file: Path | None, edited: Path) -> list[str]:
         from rome_fast.editlog import EditLog
 
         return list(dict.fromkeys(edit.request.text for edit in EditLog.load(edited).holding()))
-    try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise InvalidArgumentError(f"--prompts {file} {not_utf8(file, error)}") from error
-    except OSError as error:
-        raise InvalidArgumentError(f"--prompts {file} cannot be read: {error}") from error
-    asked = [line for line in lines if line.strip()]
+    asked = lines_of("--prompts", file)
     if not asked:
         raise InvalidArgumentError(f"--prompts {file} holds no text")
     return asked

@@ -18,10 +18,8 @@ from rome_fast.cli.common import (
     one_line_errors,
 )
 from rome_fast.cli.paths import check_file
-from rome_fast.cli.records import FormatOption, LimitOption, SkipBadOption, read_records
-from rome_fast.errors import InvalidArgumentError
+from rome_fast.cli.records import FormatOption, LimitOption, SkipBadOption, lines_of, read_records
 from rome_fast.moment.collect.ranks import torchrun_group
-from rome_fast.text_files import not_utf8
 
 
 def evaluate(
@@ -77,7 +75,7 @@ def evaluate(
         check_file("--out", out, (".json", ".csv", ".tex"))
         check_file("--html", html, (".html",))
         check_file("--resume", resume)
-        texts = _lines(held_texts)
+        texts = [] if held_texts is None else lines_of("--held-texts", held_texts)
         chosen = None if hparams is None else rome_fast.RomeHparams.from_file(hparams)
         asked = read_records("--records", records, format, limit, skip_bad)
         loaded, tok = load_model_or_demo(model)
@@ -121,15 +119,3 @@ def _interruptible(resume: Path | None) -> Iterator[None]:
                 else "interrupted, and no case is kept: --resume FILE keeps each finished one"
             )
         raise typer.Exit(INTERRUPTED) from error
-
-
-def _lines(path: Path | None) -> list[str]:
-    if path is None:
-        return []
-    try:
-        texts = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise InvalidArgumentError(f"--held-texts {path} {not_utf8(path, error)}") from error
-    except OSError as error:
-        raise InvalidArgumentError(f"--held-texts {path} cannot be read: {error}") from error
-    return [text for text in texts if text.strip()]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rome_fast.errors import InvalidArgumentError
+from rome_fast.text_files import not_utf8
 
 if TYPE_CHECKING:
     from rome_fast.evaluate.records import EditRecord
@@ -32,3 +33,14 @@ def read_records(
     if not file.is_file():
         raise InvalidArgumentError(f"{option}: there is no file {str(file)!r}")
     return load_records(file, format, on_error="skip" if skip_bad else "raise", limit=limit)
+
+
+def lines_of(option: str, path: Path) -> list[str]:
+    """The lines of a text file that are not empty; ``option`` is what names it."""
+    try:
+        texts = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise InvalidArgumentError(f"{option} {path} {not_utf8(path, error)}") from error
+    except OSError as error:
+        raise InvalidArgumentError(f"{option} {path} cannot be read: {error}") from error
+    return [text for text in texts if text.strip()]
