@@ -43,9 +43,8 @@ class Evaluation(EvaluationData):
         """
         from rome_fast.evaluate.report import as_csv, as_latex  # rich takes long to import
 
-        made = {".csv": as_csv, ".tex": as_latex}.get(Path(path).suffix.lower())
-        json_text = json.dumps(self.to_json(), ensure_ascii=False, indent=1)
-        write_text(path, json_text if made is None else made(self))
+        made = {".csv": as_csv, ".tex": as_latex}.get(Path(path).suffix.lower(), _as_json)
+        write_text(path, made(self))
 
     def to_frame(self) -> pandas.DataFrame:
         """A pandas DataFrame: a row a case, a column for each value under ``stage.name``.
@@ -72,10 +71,9 @@ class Evaluation(EvaluationData):
     def __str__(self) -> str:
         from rich.console import Console
 
-        console = Console(file=io.StringIO(), width=_WIDTH, color_system=None)
-        with console.capture() as found:
-            console.print(self)
-        return found.get().rstrip()
+        file = io.StringIO()
+        Console(file=file, width=_WIDTH, color_system=None).print(self)
+        return file.getvalue().rstrip()
 
     def __repr__(self) -> str:
         mode, n_failed = self.setting["mode"], len(self.failed)
@@ -100,3 +98,7 @@ class Evaluation(EvaluationData):
                 f"evaluation {str(path)!r} cannot be read: {error}"
             ) from error
         return cls.from_json(fields)
+
+
+def _as_json(evaluation: EvaluationData) -> str:
+    return json.dumps(evaluation.to_json(), ensure_ascii=False, indent=1)
