@@ -50,7 +50,8 @@ def provenance(
         "vocabulary": vocabulary,
         "rounded": {
             str(dtype).removeprefix("torch."): rounded_hash(spec, projection, dtype, vocabulary)
-            for dtype in {own, torch.float16, torch.bfloat16}
+            # In this order: the bytes of a file are those of its twin.
+            for dtype in dict.fromkeys((own, torch.float16, torch.bfloat16))
         },
     }
 
