@@ -97,7 +97,8 @@ def test_the_token_after_the_target_is_that_of_greedy_decoding(tiny):
     readings = read_targets(model, tok, prompts, [ids.tolist() for ids in targets])
     for reading, text in zip(readings, said, strict=True):
         assert reading.rank == 1
-        assert (reading.argmax + reading.then).strip() == text.strip()
+        # Half a character is the model's, but no text: a continuation leaves it out.
+        assert (reading.argmax + reading.then).strip().rstrip("\ufffd") == text.strip()
     [other] = read_targets(model, tok, prompts[:1], [[7, 8]])
     assert other.then == "" or other.rank == 1
 
