@@ -18,6 +18,7 @@ from rome_fast.model.spec import ModelSpec, check_tokenizer, max_positions
 from rome_fast.moment.collect.resolve import resolve_second_moment
 from rome_fast.prompt.contexts import check_context_templates, sample_context_templates
 from rome_fast.prompt.encode import TokenizedEdit, encode
+from rome_fast.prompt.own_words import not_its_own_words
 from rome_fast.prompt.readback import Change, Reading, findings, read_targets
 from rome_fast.timings import Timings
 from rome_fast.types import (
@@ -180,8 +181,30 @@ class Editor:
         """Keys and values of a window of requests on the weights as they are now."""
         found = self._search.find(self.spec, self._encoded(requests), self.timings)
         readings = self._read_raw([f.tokens for f in found])
+        found = [replace(f, raw_before=raw) for f, raw in zip(found, readings, strict=True)]
+        found = self._in_its_own_words(requests, found)
         self.timings.lap("read before")
-        return [replace(f, raw_before=raw) for f, raw in zip(found, readings, strict=True)]
+        return found
+
+    def _in_its_own_words(
+        self, requests: Sequence[EditRequest], found: Sequence[KeyValue]
+    ) -> list[KeyValue]:
+        """With a remark where a chat's target is not how the model answers."""
+        in_chat = [i for i, request in enumerate(requests) if request.chat is not None]
+        edits = [found[i].tokens for i in in_chat]
+        remarks = not_its_own_words(
+            self.model,
+            self.tok,
+            [requests[i].target for i in in_chat],
+            [edit.prompt_ids.tolist() for edit in edits],
+            [edit.target_ids.tolist() for edit in edits],
+        )
+        with_remarks = list(found)
+        for i, edit, remark in zip(in_chat, edits, remarks, strict=True):
+            if remark:
+                tokens = replace(edit, findings=(*edit.findings, remark))
+                with_remarks[i] = replace(found[i], tokens=tokens)
+        return with_remarks
 
     def _read_raw(self, edits: Sequence[TokenizedEdit]) -> list[Reading | None]:
         """For requests in a chat, what the model says after the plain prompt; None for others."""

@@ -20,7 +20,6 @@ from rome_fast.cli.evaluate import evaluate
 from rome_fast.cli.locate import locate, plan
 from rome_fast.cli.log import apply, export, log
 from rome_fast.cli.probe import probe
-from rome_fast.cli.threads import spare_busy_cores
 
 app = typer.Typer(
     cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
@@ -57,5 +56,4 @@ def info() -> None:
 
 def main() -> None:
     """Entry point of the console script."""
-    spare_busy_cores()
     app()

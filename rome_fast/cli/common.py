@@ -15,6 +15,7 @@ import torch
 import typer
 from rich.console import Console
 
+from rome_fast.cli.threads import spare_busy_cores
 from rome_fast.errors import (
     EditWarning,
     InvalidArgumentError,
@@ -88,7 +89,7 @@ def load_model(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     Raises:
         ModelFileError: there is none, or it cannot be read; the message names ``--model``.
     """
-    no_loading_bars()
+    before_loading()
     if path == SMOLLM2 and not Path(path).exists():
         from rome_fast.demo import load
 
@@ -162,7 +163,7 @@ def load_model_or_demo(
     if path is None:
         from rome_fast.demo import load
 
-        no_loading_bars()
+        before_loading()
         return load()[:2]
     model, tok = load_model(path)
     if torch.cuda.is_available():
@@ -170,11 +171,13 @@ def load_model_or_demo(
     return model, tok
 
 
-def no_loading_bars() -> None:
-    """Turn off the progress bar that transformers draws for every model that it loads."""
+def before_loading() -> None:
+    """Leave busy cores alone, and turn off the bar that transformers draws for every model."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    if said := spare_busy_cores():
+        complain(said)
 
 
 def no_notices_of_torchao() -> None:

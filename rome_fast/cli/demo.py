@@ -10,7 +10,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from rome_fast.cli.common import EDIT_FAILED, console, no_loading_bars, one_line_errors
+from rome_fast.cli.common import EDIT_FAILED, before_loading, console, one_line_errors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -52,7 +52,7 @@ def demo(
     from rome_fast.demo import load
 
     with one_line_errors():
-        no_loading_bars()
+        before_loading()
         loaded, tok, facts = load(model)
         fact = next(f for f in facts if (f.subject, f.target) == _SHOWN[model])
         questions = _questions(fact)

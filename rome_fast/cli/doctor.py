@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from rome_fast.cli.answers import print_answers
 from rome_fast.cli.common import EDIT_FAILED, SpaceOption, console, load_model, one_line_errors
 
 
@@ -32,17 +34,23 @@ def doctor(
     The exit code is 1 when something is wrong.
     """
     import rome_fast
+    from rome_fast.evaluate.around import OTHER_SUBJECTS, Around
 
     with one_line_errors():
         chosen = None if hparams is None else rome_fast.RomeHparams.from_file(hparams)
         loaded, tok = load_model(model)
         request = rome_fast.EditRequest(prompt, subject, target, chat, space=space)
+        around = Around(loaded, tok, request, OTHER_SUBJECTS)
         with rome_fast.trial(
             loaded, tok, request, chosen, second_moment=second_moment, variant=variant
         ) as result:
-            explanation = rome_fast.explain(result)
-        console.print(str(result), markup=False)
+            answers = around.after()
+        explanation = rome_fast.explain(result)
+        findings = (*explanation.findings, *around.findings(answers))
+        explanation = replace(explanation, findings=findings)
+        console.print(str(result), markup=False, soft_wrap=True)
+        print_answers(answers)
         console.print()
-        console.print(str(explanation), markup=False)
+        console.print(str(explanation), markup=False, soft_wrap=True)
     if explanation.findings:
         raise typer.Exit(EDIT_FAILED)

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from rome_fast.cli.answers import print_answers
 from rome_fast.cli.common import (
     EDIT_FAILED,
     SpaceOption,
@@ -77,6 +78,7 @@ def edit(
     model does not say each target in the end.
     """
     import rome_fast
+    from rome_fast.evaluate.around import Around
 
     with one_line_errors():
         chosen = None if hparams is None else rome_fast.RomeHparams.from_file(hparams)
@@ -93,6 +95,7 @@ def edit(
         loaded, tok = load_model(model)
         options: dict[str, Any] = {"second_moment": second_moment, "variant": variant}
         together: dict[str, Any] = {"order": order, "window": window}
+        around = Around(loaded, tok, parsed[0]) if requests is None else None
         with profiled(profile):
             if journal is None:
                 together["progress"] = requests is not None
@@ -102,8 +105,9 @@ def edit(
                 rows, n_refused = edit_with_journal(
                     journal, loaded, tok, parsed, chosen, together, options
                 )
-        if requests is None:
+        if around is not None:
             console.print(str(results[0]), markup=False, soft_wrap=True)
+            print_answers(around.after())
             lost = [] if results[0].success else rows
         else:
             lost = print_all(loaded, tok, rows) if rows else []

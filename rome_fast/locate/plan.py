@@ -32,7 +32,7 @@ class LayerTrial:
             requests; None where there is none to ask.
         relative_norm: mean norm of the updates over the norm of the weight; None if none was made.
         loss: mean loss at the end of the searches for v*; None likewise.
-        unconverged: in how many of them it was still not below ``v_stop_loss``.
+        unconverged: in how many of them it was still 0.5 or more.
         failures: why no update was made, one line per request.
     """
 

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 Moments = Mapping[int, "SecondMoment | str | Path"]
 
 # How many layers tracing proposes.
-N_PROPOSED = 5
+N_PROPOSED = 3
 
 
 def suggest_layer(
@@ -67,7 +67,7 @@ def suggest_layer(
             neighbours is asked some of the other requests' prompts instead.
         hparams: of all trials, but for the layer; None takes the preset, or derives defaults for
             each layer.
-        layers: to try; None tries the layer of the hparams and the five of the largest effect.
+        layers: to try; None tries the layer of the hparams and the three of the largest effect.
         second_moment: {layer: SecondMoment} as ``collect_second_moment`` returns it, or paths of
             saved ones, or ``"identity"``. None takes ordinary text for all layers and caches the
             results, which ``edit`` then takes.

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from rome_fast.model.spec import ModelSpec
 
 # Tokens of one forward.
-BATCH_TOKENS = {"cpu": 4096, "cuda": 32768}
+BATCH_TOKENS = {"cpu": 512, "cuda": 32768}
 
 
 @dataclass(frozen=True)

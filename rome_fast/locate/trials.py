@@ -12,6 +12,7 @@ from rome_fast.errors import EditRejectedError, NonFiniteError
 from rome_fast.evaluate.records import EditRecord, Question
 from rome_fast.evaluate.scoring import Score, Trial, score
 from rome_fast.locate.plan import LayerTrial
+from rome_fast.value.optimize import NOT_CONVERGED
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -93,7 +94,7 @@ class Trials:
             locality=locality,
             relative_norm=sum(norms) / n_made if n_made else None,
             loss=sum(losses) / n_made if n_made else None,
-            unconverged=sum(loss >= editor.hparams.v_stop_loss for loss in losses),
+            unconverged=sum(loss >= NOT_CONVERGED for loss in losses),
             failures=tuple(failures),
         )
 

@@ -191,13 +191,23 @@ def greedy_continuations(
     Raises:
         NonFiniteError: the logits are NaN or infinite.
     """
+    return [decode(tok, tokens) for tokens in greedy_tokens(model, tok, prompts, n_tokens)]
+
+
+def greedy_tokens(
+    model: PreTrainedModel,
+    tok: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    n_tokens: int,
+) -> list[list[int]]:
+    """The token ids of ``greedy_continuations``."""
     limit, ends = max_positions(model), _end_tokens(model, tok)
     room = [n_tokens if limit is None else min(n_tokens, limit + 1 - len(p)) for p in prompts]
-    texts = []
+    found = []
     for n, tokens in zip(room, _continue(model, prompts, room, ends), strict=True):
         end = next((i for i, token in enumerate(tokens[:n]) if token in ends), n)
-        texts.append(decode(tok, tokens[:end]))
-    return texts
+        found.append(tokens[:end])
+    return found
 
 
 def _end_tokens(model: PreTrainedModel, tok: PreTrainedTokenizerBase) -> list[int]:

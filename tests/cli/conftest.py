@@ -5,8 +5,15 @@ from __future__ import annotations
 import random
 
 import pytest
+import torch
 from cli_helpers import contents, saved, stats
 from tiny import SENTENCES, tiny_llama
+
+
+@pytest.fixture(autouse=True)
+def all_threads(monkeypatch):
+    """What other jobs do on this machine is no part of any output."""
+    monkeypatch.setenv("OMP_NUM_THREADS", str(torch.get_num_threads()))
 
 
 @pytest.fixture(scope="module")
