@@ -13,8 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 from rome_fast.cli.common import console
-from rome_fast.prompt.readback import greedy_continuations
-from rome_fast.prompt.target import prompt_ids
+from rome_fast.evaluate.generation import generate
+from rome_fast.evaluate.records import Question
+from rome_fast.evaluate.scoring import score
+from rome_fast.prompt.subject import cuts_a_word
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 
 # Rows of a table that still fit a terminal.
 _ROWS = 25
-# Of an answer that is not the target.
+# Of an answer.
 _ANSWER_TOKENS = 8
 
 
@@ -67,29 +69,26 @@ def print_all(
     model: PreTrainedModel, tok: PreTrainedTokenizerBase, rows: Sequence[Row]
 ) -> list[Row]:
     """Print a table of what each edit did and whether it holds; returns those that do not."""
-    from rome_fast.evaluate.records import Question
-    from rome_fast.evaluate.scoring import score
-
     # Later edits may take an earlier one back, so the last word is that of the finished model.
     scores = score(model, tok, [Question.of(row.request) for row in rows])
     probs = [math.exp(sum(s.log_probs)) for s in scores]
-    held = sum(s.exact for s in scores)
-    worst = sorted(range(len(rows)), key=lambda i: (scores[i].exact, probs[i]))[:_ROWS]
-    says = _answers(model, tok, rows, scores, worst)
-    console.print(_table(rows, scores, probs, says))
+    says = _answers(model, tok, rows, scores)
+    holds = [s.exact and not _runs_on(*pair) for s, pair in zip(scores, says, strict=True)]
+    worst = sorted(range(len(rows)), key=lambda i: (holds[i], probs[i]))[:_ROWS]
+    console.print(_table(rows, probs, says, holds, sorted(worst)))
     if len(rows) > _ROWS:
         console.print(f"shown: the {_ROWS} that hold worst")
     for text, times in Counter(text for row in rows for text in row.warnings).items():
         console.print(f"warning ({times} edits): {text}", markup=False, soft_wrap=True)
-    lost = sum(row.took and not s.exact for row, s in zip(rows, scores, strict=True))
+    lost = sum(row.took and not held for row, held in zip(rows, holds, strict=True))
     timed = [row.seconds for row in rows if row.seconds is not None]
     pace = f", {sum(timed) / len(timed):.2f} s an edit" if timed else ""
     console.print(
-        f"{held} of {len(rows)} edits hold, {lost} took and were lost to later ones; "
+        f"{sum(holds)} of {len(rows)} edits hold, {lost} took and were lost to later ones; "
         f"{rows[0].how}{pace}",
         soft_wrap=True,
     )
-    return [row for row, s in zip(rows, scores, strict=True) if not s.exact]
+    return [row for row, held in zip(rows, holds, strict=True) if not held]
 
 
 def _answers(
@@ -97,20 +96,28 @@ def _answers(
     tok: PreTrainedTokenizerBase,
     rows: Sequence[Row],
     scores: Sequence[Score],
-    shown: Sequence[int],
-) -> dict[int, str]:
-    """What the finished model writes after some of the prompts; the target where it holds."""
-    asked = {i: rows[i].request for i in sorted(shown)}
-    lost = [i for i in asked if not scores[i].exact]
-    prompts = [asked[i].text for i in lost]
-    ids = prompt_ids(tok, prompts, [asked[i].conversation for i in lost])
-    written = greedy_continuations(model, tok, ids, _ANSWER_TOKENS) if lost else []
-    said = dict(zip(lost, written, strict=True))
-    return {i: said.get(i, request.target).strip() for i, request in asked.items()}
+) -> list[tuple[str, str]]:
+    """Of each edit what the finished model writes: the target, if it does, and what follows."""
+    asked = [row.request for row in rows]
+    n_tokens = max(_ANSWER_TOKENS, 1 + max(len(s.target_ids) for s in scores))
+    chats = [request.conversation for request in asked]
+    written = generate(model, tok, [request.text for request in asked], n_tokens, chats=chats)
+    return [
+        (target, text.strip()[len(target) :]) if text.strip().startswith(target) else ("", text)
+        for text, target in zip(written, (r.target.strip() for r in asked), strict=True)
+    ]
+
+
+def _runs_on(target: str, then: str) -> bool:
+    return bool(target) and cuts_a_word(target + then, (0, len(target)))
 
 
 def _table(
-    rows: Sequence[Row], scores: Sequence[Score], probs: Sequence[float], says: dict[int, str]
+    rows: Sequence[Row],
+    probs: Sequence[float],
+    says: Sequence[tuple[str, str]],
+    holds: Sequence[bool],
+    shown: Sequence[int],
 ) -> Table:
     """Text folds before numbers do, so that it can be read at 60 columns."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
@@ -119,12 +126,12 @@ def _table(
     for name in ("before", "after", "end"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("model says", overflow="fold", max_width=20)
-    for i, said in says.items():
-        row = rows[i]
+    for i in shown:
+        row, said = rows[i], rows[i].request.target if holds[i] else "".join(says[i])
         table.add_row(
             str(i),
             Text(str(row.request)),
             *(f"{prob:.3f}" for prob in (row.prob_before, row.prob_after, probs[i])),
-            Text(said, style="" if scores[i].exact else "red"),
+            Text(said.strip(), style="" if holds[i] else "red"),
         )
     return table

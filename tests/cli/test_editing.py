@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 import rome_fast
 from rome_fast import demo
+from rome_fast.cli import edit_table
 from rome_fast.cli.app import app
 from rome_fast.cli.common import BAD_INPUT, EDIT_FAILED
 
@@ -80,6 +81,14 @@ def test_an_edit_that_a_later_one_takes_back_fails_all_and_saves_nothing(
     assert result.exit_code == EDIT_FAILED, result.output
     assert "1 of 2 edits hold, 1 took and were lost to later ones" in result.output
     assert not (tmp_path / "edited").exists()
+
+
+def test_an_edit_that_runs_on_inside_the_word_does_not_hold(arguments, facts, monkeypatch):
+    said = f" {facts[0].target_new}bor"
+    monkeypatch.setattr(edit_table, "generate", lambda *args, **options: [said])
+    result = run({**arguments, "--limit": 1})
+    assert result.exit_code == EDIT_FAILED
+    assert "0 of 1 edits hold" in result.output and said.strip() in result.output
 
 
 def test_edits_that_do_not_take_exit_1(arguments, tmp_path):
