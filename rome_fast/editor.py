@@ -19,16 +19,10 @@ from rome_fast.moment.collect.resolve import resolve_second_moment
 from rome_fast.prompt.contexts import check_context_templates, sample_context_templates
 from rome_fast.prompt.encode import TokenizedEdit, encode
 from rome_fast.prompt.own_words import not_its_own_words
-from rome_fast.prompt.readback import Change, Reading, findings, read_targets
+from rome_fast.prompt.readback import Reading, read_targets
+from rome_fast.results import Call
 from rome_fast.timings import Timings
-from rome_fast.types import (
-    LARGE_UPDATE,
-    Diagnostics,
-    EditRequest,
-    EditResult,
-    RankOneUpdate,
-    Undo,
-)
+from rome_fast.types import EditRequest, EditResult, RankOneUpdate, Undo
 from rome_fast.update.joint import apply_updates_, count_independent
 from rome_fast.update.solve import Constraint, apply_update_, build_constraint
 from rome_fast.update.undo import UndoHandle, WeightHistory
@@ -241,13 +235,21 @@ class Editor:
         )
         raw_after = self._read_raw(edited)
         self.timings.lap("read after")
+        call = Call(
+            spec=self.spec,
+            projection=self.projection,
+            backend=self.backend,
+            hparams=self.hparams,
+            second_moment=self.second_moment,
+            context_templates=tuple(self.context_templates),
+            notes=tuple(self.notes),
+            seconds={name: s / len(updates) for name, s in self.timings.seconds.items()},
+            window=len(updates),
+            weight_norm=weight_norm,
+        )
         parts = zip(requests, found, updates, after, raw_after, undos, strict=False)
-        results = [
-            self._result(request, f, update, said, raw, undo, len(updates), weight_norm)
-            for request, f, update, said, raw, undo in parts
-        ]
         self.timings, self.notes = Timings(), []
-        return results
+        return [call.result(*part) for part in parts]
 
     def propose(self, requests: Sequence[EditRequest]) -> list[Proposal]:
         """Search a window of requests together, but solve each as if it were the only one.
@@ -286,70 +288,6 @@ class Editor:
         self._check_length(request, tokens)
         return tokens
 
-    def _result(
-        self,
-        request: EditRequest,
-        found: KeyValue,
-        update: RankOneUpdate,
-        after: Reading,
-        raw_after: Reading | None,
-        undo: Undo,
-        window: int,
-        weight_norm: float,
-    ) -> EditResult:
-        tokens, value, before = found.tokens, found.value, found.before
-        raw = None
-        if found.raw_before is not None and raw_after is not None:
-            raw = Change(found.raw_before, raw_after)
-        return EditResult(
-            request=request,
-            layer=self.projection.layer,
-            weight_name=f"{self.projection.name}.weight",
-            subject_token=tokens.subject_token,
-            target_tokens=tokens.target_tokens,
-            prob_before=before.prob,
-            prob_after=after.prob,
-            rank_before=before.rank,
-            rank_after=after.rank,
-            argmax_before=before.argmax,
-            argmax_after=after.argmax,
-            update=update,
-            update_norm=update.norm,
-            weight_norm=weight_norm,
-            losses=value.losses,
-            seconds={phase: s / window for phase, s in self.timings.seconds.items()},
-            window=window,
-            backend=self.backend,
-            variant=self.hparams.variant,
-            second_moment="identity" if self.second_moment is None else str(self.second_moment),
-            context_templates=tuple(self.context_templates),
-            warnings=(
-                *sink.findings(tokens, found.keys),
-                *self.notes,
-                *_size_findings(update.norm / weight_norm),
-                *tokens.findings,
-                *value.findings(),
-                *findings(request.target, before, after),
-            ),
-            hparams=self.hparams,
-            diagnostics=self._diagnostics(found),
-            _undo=undo,
-            raw=raw,
-            then=after.then,
-            runs_on=after.runs_on,
-        )
-
-    def _diagnostics(self, found: KeyValue) -> Diagnostics:
-        tokens, keys, moment = found.tokens, found.keys, self.second_moment
-        return Diagnostics(
-            n_layers=self.spec.n_layers,
-            lookup_index=int(tokens.lookup_idx[tokens.prompt_row]),
-            key_agreement=float(torch.cosine_similarity(keys.key, keys.prompt_key, dim=0)),
-            value_growth=float(found.value.value_delta.norm() / keys.value_init.norm()),
-            n_keys=None if moment is None else moment.count,
-            weight_dtype=str(self.projection.weight.dtype).removeprefix("torch."),
-        )
-
     def _check_length(self, request: EditRequest, tokens: TokenizedEdit) -> None:
         longest, limit = tokens.input_ids.shape[1], max_positions(self.model)
         if limit is not None and longest > limit:
@@ -357,10 +295,3 @@ class Editor:
                 f"request prompt {request.text[:60]!r} and target make {longest} tokens with their "
                 f"contexts, but the model takes {limit}: shorten the prompt"
             )
-
-
-def _size_findings(share: float) -> list[str]:
-    if share < LARGE_UPDATE:
-        return []
-    said = f"the update is {share:.0%} of the weight's norm"
-    return [f"{said}: it moves other subjects, and edits made before"]

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 # Scores this close are a tie: with a handful of requests they differ by chance.
 TIE = 0.01
+_COLUMNS = ("layer", "traced", "success", "paraphr.", "locality", "score", "update", "loss")
 
 
 @dataclass(frozen=True)
@@ -111,10 +112,10 @@ class Plan:
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(box=box.SIMPLE_HEAD)
-        for column in ("layer", "traced", "success", "paraphrases", "locality", "score", "update"):
+        # Within 60 columns.
+        table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0)
+        for column in _COLUMNS:
             table.add_column(column, justify="right", no_wrap=True)
-        table.add_column("loss", justify="right", no_wrap=True)
         for trial in self.trials:
             table.add_row(
                 f"{'> ' if trial.layer == self.layer else ''}{trial.layer}",

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
 
 from rome_fast import RomeHparams
 from rome_fast.locate import LayerTrial, Plan
@@ -109,3 +111,12 @@ def test_text(plan):
     other = next(line for line in lines if line.strip().startswith("2 "))
     assert other.split() == [*"2 -0.013 50% - 100% 67% - -".split()]
     assert lines[-1].strip() == "- because [it] is"
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_no_number_is_cut_at_any_width(plan, width):
+    console = Console(file=io.StringIO(), width=width, color_system=None)
+    console.print(plan)
+    text = console.file.getvalue()
+    assert "…" not in text and max(map(len, text.splitlines())) <= width
+    assert all(word in text for word in ("> 1", "+0.250", "paraphr.", "1.00%", "0.040"))

