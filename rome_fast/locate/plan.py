@@ -16,8 +16,8 @@ from rome_fast.hparams import RomeHparams
 if TYPE_CHECKING:
     from rich.console import Group
 
-# Scores this close are a tie: with a handful of requests they differ by chance.
-TIE = 0.01
+# Scores are a tie within one request's worth, and at most this: so much they differ by chance.
+_WIDEST_TIE = 0.1
 _COLUMNS = ("layer", "traced", "success", "paraphr.", "locality", "score", "update", "loss")
 
 
@@ -27,8 +27,9 @@ class LayerTrial:
 
     Attributes:
         success: share of the requests whose target is the model's answer after their edit.
-        paraphrase: share of their paraphrases that are answered with it, a mean over requests;
-            None where no request brings any.
+        paraphrase: share of their paraphrases after which it is likelier than the unedited model's
+            answer (its first token than that one's), a mean over requests; None where no request
+            brings any.
         locality: share of prompts about other subjects whose likeliest answer stays, a mean over
             requests; None where there is none to ask.
         relative_norm: mean norm of the updates over the norm of the weight; None if none was made.
@@ -38,6 +39,7 @@ class LayerTrial:
     """
 
     layer: int
+    n_requests: int
     success: float
     paraphrase: float | None
     locality: float | None
@@ -53,15 +55,23 @@ class LayerTrial:
         return 0.0 if min(parts) == 0 else len(parts) / sum(1 / part for part in parts)
 
 
-def best_of(trials: Sequence[LayerTrial]) -> LayerTrial:
-    """The highest score; of those within ``TIE`` of it the smallest update, then the lowest layer.
+def tied_of(trials: Sequence[LayerTrial]) -> list[LayerTrial]:
+    """The highest score, and those that differ from it by chance.
 
-    An update that changes less of the weight does less harm to what was never asked. Where all
-    scores are zero, success is compared instead.
+    Where all scores are zero, success is compared instead.
     """
     measure = attrgetter("score" if any(trial.score for trial in trials) else "success")
+    tie = min(_WIDEST_TIE, 1 / trials[0].n_requests)
     top = max(map(measure, trials))
-    tied = [trial for trial in trials if measure(trial) >= top - TIE]
+    return [trial for trial in trials if measure(trial) >= top - tie]
+
+
+def best_of(trials: Sequence[LayerTrial]) -> LayerTrial:
+    """Of the layers with the highest score the smallest update, then the lowest layer.
+
+    An update that changes less of the weight does less harm to what was never asked.
+    """
+    tied = tied_of(trials)
     return min(tied, key=lambda t: (t.relative_norm is None, t.relative_norm or 0.0, t.layer))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from rome_fast.locate.plan import TIE
+from rome_fast.locate.plan import tied_of
 
 if TYPE_CHECKING:
     from rome_fast.locate.plan import LayerTrial
@@ -55,12 +55,12 @@ def _measured(trial: LayerTrial) -> str:
 
 def _against_the_others(best: LayerTrial, found: Sequence[LayerTrial]) -> Iterator[str]:
     others = [trial for trial in found if trial is not best]
-    tied = [t for t in others if t.score >= max(f.score for f in found) - TIE]
+    tied = [trial for trial in tied_of(found) if trial is not best]
     if tied and best.relative_norm is not None:
+        names = ", ".join(f"layer {trial.layer}" for trial in tied)
         yield (
-            f"as good within a point: {', '.join(f'layer {t.layer}' for t in tied)}; but in layer "
-            f"{best.layer} the updates are the smallest ({best.relative_norm:.2%} of the weight's "
-            "norm)"
+            f"as good within one request: {names}; but in layer {best.layer} the updates are the "
+            f"smallest ({best.relative_norm:.2%} of the weight's norm)"
         )
     elif others:
         second = max(others, key=lambda trial: trial.score)

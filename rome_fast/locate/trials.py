@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING
 from rome_fast.editor import Editor
 from rome_fast.errors import EditRejectedError, NonFiniteError
 from rome_fast.evaluate.records import EditRecord, Question
-from rome_fast.evaluate.scoring import Score, Trial, score
+from rome_fast.evaluate.scoring import (
+    EncodedQuestion,
+    Score,
+    Trial,
+    encode_questions,
+    score_encoded,
+)
 from rome_fast.locate.plan import LayerTrial
 from rome_fast.value.optimize import NOT_CONVERGED
 
@@ -43,14 +49,12 @@ class Trials:
         self.spec, self.tok, self.records = spec, tok, records
         self.own_neighbors = all(map(_neighbors, records))
         self._context_templates = context_templates
-        self._paraphrases = [
-            [Question(text, record.request.target) for text in record.paraphrases]
-            for record in records
-        ]
+        self._paraphrases = [_first_tokens(spec, tok, record) for record in records]
         self._neighbors = [
             _neighbors(record) or list(_others(i, records)) for i, record in enumerate(records)
         ]
         self._before = self._score(self._neighbors, None)
+        self._usual = self._answers_instead()
 
     def run(
         self,
@@ -89,6 +93,7 @@ class Trials:
         norms = [result.relative_norm for result in results.values()]
         return LayerTrial(
             layer=editor.projection.layer,
+            n_requests=len(self.records),
             success=sum(r.success for r in results.values()) / len(self.records),
             paraphrase=paraphrases,
             locality=locality,
@@ -106,25 +111,58 @@ class Trials:
         edit_of = [number.get(i, -1) for i in range(len(self.records))]
         updates = [result.update for result in results.values()]
 
-        def trial(questions: Sequence[Sequence[Question]]) -> Trial:
+        def trial(questions: Sequence[Sequence[object]]) -> Trial:
             rows = [edit_of[i] for i, asked in enumerate(questions) for _ in asked]
             return Trial(editor.projection, updates, rows)
 
-        said = self._score(self._paraphrases, trial(self._paraphrases))
+        asked = trial(self._paraphrases)
+        said, usual = (self._score_encoded(q, asked) for q in (self._paraphrases, self._usual))
+        prefers = [
+            [new.nll <= old.nll for new, old in zip(*pair, strict=True)]
+            for pair in zip(said, usual, strict=True)
+        ]
         after = self._score(self._neighbors, trial(self._neighbors))
         stays = [
             [b.argmax_ids == a.argmax_ids for b, a in zip(*pair, strict=True)]
             for pair in zip(self._before, after, strict=True)
         ]
-        return _mean_of_means([[s.exact for s in scores] for scores in said]), _mean_of_means(stays)
+        return _mean_of_means(prefers), _mean_of_means(stays)
+
+    def _answers_instead(self) -> list[list[EncodedQuestion]]:
+        """The paraphrases with the unedited model's own answers."""
+        said = self._score_encoded(self._paraphrases, None)
+        return [
+            [
+                EncodedQuestion(q.prompt_ids, score.argmax_ids)
+                for q, score in zip(*pair, strict=True)
+            ]
+            for pair in zip(self._paraphrases, said, strict=True)
+        ]
 
     def _score(
         self, questions: Sequence[Sequence[Question]], trial: Trial | None
     ) -> list[list[Score]]:
         """Scores of each request's questions, in order."""
         flat = [question for asked in questions for question in asked]
-        scores = iter(score(self.spec.model, self.tok, flat, trial))
+        encoded = iter(encode_questions(self.spec.model, self.tok, flat))
+        parts = [list(islice(encoded, len(asked))) for asked in questions]
+        return self._score_encoded(parts, trial)
+
+    def _score_encoded(
+        self, questions: Sequence[Sequence[EncodedQuestion]], trial: Trial | None
+    ) -> list[list[Score]]:
+        flat = [question for asked in questions for question in asked]
+        scores = iter(score_encoded(self.spec.model, flat, trial))
         return [list(islice(scores, len(asked))) for asked in questions]
+
+
+def _first_tokens(
+    spec: ModelSpec, tok: PreTrainedTokenizerBase, record: EditRecord
+) -> list[EncodedQuestion]:
+    """A record's paraphrases, with the first token of its target as the answer."""
+    asked = [Question(text, record.request.target) for text in record.paraphrases]
+    found = encode_questions(spec.model, tok, asked)
+    return [EncodedQuestion(ids.prompt_ids, ids.target_ids[:1]) for ids in found]
 
 
 def _neighbors(record: EditRecord) -> list[Question]:

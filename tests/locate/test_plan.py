@@ -16,9 +16,9 @@ from rome_fast.locate.plan import best_of
 from rome_fast.locate.reasons import reasons_for
 
 
-def trial(layer, success=1.0, paraphrase=1.0, locality=1.0, norm=0.01, **others):
+def trial(layer, success=1.0, paraphrase=1.0, locality=1.0, norm=0.01, n_requests=100, **others):
     fields = {"loss": 0.04, "unconverged": 0, "failures": (), **others}
-    return LayerTrial(layer, success, paraphrase, locality, norm, **fields)
+    return LayerTrial(layer, n_requests, success, paraphrase, locality, norm, **fields)
 
 
 def reasons(trials, effects, n=20, own_neighbors=True):
@@ -50,6 +50,14 @@ def test_best(trials, layer):
     assert best_of(trials[::-1]).layer == layer
 
 
+@pytest.mark.parametrize(("n", "layer"), [(100, 0), (20, 1), (2, 1)])
+def test_a_tie_is_as_wide_as_a_request_and_at_most_a_tenth(n, layer):
+    near = [trial(0, n_requests=n, norm=0.02), trial(1, success=0.9, n_requests=n, norm=0.01)]
+    assert best_of(near).layer == layer
+    far = [trial(0, n_requests=n, norm=0.02), trial(1, success=0.5, n_requests=n, norm=0.01)]
+    assert best_of(far).layer == 0
+
+
 def test_reasons_in_words():
     trials = [trial(1, 0.8, 0.5, norm=0.02, unconverged=3, loss=0.7), trial(2, 0.4)]
     told = reasons(trials, [0.0, 0.3, 0.1, -0.1])
@@ -65,7 +73,7 @@ def test_reasons_name_ties_disagreement_and_what_was_not_measured():
     trials = [trial(0, paraphrase=None, norm=0.03), trial(2, paraphrase=None, failures=["x: no"])]
     told = reasons(trials, [0.3, 0.2, 0.1], n=4, own_neighbors=False)
     assert told[0] == "layer 2: success 100%, locality 100% of 4 trial edits"
-    assert told[1].startswith("as good within a point: layer 0; but in layer 2 the updates are")
+    assert told[1].startswith("as good within one request: layer 0; but in layer 2 the updates are")
     assert "(1.00% of the weight's norm)" in told[1]
     assert told[2] == (
         "tracing points elsewhere: restored MLPs around layer 0 bring back most (+0.300), around "

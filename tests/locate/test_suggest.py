@@ -51,6 +51,11 @@ def forced(model, tok, text, target):
     return logits.argmax(-1).tolist()
 
 
+def likelier(model, tok, text, new, old):
+    logits = model(**tok(text, return_tensors="pt")).logits[0, -1]
+    return bool(logits[new] >= logits[old])
+
+
 def records_of(requests):
     """A paraphrase each, and for the first two a neighbour or a group of locality."""
     parsed = [EditRequest.parse(request) for request in requests]
@@ -72,12 +77,16 @@ def asked_one_by_one(model, tok, records, hparams):
         near = [*record.neighborhood, *(q for group in record.locality.values() for q in group)]
         near = [(q.prompt, q.target) for q in near] or [o for j, o in enumerate(others) if j != i]
         before = [forced(model, tok, *pair) for pair in near]
+        usual = [greedy(model, tok, text, 1) for text in record.paraphrases]
         target = tok(" " + record.request.target)["input_ids"]
         with rome_fast.trial(
             model, tok, record.request, hparams,
             second_moment="identity", context_templates=CONTEXTS,
         ) as result:  # fmt: skip
-            said = [greedy(model, tok, text, len(target)) == target for text in record.paraphrases]
+            said = [
+                likelier(model, tok, text, target[0], *old)
+                for text, old in zip(record.paraphrases, usual, strict=True)
+            ]
             after = [forced(model, tok, *pair) for pair in near]
             success = greedy(model, tok, record.request.text, len(target)) == target
         stays = [a == b for a, b in zip(after, before, strict=True)]
