@@ -24,12 +24,13 @@ import torch
 
 import rome_fast
 from benchmarks.real_model.judging import Leak, RealModelJudge, means, paired_interval
-from benchmarks.real_model.records import known_records
+from benchmarks.real_model.records import known_records, read_counterfact, record_of
 from benchmarks.real_model.values import Found, find_values
 from benchmarks.support.results import ROOT, SHARED
 from rome_fast.bench.setting import setting
 from rome_fast.errors import EditRejectedError
 from rome_fast.evaluate.drift import Drift
+from rome_fast.evaluate.records import EditRecord
 from rome_fast.model.open_model import open_model
 from rome_fast.model.spec import embedding_rows
 from rome_fast.moment.collect.corpus import Corpus
@@ -57,8 +58,7 @@ class Study:
         self.wanted = args.sources
         self.model, self.tok, _ = rome_fast.demo.load("smollm2")
         self.model.requires_grad_(False)
-        records = known_records(self.model, self.tok, args.work / "ranks.json")
-        self.records = records[: args.records]
+        self.records = self._records(args)[: args.records]
         hparams = rome_fast.RomeHparams.for_model(self.model)
         self.hparams = hparams.replace(
             layers=(args.layer,), context_template_length_params=((5, 3), (10, 2))
@@ -77,6 +77,11 @@ class Study:
         texts = [self.tok.decode(ids[:DRIFT_TOKENS]) for ids in held[:DRIFT_TEXTS]]
         self.drift = Drift.baseline(self.model, self.tok, texts)
         self.judge = RealModelJudge(self.model, self.tok, self.projection, self.records)
+
+    def _records(self, args: argparse.Namespace) -> list[EditRecord]:
+        if args.first:
+            return [record_of(raw) for raw in read_counterfact()[: args.records]]
+        return known_records(self.model, self.tok, args.work / "ranks.json")
 
     def sources(self) -> Iterator[tuple[str, Iterator[list[int]], tuple[int, ...]]]:
         """(name, documents, sizes in keys a dimension)."""
@@ -198,6 +203,9 @@ def main() -> None:
     parser.add_argument("--layer", type=int, required=True)
     parser.add_argument("--records", type=int, default=100)
     parser.add_argument("--work", type=Path, required=True, help="where found values are kept")
+    parser.add_argument(
+        "--first", action="store_true", help="first records of the file, known to the model or not"
+    )
     parser.add_argument("--joint", action="store_true", help="all records solved as one")
     parser.add_argument("--sources", nargs="*", help="of the text, by name; default: all")
     parser.add_argument("--out", type=Path, required=True)
