@@ -59,9 +59,9 @@ class Sequences:
             "edit_many": lambda: self.plain(None),
             f"edit_many, {WIKITEXT_PER_DIM} keys a dimension": lambda: self.plain(self.wikitext()),
             "Session": self.session,
-            "edit_many, C = I": lambda: self.plain("identity"),
-            "edit_many, all solved as one": self.at_once,
             "edit_many, kmeng01's update": lambda: self.plain(None, "original"),
+            "edit_many, all solved as one": self.at_once,
+            "edit_many, C = I": lambda: self.plain("identity"),
         }
 
     def plain(self, second_moment: Any, variant: str | None = None) -> None:
