@@ -68,6 +68,7 @@ def test_python_applies_the_journal_to_the_same_checkpoint_bit_for_bit(folder):
     assert all(torch.equal(x, saved[n]) for n, x in model.state_dict().items() if n in saved)
 
 
+@pytest.mark.exhaustive
 def test_a_session_in_python_goes_on_with_the_journal(folder, tmp_path):
     model, tok = loaded(folder / "model")
     path = tmp_path / "edits.journal"

@@ -115,6 +115,7 @@ def test_export_writes_an_adapter(folder, tmp_path):
     assert config["r"] == 2
 
 
+@pytest.mark.exhaustive
 def test_the_same_command_again_adds_only_what_is_new(folder, tmp_path):
     for name in ("facts.jsonl", "edits.journal"):
         (tmp_path / name).write_bytes((folder / name).read_bytes())

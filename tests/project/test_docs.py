@@ -25,7 +25,7 @@ from rome_fast.demo import smollm2
 
 ROOT = Path(__file__).parents[2]
 PAGES = [*sorted(ROOT.glob("README*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
-QUICK_PAGES = [ROOT / "README.md", ROOT / "docs" / "quick_start.md"]
+QUICK_PAGES = [ROOT / "docs" / "quick_start.md"]
 BLOCK = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PRINTS = re.compile(r"# -> (.*)$", re.MULTILINE)
 FIGURE = re.compile(r"[\d.,]+( \([\d.-]+\))?")

@@ -41,6 +41,7 @@ def test_the_package_is_imported_without_platformdirs():
     assert done.returncode == 0, done.stderr[-2000:]
 
 
+@pytest.mark.exhaustive
 def test_modules_of_posix_are_not_needed():
     done = subprocess.run(
         [sys.executable, "-c", HIDE_AND_IMPORT],
