@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 HIDE_AND_IMPORT = """
 import importlib, os, pkgutil, sys
 
