@@ -11,8 +11,11 @@ from benchmarks.real_model.tables import (
     counterfact_in_readme,
     counterfact_tables,
     first_tokens_table,
+    joint_table,
     keys_table,
     layers_table,
+    sequence_in_readme,
+    sequence_table,
 )
 from benchmarks.support.tables import Columns, Row, beside, read, table, times
 
@@ -160,13 +163,6 @@ def sequence_tables() -> dict[int, list[str]]:
     return tables
 
 
-def in_readme(lines: list[str]) -> list[str]:
-    """The rows of a sequence that the README shows."""
-    shown = ("one edit alone", *(WAYS[way] for way in ("kmeng01's update", "both_keys", "Session")))
-    rows = [line for line in lines[2:] if line.split("|")[1].strip() in shown]
-    return lines[:2] + rows
-
-
 def options_table() -> list[str]:
     """A Session with one option changed, after all edits."""
     report = read("session-options")
@@ -205,7 +201,7 @@ def documents() -> dict[str, list[str]]:
     sequences = sequence_tables()
     shown = speed["gpt2-124m, layer 6 of 12"] + speed["embedded model, layer 2 of 6"]
     return {
-        "README.md": counterfact_in_readme() + in_readme(sequences[200]) + gpu_goals(),
+        "README.md": counterfact_in_readme() + sequence_in_readme() + gpu_goals(),
         "docs/benchmarks.md": shown + counterfact_tables(),
         "docs/gpu.md": gpu_tables(),
         "docs/many_edits.md": order_table(),
@@ -214,8 +210,8 @@ def documents() -> dict[str, list[str]]:
         + layers_table()
         + changes_table()
         + first_tokens_table(),
-        "docs/numerics.md": keys_table(3) + factors + half_precision_table(),
-        "docs/sessions.md": sequences[200] + sequences[500] + cost_table(),
+        "docs/numerics.md": keys_table(3) + joint_table() + factors + half_precision_table(),
+        "docs/sessions.md": sequence_table() + sequences[200] + sequences[500] + cost_table(),
         "docs/evaluation.md": evaluation_table(),
         "docs/tracing.md": tracing_tables(),
     }

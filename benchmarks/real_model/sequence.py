@@ -30,6 +30,7 @@ from rome_fast.evaluate.records import EditRecord
 from rome_fast.hparams import RomeHparams
 from rome_fast.model.open_model import open_model
 from rome_fast.moment.collect.collector import collect_second_moment
+from rome_fast.moment.collect.ordinary import ORDINARY_TEXT
 
 N_TEXTS, LENGTH = 200, 64
 WIKITEXT_PER_DIM = 64
@@ -59,6 +60,7 @@ class Sequences:
             "edit_many": lambda: self.plain(None),
             f"edit_many, {WIKITEXT_PER_DIM} keys a dimension": lambda: self.plain(self.wikitext()),
             "Session": self.session,
+            "Session, all ordinary text": lambda: self.session(self.ordinary()),
             "edit_many, kmeng01's update": lambda: self.plain(None, "original"),
             "edit_many, all solved as one": self.at_once,
             "edit_many, C = I": lambda: self.plain("identity"),
@@ -77,8 +79,9 @@ class Sequences:
         options = {"order": "independent", "window": window, "progress": False}
         rome_fast.edit_many(self.model, self.tok, self.requests, self.hparams, **options)
 
-    def session(self) -> None:
-        with rome_fast.Session(self.model, self.tok, self.hparams) as session:
+    def session(self, second_moment: Any = None) -> None:
+        options = {"second_moment": second_moment}
+        with rome_fast.Session(self.model, self.tok, self.hparams, **options) as session:
             for _ in session.stream(self.requests, progress=False):
                 pass
 
@@ -87,12 +90,16 @@ class Sequences:
         text = (SHARED / "wikitext" / "wikipedia-paragraphs.txt").read_text(encoding="utf-8")
         lines = [line for line in text.splitlines() if line.strip()]
         random.Random(0).shuffle(lines)
-        found = collect_second_moment(
-            *(self.model, self.tok, lines, self.projection.layer),
-            tokens=WIKITEXT_PER_DIM * self.projection.d_key,
-            progress=False,
-        )
-        return found[self.projection.layer]
+        return self.collected(lines, WIKITEXT_PER_DIM * self.projection.d_key)
+
+    def ordinary(self) -> rome_fast.SecondMoment:
+        """C of the text that the default takes the beginning of."""
+        return self.collected(ORDINARY_TEXT, 10**6)
+
+    def collected(self, texts: Any, tokens: int) -> rome_fast.SecondMoment:
+        layer = self.projection.layer
+        options = {"tokens": tokens, "progress": False}
+        return collect_second_moment(self.model, self.tok, texts, layer, **options)[layer]
 
     def run(self, way: str) -> dict[str, Any]:
         """What is left of everything after all edits; the weight is put back."""

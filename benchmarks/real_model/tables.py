@@ -63,8 +63,16 @@ SEQUENCE: Columns = {
     "norm": lambda r: f"{r.get('norm', 0):.2f}",
     "s an edit": lambda r: f"{r['seconds']:.1f}" if "seconds" in r else "",
 }
+JOINT: Columns = {
+    "keys / d": KEYS["keys / d"],
+    "ridge": KEYS["ridge"],
+    **SCORES,
+    "drift, KL": SEQUENCE["drift, KL"],
+    "norm": SEQUENCE["norm"],
+}
 # What README shows of CounterFact.
 IN_README = ("unedited", "`both_keys`", "`original`", "`both_keys`, C = I")
+ONLY_IN_DOCS = ("edit_many, all solved as one", "edit_many, C = I")
 TIMED: Columns = {
     "seconds": lambda r: f"{r['seconds']:.1f}",
     "quartiles": lambda r: "{:.1f}-{:.1f}".format(*r["seconds_quartiles"]),
@@ -111,6 +119,22 @@ def sequence_table() -> list[str]:
     report = read("real-model-sequence")
     rows = [("unedited", report["unedited"]), *report["ways"].items()]
     return table(f"after {report['records']} edits", SEQUENCE, rows)
+
+
+def sequence_in_readme() -> list[str]:
+    """The rows and columns of the same that the README has room for."""
+    report = read("real-model-sequence")
+    columns = {**SCORES, "perplexity": SEQUENCE["perplexity"]}
+    ways = [(name, row) for name, row in report["ways"].items() if name not in ONLY_IN_DOCS]
+    rows = [("unedited", report["unedited"]), *ways]
+    return table(f"after {report['records']} edits", columns, rows)
+
+
+def joint_table() -> list[str]:
+    """Many records solved as one, with more and more keys."""
+    report = read("real-model-keys-joint")
+    rows = [(cell["source"], cell) for cell in report["cells"]]
+    return table(f"{report['records']} solved as one, text of C", JOINT, rows)
 
 
 def counterfact_tables() -> list[str]:
