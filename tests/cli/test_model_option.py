@@ -13,7 +13,8 @@ from rome_fast.cli.app import app
 from rome_fast.cli.common import load_model
 from rome_fast.errors import ModelFileError
 
-pytest.importorskip("gguf", reason="pip install --no-deps gguf")
+pytest.importorskip("gguf", reason="pip install --no-deps gguf accelerate")
+pytest.importorskip("accelerate", reason="pip install --no-deps gguf accelerate")
 from gguf_files import write_gguf
 
 

@@ -12,7 +12,8 @@ from rome_fast.errors import ModelFileError
 from rome_fast.model import gguf as module
 from rome_fast.model.gguf import load_gguf
 
-pytest.importorskip("gguf", reason="pip install --no-deps gguf")
+pytest.importorskip("gguf", reason="pip install --no-deps gguf accelerate")
+pytest.importorskip("accelerate", reason="pip install --no-deps gguf accelerate")
 from gguf_files import write_gguf
 
 Usage = namedtuple("Usage", "total used free")
