@@ -92,7 +92,7 @@ def plan(
     skip_bad: SkipBadOption = False,
     sample: Annotated[
         int, typer.Option(help="how many of the requests to try, spread over the file")
-    ] = 10,
+    ] = 7,
     layers: Annotated[
         str | None,
         typer.Option(metavar="N,N,...", help="to try", show_default="those that tracing proposes"),

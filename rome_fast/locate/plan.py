@@ -27,9 +27,9 @@ class LayerTrial:
 
     Attributes:
         success: share of the requests whose target is the model's answer after their edit.
-        paraphrase: share of their paraphrases after which it is likelier than the unedited model's
-            answer (its first token than that one's), a mean over requests; None where no request
-            brings any.
+        paraphrase: share of their paraphrases after which it is likelier than the record's true
+            object, or where it names none than the unedited model's answer (its first token than
+            that one's), a mean over requests; None where no request brings any.
         locality: share of prompts about other subjects whose likeliest answer stays, a mean over
             requests; None where there is none to ask.
         relative_norm: mean norm of the updates over the norm of the weight; None if none was made.

@@ -49,7 +49,7 @@ class Trials:
         self.spec, self.tok, self.records = spec, tok, records
         self.own_neighbors = all(map(_neighbors, records))
         self._context_templates = context_templates
-        self._paraphrases = [_first_tokens(spec, tok, record) for record in records]
+        self._paraphrases = [_first_tokens(spec, tok, r, r.request.target) for r in records]
         self._neighbors = [
             _neighbors(record) or list(_others(i, records)) for i, record in enumerate(records)
         ]
@@ -129,14 +129,13 @@ class Trials:
         return _mean_of_means(prefers), _mean_of_means(stays)
 
     def _answers_instead(self) -> list[list[EncodedQuestion]]:
-        """The paraphrases with the unedited model's own answers."""
+        """The paraphrases with the true objects, or with what the unedited model says itself."""
         said = self._score_encoded(self._paraphrases, None)
         return [
-            [
-                EncodedQuestion(q.prompt_ids, score.argmax_ids)
-                for q, score in zip(*pair, strict=True)
-            ]
-            for pair in zip(self._paraphrases, said, strict=True)
+            _first_tokens(self.spec, self.tok, record, record.target_true)
+            if record.target_true
+            else [EncodedQuestion(q.prompt_ids, s.argmax_ids) for q, s in zip(*pair, strict=True)]
+            for record, *pair in zip(self.records, self._paraphrases, said, strict=True)
         ]
 
     def _score(
@@ -157,10 +156,10 @@ class Trials:
 
 
 def _first_tokens(
-    spec: ModelSpec, tok: PreTrainedTokenizerBase, record: EditRecord
+    spec: ModelSpec, tok: PreTrainedTokenizerBase, record: EditRecord, answer: str
 ) -> list[EncodedQuestion]:
-    """A record's paraphrases, with the first token of its target as the answer."""
-    asked = [Question(text, record.request.target) for text in record.paraphrases]
+    """A record's paraphrases, with the first token of an answer."""
+    asked = [Question(text, answer) for text in record.paraphrases]
     found = encode_questions(spec.model, tok, asked)
     return [EncodedQuestion(ids.prompt_ids, ids.target_ids[:1]) for ids in found]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 
@@ -118,14 +119,22 @@ def test_info_and_module_entry():
 
 
 @pytest.mark.parametrize(
-    ("load", "asked", "expected"), [(3.6, None, 1), (1.2, None, 3), (0.2, None, 4), (9.0, "4", 4)]
+    ("running", "asked", "expected"),
+    [([5], None, 1), ([2], None, 3), ([1, 1, 9, 1], None, 4), ([1], None, 4), ([9], "4", 4)],
 )
-def test_busy_cores_are_spared(monkeypatch, load, asked, expected):
-    found = [4]
+def test_busy_cores_are_spared(monkeypatch, tmp_path, running, asked, expected):
+    found, looks = [4], itertools.cycle(running)
+    load = tmp_path / "loadavg"
+    load.touch()
+
+    def next_look(_):
+        load.write_text(f"9.00 9.00 9.00 {next(looks)}/300 4711")
+
     monkeypatch.setattr(torch, "get_num_threads", lambda: found[-1])
     monkeypatch.setattr(torch, "set_num_threads", found.append)
     monkeypatch.setattr(threads.os, "cpu_count", lambda: 4)
-    monkeypatch.setattr(threads.os, "getloadavg", lambda: (load, 0.0, 0.0))
+    monkeypatch.setattr(threads, "_LOAD", load)
+    monkeypatch.setattr(threads.time, "sleep", next_look)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if asked is not None:
         monkeypatch.setenv("OMP_NUM_THREADS", asked)

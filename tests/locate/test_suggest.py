@@ -63,7 +63,11 @@ def records_of(requests):
     near = (Question("The founder is Ada Lovelace", "chemistry"),)
     local = {"others": (Question("A house is", "French"), Question("The river", "boils"))}
     return [
-        EditRecord(0, parsed[0], paraphrases=tuple(paraphrases[0]), neighborhood=near),
+        EditRecord(
+            *(0, parsed[0], "chemistry"),
+            paraphrases=tuple(paraphrases[0]),
+            neighborhood=near,
+        ),
         EditRecord(1, parsed[1], paraphrases=tuple(paraphrases[1]), locality=local),
         EditRecord(2, parsed[2], paraphrases=tuple(paraphrases[2])),
     ]
@@ -77,7 +81,10 @@ def asked_one_by_one(model, tok, records, hparams):
         near = [*record.neighborhood, *(q for group in record.locality.values() for q in group)]
         near = [(q.prompt, q.target) for q in near] or [o for j, o in enumerate(others) if j != i]
         before = [forced(model, tok, *pair) for pair in near]
-        usual = [greedy(model, tok, text, 1) for text in record.paraphrases]
+        usual = [
+            tok(" chemistry")["input_ids"][:1] if i == 0 else greedy(model, tok, text, 1)
+            for text in record.paraphrases
+        ]
         target = tok(" " + record.request.target)["input_ids"]
         with rome_fast.trial(
             model, tok, record.request, hparams,
