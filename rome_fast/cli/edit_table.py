@@ -13,9 +13,6 @@ from rich.table import Table
 from rich.text import Text
 
 from rome_fast.cli.common import console
-from rome_fast.evaluate.generation import generate
-from rome_fast.evaluate.records import Question
-from rome_fast.evaluate.scoring import score
 from rome_fast.prompt.subject import cuts_a_word
 
 if TYPE_CHECKING:
@@ -69,6 +66,9 @@ def print_all(
     model: PreTrainedModel, tok: PreTrainedTokenizerBase, rows: Sequence[Row]
 ) -> list[Row]:
     """Print a table of what each edit did and whether it holds; returns those that do not."""
+    from rome_fast.evaluate.records import Question
+    from rome_fast.evaluate.scoring import score
+
     # Later edits may take an earlier one back, so the last word is that of the finished model.
     scores = score(model, tok, [Question.of(row.request) for row in rows])
     probs = [math.exp(sum(s.log_probs)) for s in scores]
@@ -98,6 +98,8 @@ def _answers(
     scores: Sequence[Score],
 ) -> list[tuple[str, str]]:
     """Of each edit what the finished model writes: the target, if it does, and what follows."""
+    from rome_fast.evaluate.generation import generate
+
     asked = [row.request for row in rows]
     n_tokens = max(_ANSWER_TOKENS, 1 + max(len(s.target_ids) for s in scores))
     chats = [request.conversation for request in asked]

@@ -11,9 +11,9 @@ from typer.testing import CliRunner
 
 import rome_fast
 from rome_fast import demo
-from rome_fast.cli import edit_table
 from rome_fast.cli.app import app
 from rome_fast.cli.common import BAD_INPUT, EDIT_FAILED
+from rome_fast.evaluate import generation
 
 SETTINGS = "layers: [2]\nv_num_grad_steps: {steps}\ncontext_template_length_params: [[5, 4]]\n"
 
@@ -85,7 +85,7 @@ def test_an_edit_that_a_later_one_takes_back_fails_all_and_saves_nothing(
 
 def test_an_edit_that_runs_on_inside_the_word_does_not_hold(arguments, facts, monkeypatch):
     said = f" {facts[0].target_new}bor"
-    monkeypatch.setattr(edit_table, "generate", lambda *args, **options: [said])
+    monkeypatch.setattr(generation, "generate", lambda *args, **options: [said])
     result = run({**arguments, "--limit": 1})
     assert result.exit_code == EDIT_FAILED
     assert "0 of 1 edits hold" in result.output and said.strip() in result.output
