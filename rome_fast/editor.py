@@ -15,6 +15,7 @@ from rome_fast.errors import EditFailedError, HparamsError, InvalidRequestError
 from rome_fast.hparams import RomeHparams, defaults_for
 from rome_fast.model.open_model import EditSite
 from rome_fast.model.spec import ModelSpec, check_tokenizer, max_positions
+from rome_fast.moment.collect.collection import ENOUGH_KEYS
 from rome_fast.moment.collect.resolve import resolve_second_moment
 from rome_fast.prompt.contexts import check_context_templates, sample_context_templates
 from rome_fast.prompt.encode import TokenizedEdit, encode
@@ -101,6 +102,7 @@ class Editor:
         context_templates: Sequence[str] | None,
         second_moment: object,
         requests: Sequence[EditRequest] = (),
+        keys_per_dim: int = ENOUGH_KEYS,
     ) -> None:
         """Set contexts and second moment; not given: sampled ones, and that of ordinary text.
 
@@ -127,7 +129,7 @@ class Editor:
             )
         dtype = getattr(torch, hparams.mom2_dtype)
         self.second_moment = resolve_second_moment(
-            second_moment, self.spec, self.tok, self.projection, dtype
+            second_moment, self.spec, self.tok, self.projection, dtype, keys_per_dim
         )
         if self.second_moment is not None and self.second_moment.count < self.projection.d_key:
             self.notes.append(

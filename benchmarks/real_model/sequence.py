@@ -29,8 +29,9 @@ from rome_fast.evaluate.drift import Drift
 from rome_fast.evaluate.records import EditRecord
 from rome_fast.hparams import RomeHparams
 from rome_fast.model.open_model import open_model
+from rome_fast.moment.collect.collection import ENOUGH_KEYS
 from rome_fast.moment.collect.collector import collect_second_moment
-from rome_fast.moment.collect.ordinary import ORDINARY_TEXT
+from rome_fast.moment.collect.ordinary import ordinary_second_moment
 
 N_TEXTS, LENGTH = 200, 64
 WIKITEXT_PER_DIM = 64
@@ -60,7 +61,7 @@ class Sequences:
             "edit_many": lambda: self.plain(None),
             f"edit_many, {WIKITEXT_PER_DIM} keys a dimension": lambda: self.plain(self.wikitext()),
             "Session": self.session,
-            "Session, all ordinary text": lambda: self.session(self.ordinary()),
+            f"Session, {ENOUGH_KEYS} keys a dimension": lambda: self.session(self.ordinary()),
             "edit_many, kmeng01's update": lambda: self.plain(None, "original"),
             "edit_many, all solved as one": self.at_once,
             "edit_many, C = I": lambda: self.plain("identity"),
@@ -90,16 +91,14 @@ class Sequences:
         text = (SHARED / "wikitext" / "wikipedia-paragraphs.txt").read_text(encoding="utf-8")
         lines = [line for line in text.splitlines() if line.strip()]
         random.Random(0).shuffle(lines)
-        return self.collected(lines, WIKITEXT_PER_DIM * self.projection.d_key)
+        layer, tokens = self.projection.layer, WIKITEXT_PER_DIM * self.projection.d_key
+        options = {"tokens": tokens, "progress": False}
+        return collect_second_moment(self.model, self.tok, lines, layer, **options)[layer]
 
     def ordinary(self) -> rome_fast.SecondMoment:
-        """C of the text that the default takes the beginning of."""
-        return self.collected(ORDINARY_TEXT, 10**6)
-
-    def collected(self, texts: Any, tokens: int) -> rome_fast.SecondMoment:
-        layer = self.projection.layer
-        options = {"tokens": tokens, "progress": False}
-        return collect_second_moment(self.model, self.tok, texts, layer, **options)[layer]
+        """C as a single edit has it."""
+        with open_model(self.model) as spec:
+            return ordinary_second_moment(spec, self.tok, self.projection)
 
     def run(self, way: str) -> dict[str, Any]:
         """What is left of everything after all edits; the weight is put back."""

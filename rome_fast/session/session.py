@@ -43,7 +43,8 @@ class Session:
 
     Args:
         model, tok, hparams, second_moment, context_templates, variant, backend: as in
-            ``rome_fast.edit``.
+            ``rome_fast.edit``; no second moment given: that of eight times as much ordinary text,
+            as far as it reaches.
         journal: a file to which each edit is written before it is acknowledged; ``Session.resume``
             goes on from it, whatever ended the process.
         retain: weight of each edited key against all ordinary ones together; 0: earlier edits are

@@ -20,6 +20,7 @@ from rome_fast.model.hashes import tokenizer_hash
 from rome_fast.model.lock import ModelLock
 from rome_fast.model.open_model import open_model
 from rome_fast.model.owner import owned, shared_lock
+from rome_fast.moment.collect.collection import ENOUGH_KEYS_OF_A_SEQUENCE
 from rome_fast.moment.second_moment import SecondMoment
 from rome_fast.session.baseline import Baseline
 from rome_fast.session.health import Health
@@ -73,7 +74,9 @@ def start_new(
         if journal is not None:
             file = stack.enter_context(closing(Journal(journal)))
             file.check_new()
-        editor.prepare(context_templates, second_moment)
+        editor.prepare(
+            context_templates, second_moment, keys_per_dim=ENOUGH_KEYS_OF_A_SEQUENCE
+        )
         settings = Settings(
             hparams=editor.hparams,
             context_templates=tuple(editor.context_templates),

@@ -1,7 +1,8 @@
 """The second moment of an edit that was given none: of ordinary text that ships with the package.
 
 A few keys a dimension of any text serve an edit as well as a hundred times as many of the model's
-own (docs/second_moments.md), so nothing is sampled and nothing is fetched.
+own, and a sequence of edits wants more of them (docs/second_moments.md); nothing is sampled and
+nothing is fetched.
 """
 
 from __future__ import annotations
@@ -37,8 +38,9 @@ def ordinary_second_moment(
     tok: PreTrainedTokenizerBase,
     projection: DownProjection,
     dtype: torch.dtype = torch.float32,
+    keys_per_dim: int = ENOUGH_KEYS,
 ) -> SecondMoment:
-    """Second moment of ordinary text at one layer; cached.
+    """Second moment of ordinary text at one layer, or of as much of it as there is; cached.
 
     The cache is keyed by everything that determines a key: configuration, weights up to the edited
     matrix, layer, tokenizer, dtype and text.
@@ -46,7 +48,7 @@ def ordinary_second_moment(
     Raises:
         SecondMomentError: the cached file is damaged; the message names it.
     """
-    return ordinary_second_moments(spec, tok, [projection], dtype)[projection.layer]
+    return ordinary_second_moments(spec, tok, [projection], dtype, keys_per_dim)[projection.layer]
 
 
 def ordinary_second_moments(
@@ -54,9 +56,10 @@ def ordinary_second_moments(
     tok: PreTrainedTokenizerBase,
     projections: Sequence[DownProjection],
     dtype: torch.dtype = torch.float32,
+    keys_per_dim: int = ENOUGH_KEYS,
 ) -> dict[int, SecondMoment]:
     """The same for several layers: one pass for those of one width that are not cached."""
-    paths = {p.layer: _cache_path(spec, tok, p, dtype) for p in projections}
+    paths = {p.layer: _cache_path(spec, tok, p, dtype, keys_per_dim) for p in projections}
     found = {layer: _load(path) for layer, path in paths.items() if path.exists()}
     # How many keys a layer gets must not depend on which others are asked for with it.
     missing: dict[int, list[int]] = {}
@@ -66,11 +69,12 @@ def ordinary_second_moments(
     for d_key, layers in missing.items():
         fresh = collect_second_moment(
             *(spec.model, tok, ORDINARY_TEXT, layers),
-            tokens=ENOUGH_KEYS * d_key,
+            tokens=keys_per_dim * d_key,
             max_length=_LENGTH,
             dtype=dtype,
             source="ordinary text",
-            title="first edit of this model: text for C, once",
+            title=f"first {'edit' if keys_per_dim == ENOUGH_KEYS else 'Session'} of this model: "
+            "text for C, once",
         )
         for layer, moment in fresh.items():
             _save(moment, paths[layer])
@@ -95,9 +99,13 @@ def _load(path: Path) -> SecondMoment:
 
 
 def _cache_path(
-    spec: ModelSpec, tok: PreTrainedTokenizerBase, projection: DownProjection, dtype: torch.dtype
+    spec: ModelSpec,
+    tok: PreTrainedTokenizerBase,
+    projection: DownProjection,
+    dtype: torch.dtype,
+    keys_per_dim: int,
 ) -> Path:
-    read = [ENOUGH_KEYS, _LENGTH, _text_hash()]
+    read = [keys_per_dim, _LENGTH, _text_hash()]
     key = [provenance(spec, tok, projection), str(dtype), *read]
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     return cache_dir() / "second_moments" / f"{digest[:32]}.safetensors"

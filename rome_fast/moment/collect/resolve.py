@@ -10,6 +10,7 @@ import torch
 
 from rome_fast.errors import InvalidArgumentError, SecondMomentError, SecondMomentWarning, warn
 from rome_fast.model.spec import DownProjection, ModelSpec
+from rome_fast.moment.collect.collection import ENOUGH_KEYS
 from rome_fast.moment.collect.collector import collect_second_moment
 from rome_fast.moment.collect.ordinary import ordinary_second_moment
 from rome_fast.moment.provenance import differences, same_but_rounded
@@ -25,12 +26,14 @@ def resolve_second_moment(
     tok: PreTrainedTokenizerBase,
     projection: DownProjection,
     dtype: torch.dtype,
+    keys_per_dim: int = ENOUGH_KEYS,
 ) -> SecondMoment | None:
     """Turn what the caller passed into a SecondMoment, or None for the identity.
 
     Args:
         given: a SecondMoment, the path of a saved one (safetensors or the reference's .npz), an
             iterable of texts, ``"identity"``, or None for that of ordinary text.
+        keys_per_dim: how much of that text, in keys a dimension.
 
     Raises:
         SecondMomentError: it belongs to another layer or model; the fields that differ are named.
@@ -40,7 +43,7 @@ def resolve_second_moment(
     if isinstance(given, str) and given == "identity":
         return None
     if given is None:
-        return ordinary_second_moment(spec, tok, projection, dtype)
+        return ordinary_second_moment(spec, tok, projection, dtype, keys_per_dim)
     if isinstance(given, SecondMoment):
         moment = given
     elif isinstance(given, Mapping):
