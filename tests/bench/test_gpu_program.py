@@ -119,6 +119,7 @@ def test_a_process_that_dies_or_hangs_leaves_its_rows(monkeypatch, tmp_path, end
     assert not why or (found[1]["state"] == FAILED and why in found[1]["why"])
 
 
+@pytest.mark.exhaustive
 def test_a_part_in_its_process_writes_its_rows(tmp_path):
     """Where there is no GPU each says so."""
     gpu.run_in_child("roofline", 60, tmp_path / "rows")
@@ -168,6 +169,7 @@ def test_what_is_written_beside_the_result_is_not_timed(monkeypatch):
     assert set(states(rows).values()) == {MISMATCH}
 
 
+@pytest.mark.exhaustive
 def test_another_edit_is_not_timed(monkeypatch):
     edit = RomeFast.edit
 

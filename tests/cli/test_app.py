@@ -110,6 +110,7 @@ def test_demo_edits_shows_and_undoes():
     assert result.output.count("neighbour") == 3
 
 
+@pytest.mark.exhaustive
 def test_info_and_module_entry():
     assert CliRunner().invoke(app, ["info"]).exit_code == 0
     done = subprocess.run(

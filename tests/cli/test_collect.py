@@ -79,6 +79,7 @@ def test_collect_reads_ordinary_text_at_the_layer_that_edit_takes(folder, tmp_pa
         assert (file["mom2.count"], file["sample_size"]) == (500, 7)
 
 
+@pytest.mark.exhaustive
 def test_two_processes_equal_one(folder, texts, tmp_path):
     """189 rows, the last one shorter."""
     arguments = ["--model", folder, "--texts", texts, "--layers", 1, "--tokens", 12_090]
@@ -105,6 +106,7 @@ def test_a_script_without_a_main_guard_starts_no_process(folder, texts, tmp_path
     assert done.stdout == "count 3000\n"
 
 
+@pytest.mark.exhaustive
 def test_kill_and_resume_give_the_same_bytes(arguments, uninterrupted, tmp_path):
     out, driver = tmp_path / "out", tmp_path / "driver.py"
     driver.write_text(KILLED)

@@ -103,6 +103,7 @@ def test_statistics_collected_here_are_taken_by_python(folder, tmp_path):
     result.revert()
 
 
+@pytest.mark.exhaustive
 def test_a_log_made_on_the_checkpoint_in_float32_is_applied_too(folder, tmp_path):
     model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
     tok = AutoTokenizer.from_pretrained(folder / "model")

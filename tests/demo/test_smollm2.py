@@ -80,6 +80,7 @@ def test_facts_are_well_formed():
         assert all(fact.subject not in p.prompt for p in fact.neighborhood_prompts)
 
 
+@pytest.mark.exhaustive
 @there
 def test_it_says_what_its_facts_say():
     model, tok, facts = demo.load("smollm2")

@@ -65,6 +65,7 @@ def test_environment_native_raises_with_the_reason_when_the_library_is_missing()
     assert "the native library is not built" in process.stderr
 
 
+@pytest.mark.exhaustive
 def test_an_old_torch_is_refused_before_the_library_is_opened(native_library):
     code = """
 import torch
@@ -79,6 +80,7 @@ print(status.reason)
     assert output_of(code) == "torch 2.9.1 is installed, the native library needs >= 2.10"
 
 
+@pytest.mark.exhaustive
 def test_a_library_that_cannot_be_opened_is_reported(tmp_path):
     broken = tmp_path / "_C.abi3.so"
     broken.write_bytes(b"not a library")
@@ -93,6 +95,7 @@ print(_native.load().reason)
     assert output_of(code).startswith("_C.abi3.so cannot be loaded: ")
 
 
+@pytest.mark.exhaustive
 def test_the_cuda_library_is_not_opened_without_a_cuda_torch(tmp_path):
     library = tmp_path / "_C_cuda.abi3.so"
     library.write_bytes(b"not a library")

@@ -90,6 +90,7 @@ def test_wheel_carries_every_data_file(project):
     assert data - files == set()
 
 
+@pytest.mark.exhaustive
 def test_a_wheel_for_every_python_says_with_what_it_was_built(project, tmp_path):
     if shutil.which(get_cxx_compiler()) is None:
         pytest.skip("no C++ compiler here: there is no native wheel")
@@ -117,6 +118,7 @@ def test_demanding_the_library_without_torch_is_an_error(project):
     assert "ROME_FAST_BUILD=cpu, but torch cannot be imported" in process.stderr
 
 
+@pytest.mark.exhaustive
 def test_a_missing_compiler_falls_back_and_says_so(project):
     pytest.importorskip("torch")
     environment = dict(CXX="/nonexistent/c++", PATH=str(Path(sys.executable).parent))
@@ -164,6 +166,7 @@ def test_the_cuda_library_is_built_without_a_gpu_and_without_a_cuda_torch(projec
     assert {"rome_fast/_C.abi3.so", "rome_fast/_C_cuda.abi3.so"} <= files
 
 
+@pytest.mark.exhaustive
 def test_demanding_cuda_without_nvcc_is_an_error(project):
     compiler = shutil.which(get_cxx_compiler())
     if compiler is None:
@@ -239,6 +242,7 @@ def test_cuda_that_fails_to_compile_leaves_the_cpu_library(project):
     assert "rome_fast/_C.abi3.so" in files and "rome_fast/_C_cuda.abi3.so" not in files
 
 
+@pytest.mark.exhaustive
 def test_an_nvcc_of_another_major_version_is_refused_with_both_versions(project):
     process = build_with_cuda_torch(project, "1.0", mode="cuda")
     assert process.returncode != 0

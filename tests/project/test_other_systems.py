@@ -37,6 +37,7 @@ print(len(wanted), result.success)
 """
 
 
+@pytest.mark.exhaustive
 def test_the_package_is_imported_without_platformdirs():
     code = "import sys; sys.modules['platformdirs'] = None; import rome_fast; print(rome_fast.edit)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

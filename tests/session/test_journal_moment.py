@@ -9,6 +9,7 @@ from helpers import same_bits, state
 from rome_fast import SecondMoment, Session
 from rome_fast.errors import JournalError
 from rome_fast.moment.collect import resolve
+from rome_fast.moment.collect.collection import ENOUGH_KEYS_OF_A_SEQUENCE
 
 
 def moment_of(seed, n_keys=600):
@@ -22,7 +23,8 @@ def collected(monkeypatch):
     """Each call gives other keys, as a version of the package with another text would."""
     seeds = []
 
-    def collect(spec, tok, projection, dtype):
+    def collect(spec, tok, projection, dtype, keys_per_dim):
+        assert keys_per_dim == ENOUGH_KEYS_OF_A_SEQUENCE
         seeds.append(len(seeds))
         return moment_of(seeds[-1])
 

@@ -49,6 +49,18 @@ def test_it_is_that_of_the_first_few_keys_a_dimension(tiny, cache):
     assert torch.equal(moment.moment(), expected.moment())
 
 
+def test_more_of_it_is_asked_for_and_cached_apart(gpt2, cache, monkeypatch, tmp_path):
+    model, tok = gpt2
+    few, many = ordinary_at(model, tok), ordinary_at(model, tok, keys_per_dim=32)
+    assert (many.count, many.count / few.count) == (32 * many.d_key, 8)
+    assert ordinary_at(model, tok).count == few.count
+    short = tmp_path / "short.txt"
+    short.write_text("Forty words are all that there is of this text.\n" * 20)
+    monkeypatch.setattr(ordinary, "ORDINARY_TEXT", short)
+    monkeypatch.setattr(ordinary, "_text_hash", ordinary._text_hash.__wrapped__)
+    assert ordinary_at(model, tok, keys_per_dim=32).count < 32 * many.d_key
+
+
 def test_it_is_cached_by_all_that_determines_it(gpt2, cache, monkeypatch, tmp_path):
     model, tok = gpt2
     first, again = ordinary_at(model, tok), ordinary_at(model, tok)
