@@ -137,6 +137,7 @@ def test_whatever_parts_take_the_whole_ends_in_time():
     assert 0 <= left and gpu.TOTAL_SECONDS < 600
 
 
+@pytest.mark.exhaustive
 def test_what_does_not_agree_is_not_timed(monkeypatch):
     update = second_moment.ops.second_moment_update_
 

@@ -171,6 +171,7 @@ def test_peak_memory_is_told_by_a_process_of_its_own(gpt2, hparams):
     assert 0 < peak < 500
 
 
+@pytest.mark.exhaustive
 def test_a_child_that_fails_says_why(gpt2, hparams):
     case = make_case(gpt2, hparams)
     with pytest.raises(RomeFastError, match=r"'nobody=there'.*InvalidArgumentError.*nobody"):

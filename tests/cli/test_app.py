@@ -101,6 +101,7 @@ def test_save_refuses_a_folder_in_use(arguments, folder):
     assert "is not empty" in result.stderr
 
 
+@pytest.mark.exhaustive
 def test_demo_edits_shows_and_undoes():
     result = CliRunner().invoke(app, ["demo"], env={"COLUMNS": "200"})
     assert result.exit_code == 0, result.output

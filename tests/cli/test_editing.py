@@ -149,6 +149,7 @@ def test_the_table_can_be_read_at_any_width(arguments, facts, width):
         assert longest in told.replace("'", " ").split(), "no word of an edit is cut"
 
 
+@pytest.mark.exhaustive
 def test_where_nothing_is_saved_it_is_said_and_how_to_save_the_rest(
     arguments, facts, tmp_path, folder
 ):

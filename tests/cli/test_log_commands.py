@@ -134,6 +134,7 @@ def test_the_same_command_again_adds_only_what_is_new(folder, tmp_path):
     assert "v_num_grad_steps is 20, not 19" in again
 
 
+@pytest.mark.exhaustive
 def test_a_fact_that_the_file_holds_twice_ends_at_the_last(folder, tmp_path):
     """Also when the command is run again: the first of the two is not missing."""
     requests_of(tmp_path / "facts.jsonl", 2)

@@ -185,6 +185,7 @@ def test_the_articles_settings_take_effect(quick, field, value):
     assert other.update_norm != pytest.approx(usual.update_norm, rel=1e-3)
 
 
+@pytest.mark.exhaustive
 def test_mom2_settings_take_effect(editor):
     with pytest.warns(
         SecondMomentWarning, match="no file of 'wikipedia' statistics in .* that of ordinary text"

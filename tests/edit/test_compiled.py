@@ -105,7 +105,7 @@ def test_a_session_edits_it_and_its_log_is_that_of_the_plain_model(compiled, set
     assert compiled.n_graphs == n_graphs
 
 
-@pytest.mark.covering(compiled=[block_by_block])
+@pytest.mark.covering(compiled=[block_by_block], early=[False])
 @pytest.mark.parametrize("early", [True, False], ids=["compiled before", "compiled after"])
 def test_a_forward_waits_for_the_edit(compiled, settings, early):
     """Where the first forward, which compiles, comes before or after the Session."""

@@ -47,6 +47,7 @@ def process(folder):
             Path(f"{folder}/{rank}.txt").write_text(str(error))
 
 
+@pytest.mark.exhaustive
 def test_two_processes_find_what_one_does(tmp_path):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     paths = os.pathsep.join([str(HERE.parents[1] / "support"), os.environ.get("PYTHONPATH", "")])

@@ -57,6 +57,7 @@ def test_the_second_time_nothing_is_converted(cache, file, monkeypatch):
     assert len(list(cache.iterdir())) == 1
 
 
+@pytest.mark.exhaustive
 def test_each_dtype_has_its_own_checkpoint(cache, file):
     wide, _ = load_gguf(file)
     half, _ = load_gguf(file, torch.bfloat16)

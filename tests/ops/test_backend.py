@@ -58,6 +58,7 @@ def test_environment_chooses_the_default_backend(native_library):
     assert output_of(UPDATE, ROME_FAST_BACKEND="native") == "native"
 
 
+@pytest.mark.exhaustive
 def test_environment_native_raises_with_the_reason_when_the_library_is_missing():
     process = run_python(HIDE_LIBRARY + UPDATE, ROME_FAST_BACKEND="native")
     assert process.returncode != 0
@@ -118,6 +119,7 @@ assert not torch.cuda.is_initialized()
     assert broken.startswith("_C_cuda.abi3.so cannot be loaded: ")
 
 
+@pytest.mark.exhaustive
 def test_a_missing_cuda_library_is_told_with_the_remedy():
     code = HIDE_LIBRARY + "from rome_fast import ops; ops.resolve_backend('native', 'cuda')"
     process = run_python(code)

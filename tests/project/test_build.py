@@ -128,6 +128,7 @@ def test_a_missing_compiler_falls_back_and_says_so(project):
     assert wheel_contents(project)[0].endswith("-py3-none-any.whl")
 
 
+@pytest.mark.exhaustive
 def test_a_failing_compile_falls_back_and_says_so(project):
     (project / "csrc" / "register_cpu.cpp").write_text("#error broken on purpose\n")
     for kernel in [*project.glob("csrc/glue/*.cpp"), *project.glob("csrc/kernels/cpu/*.cpp")]:

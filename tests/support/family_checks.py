@@ -130,7 +130,7 @@ def edits_and_undoes(model, tok, layer: int = 1, **hparams) -> tuple[bool, bool]
     """(a longer edit makes the target likelier, undoing it gives the model's bits back)."""
     before = state(model)
     settings = options(model, layer, v_lr=0.2, clamp_norm_factor=12, **hparams)
-    settings["hparams"] = settings["hparams"].replace(v_num_grad_steps=20, variant="both_keys")
+    settings["hparams"] = settings["hparams"].replace(v_num_grad_steps=8, variant="both_keys")
     result = rome_fast.edit(model, tok, case("last", 1), **settings)
     edited = result.prob_after > 1.1 * result.prob_before and not same_bits(model, before)
     result.revert()
