@@ -22,7 +22,7 @@ import rome_fast
 from benchmarks.real_model.records import known_records
 from rome_fast.bench.setting import setting
 
-N_FACTS = 10
+N_FACTS = 7
 
 
 def planned(model: Any, tok: Any, records: list[Any]) -> dict[str, Any]:

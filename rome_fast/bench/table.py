@@ -13,12 +13,15 @@ from rich.table import Table
 from rome_fast.model.spec import ModelSpec, embedding_rows
 
 if TYPE_CHECKING:
+    from rich.console import JustifyMethod
+
     from rome_fast.bench.case import Case
     from rome_fast.bench.measure import Comparison, Row
 
 _LEFT = ("", "commit")
 _COMMIT = 8
 _RIGHT = ("seconds", "x rome_fast", "MiB", "cosine", "same")
+_FOLD = ("seconds", "x rome_fast")  # quartiles below the median, where it is narrow
 
 
 def table_of(comparison: Comparison) -> Table:
@@ -28,7 +31,8 @@ def table_of(comparison: Comparison) -> Table:
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0)
     table.show_edge = False
     for column in (*_LEFT, *_RIGHT):
-        table.add_column(column, justify="left" if column in _LEFT else "right", no_wrap=True)
+        justify: JustifyMethod = "left" if column in _LEFT else "right"
+        table.add_column(column, justify=justify, overflow="fold", no_wrap=column not in _FOLD)
     for row in comparison.rows:
         table.add_row(
             row.name,

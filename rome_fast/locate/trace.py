@@ -10,13 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 if TYPE_CHECKING:
-    from rich.console import Group
+    from rich.console import Console, ConsoleOptions, RenderResult
+    from rich.table import Table
     from torch import Tensor
 
 # What is put back, in the words of pictures and tables.
 TITLES = {"hidden": "hidden states", "mlp": "MLPs", "attn": "attentions"}
 _BARS = " ▁▂▃▄▅▆▇█"
+_LABEL, _BESIDE_THE_BARS = 12, 17  # cells
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,27 +116,38 @@ class Trace:
                 )
         return found
 
-    def __rich__(self) -> Group:
-        from rich import box
-        from rich.console import Group
-        from rich.table import Table
+    def __rich_console__(self, _: Console, options: ConsoleOptions) -> RenderResult:
         from rich.text import Text
 
-        tables = []
-        for kind, scores in self.scores.items():
-            table = Table(box=box.SIMPLE_HEAD)
-            table.add_column(self.title(kind), no_wrap=True)
-            table.add_column(f"layers 0-{scores.shape[1] - 1}", no_wrap=True)
-            table.add_column("highest", no_wrap=True)
-            for label, row in zip(self.labels(), scores, strict=True):
-                best = f"{row.max():.3f} at {int(row.argmax())}"
-                table.add_row(Text(label), Text(self._bars(row)), best)
-            tables.append(table)
-        head = (
+        yield Text(
             f"{self.prompt!r} -> {self.answer!r}: p = {self.high:.3f}; "
             f"with noise on the subject (*) {self.low:.3f}"
         )
-        return Group(Text(head), *tables, *map(Text, self.remarks()))
+        for kind, scores in self.scores.items():
+            yield Text(f"\n{self.title(kind)}")
+            yield self._table(scores, options.max_width)
+        yield Text("")
+        yield from map(Text, self.remarks())
+
+    def _table(self, scores: Tensor, width: int) -> Table:
+        """Fits the width: where there is no room for a bar a layer, one is of several."""
+        from rich import box
+        from rich.table import Table
+        from rich.text import Text
+
+        labels = [Text(label, no_wrap=True) for label in self.labels()]
+        for label in labels:
+            label.truncate(_LABEL, overflow="ellipsis")
+        n_layers = scores.shape[1]
+        room = width - max(label.cell_len for label in labels) - _BESIDE_THE_BARS
+        at_once = -(-n_layers // max(room, 1))
+        told = f"layers 0-{n_layers - 1}" + (f", {at_once} a bar" if at_once > 1 else "")
+        table = Table("", told, "highest", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+        for label, row in zip(labels, scores, strict=True):
+            highest = torch.stack([part.max() for part in row.split(at_once)])
+            best = f"{row.max():.3f} at {int(row.argmax())}"
+            table.add_row(label, Text(self._bars(highest), no_wrap=True), best)
+        return table
 
     def __str__(self) -> str:
         from rich.console import Console

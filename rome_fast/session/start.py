@@ -74,9 +74,7 @@ def start_new(
         if journal is not None:
             file = stack.enter_context(closing(Journal(journal)))
             file.check_new()
-        editor.prepare(
-            context_templates, second_moment, keys_per_dim=ENOUGH_KEYS_OF_A_SEQUENCE
-        )
+        editor.prepare(context_templates, second_moment, keys_per_dim=ENOUGH_KEYS_OF_A_SEQUENCE)
         settings = Settings(
             hparams=editor.hparams,
             context_templates=tuple(editor.context_templates),

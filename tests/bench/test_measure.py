@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 
 import pytest
 import torch
 from helpers import CONTEXTS, REQUEST, same_bits, state
+from rich.console import Console
 from tiny import tiny_second_moment
 
 import rome_fast
@@ -15,7 +17,7 @@ from rome_fast.bench.measure import measure
 from rome_fast.bench.own import RomeFast
 from rome_fast.bench.peak import peaks_in_children
 from rome_fast.bench.peers import PeerEdit
-from rome_fast.bench.table import quartiles, remarks
+from rome_fast.bench.table import quartiles, remarks, table_of
 from rome_fast.bench.whole_model import WholeModel
 from rome_fast.errors import InvalidArgumentError, RomeFastError
 
@@ -115,6 +117,16 @@ def test_matched_is_direction_and_steps(gpt2, hparams, off, matched):
     assert row.matched is matched
     assert row.norm_ratio == pytest.approx(abs(off.get("scale", 1.0)), rel=0.05)
     assert comparison.stopped_early is bool(off.get("skips"))
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_no_number_of_the_table_is_cut(gpt2, hparams, width):
+    (comparison,) = measure(make_case(gpt2, hparams), [FakePeer(123.456)], rounds=2)
+    console = Console(file=io.StringIO(), width=width, color_system=None)
+    console.print(table_of(comparison))
+    text = console.file.getvalue()
+    assert "…" not in text and max(map(len, text.splitlines())) <= width
+    assert all(word in text for word in ("rome_fast", "abc1234", "123", "cosine", "same"))
 
 
 def test_a_search_that_stopped_early_is_told(gpt2, hparams):

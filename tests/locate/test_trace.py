@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import sys
 from xml.etree import ElementTree
 
 import pytest
 import torch
+from rich.console import Console
 
 from rome_fast.errors import MissingExtraError
 from rome_fast.locate import Trace
@@ -51,6 +53,24 @@ def test_text_has_a_bar_for_each_state(trace):
     assert " $x$*" in rows[1] and " ▄█" in rows[1]  # none, half and all of 0.8
     assert " ▁█" in rows[2]  # below low, an eighth, above high
     assert "MLPs, window of 2" in text
+
+
+@pytest.mark.parametrize(("width", "bars"), [(60, 24), (80, 48), (120, 48)])
+def test_no_number_is_cut_at_any_width(trace, width, bars):
+    """Forty-eight layers; where there is no room for a bar each, two share the highest."""
+    scores = trace.scores["hidden"].repeat(1, 16)
+    scores[2, 47] = 2.0
+    trace = dataclasses.replace(
+        trace, scores={"mlp": scores}, tokens=("in [red]", " $x$", " a token that is long")
+    )
+    console = Console(file=io.StringIO(), width=width, color_system=None)
+    console.print(trace)
+    lines = console.file.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    [row] = [line for line in lines if "2.000 at 47" in line]
+    assert row.startswith(" a token th…  ") and row[15 : 15 + bars].endswith("█")
+    assert row[15 + bars :].strip() == "2.000 at 47"
+    assert ("2 a bar" in console.file.getvalue()) == (bars == 24)
 
 
 def test_peak_is_the_first_of_the_highest(trace):
