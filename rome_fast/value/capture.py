@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 
 class Captured:
@@ -26,8 +28,11 @@ class Captured:
             # torch.cuda.graph stays on its stream where capturing fails.
             with torch.cuda.stream(stream), own_workspaces(), graph:
                 step()
-        except RuntimeError:
+        except RuntimeError as error:
             capture_nothing(stream)
+            # The end of a capture that was broken off fails as well, and says nothing of why.
+            if isinstance(error.__context__, RuntimeError):
+                raise error.__context__ from None
             raise
 
     def replay(self) -> None:
@@ -47,6 +52,39 @@ def capture_nothing(stream: torch.cuda.Stream) -> None:
     )
     with suppress(RuntimeError), torch.cuda.stream(stream), graph:
         number.add_(1)
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a step cannot be captured, with the hooks that the model's blocks had then."""
+
+    reason: str
+    hooks: frozenset[int]
+
+
+def hooks_of(blocks: Iterable[nn.Module]) -> frozenset[int]:
+    """What runs with them besides their own code: torch's numbers of their forward hooks."""
+    modules = (module for block in blocks for module in block.modules())
+    return frozenset(
+        number
+        for module in modules
+        for number in (*module._forward_hooks, *module._forward_pre_hooks)
+    )
+
+
+class NumbersFilled(TorchFunctionMode):
+    """While open, ``torch.tensor(number, device=...)`` fills in the number on the device.
+
+    It copies from the host otherwise, which ends a capture. transformers did so in every mask of
+    eager attention (GPT-J) up to 5.17.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func is torch.tensor and args and isinstance(args[0], bool | int | float):
+            func, args = torch.full, ((), *args)
+        return func(*args, **(kwargs or {}))
 
 
 def told_host(flag: Tensor) -> Callable[[], bool]:

@@ -22,7 +22,14 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from rome_fast import ops
 from rome_fast.model.memory import is_out_of_memory
 from rome_fast.model.precision import wide_norm
-from rome_fast.value.capture import Captured, on_side_stream, told_host
+from rome_fast.value.capture import (
+    Captured,
+    NumbersFilled,
+    Refusal,
+    hooks_of,
+    on_side_stream,
+    told_host,
+)
 from rome_fast.value.first_pass import CANNOT
 from rome_fast.value.objective import Objective, Offsets
 
@@ -45,14 +52,14 @@ _HALF_TOLERANCE = 1e-1
 
 
 class Graphs:
-    """The graphs of one model, by ``Problem.key()``; a str says why a problem has none.
+    """The graphs of one model, by ``Problem.key()``; a Refusal where a problem has none.
 
     They share one memory pool, as large as the largest one needs: two graphs of a model never run
     at once. All are captured on one stream, since the memory of a pool belongs to a stream.
     """
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[Hashable, StepGraph | str] = OrderedDict()
+        self._kept: OrderedDict[Hashable, StepGraph | Refusal] = OrderedDict()
         self._place: tuple[Any, torch.cuda.Stream] | None = None
 
     def take(self, problem: Problem, check: Callable[[Tensor], None]) -> str:
@@ -62,9 +69,11 @@ class Graphs:
         """
         key = problem.key()
         graph = self._kept.pop(key, None)
-        if isinstance(graph, str):
-            self._kept[key] = graph
-            return graph
+        if isinstance(graph, Refusal):
+            if graph.hooks == hooks_of(problem.suffix.spec.blocks):
+                self._kept[key] = graph
+                return graph.reason
+            graph = None
         is_new = graph is None
         try:
             graph = graph or StepGraph(problem, self)
@@ -75,7 +84,7 @@ class Graphs:
                 raise
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             if is_new:  # the next such request fails as well
-                self._kept[key] = reason
+                self._kept[key] = Refusal(reason, hooks_of(problem.suffix.spec.blocks))
             return reason
         self._kept[key] = graph
         while len(self._kept) > N_KEPT:
@@ -171,7 +180,7 @@ class Problem:
     def compute(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Logits, gradients of the offsets, losses, and whether each target is the likeliest."""
         deltas = self.offsets.deltas.requires_grad_()
-        with torch.enable_grad():
+        with torch.enable_grad(), NumbersFilled():
             logits = self.suffix.logits(deltas)
         losses, gradient, right = self.objective(logits.detach())
         (gradients,) = torch.autograd.grad(logits, [deltas], gradient)

@@ -61,6 +61,7 @@ class PretendDevices(TorchFunctionMode):
         where = self._target(func, tensors, args, kwargs)
         args, kwargs = tree_map(lambda x: CPU if isinstance(x, torch.device) else x, (args, kwargs))
         moves = func in (*_MOVING, torch.Tensor.copy_) and {where} != {*map(self.of, tensors)}
+        moves |= func is torch.tensor and where != CPU and args[0] != []  # the host's numbers
         if moves and not self.may_move:
             raise RuntimeError(f"{func} to {where}")
         result = func(*args, **kwargs)

@@ -15,6 +15,7 @@ from helpers import REQUEST
 from prepared import prepared, two_edits
 from pretend_devices import PretendDevices, device
 from recorded import Recorded
+from transformers import masking_utils
 from transformers.utils import import_utils
 
 import rome_fast
@@ -51,6 +52,14 @@ def captures(monkeypatch):
     monkeypatch.setitem(prefix._COLUMNS, "cpu", 4)
     yield made
     graph._graphs.clear()
+
+
+def eager_mask_of_transformers_5_17(*args, dtype=torch.float32, **kwargs):
+    """Which copies a number from the host."""
+    kept = masking_utils.sdpa_mask(*args, **{**kwargs, "allow_is_causal_skip": False})
+    return torch.where(
+        kept, torch.tensor(0.0, device=kept.device, dtype=dtype), torch.finfo(dtype).min
+    )
 
 
 @pytest.fixture
@@ -197,6 +206,28 @@ def test_what_cannot_be_captured_is_searched_as_usual_and_said(asks, hparams, ca
         assert len(value.losses) == 5
 
 
+def test_it_is_tried_again_without_the_hook_that_ended_it(gpt2, settings, captures):
+    """Which the next edit of the same model may be made without."""
+    model, tok = gpt2
+    calls = []
+
+    def ask(module, args, output):
+        calls.append(bool(output.sum() > 0))
+
+    def edited():
+        calls.clear()
+        with rome_fast.trial(model, tok, REQUEST, **settings) as result:
+            return any("CUDA graph" in text for text in result.warnings), len(calls)
+
+    handle = model.transformer.h[2].mlp.register_forward_hook(ask)
+    (first_warns, first), (again_warns, again) = edited(), edited()
+    assert first_warns and again_warns and not captures
+    assert first == again + 1, "the second edit has no step to try it with"
+    handle.remove()
+    warns, _ = edited()
+    assert not warns and len(captures) == 1
+
+
 @pytest.mark.parametrize(("step", "stop_loss"), [(1, 0.05), (3, 0.05), (3, 1e9)])
 def test_a_loss_that_is_not_finite_is_told(step, stop_loss, hparams, captures, monkeypatch):
     """The device ends the search; the host finds the step by the losses that are there.
@@ -241,8 +272,12 @@ def test_lack_of_memory_is_told_and_frees_the_graphs(gpt2, settings, captures, m
     TRANSFORMERS_4, reason="transformers 4 makes masks inside of vmap, where nothing is pretended"
 )
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_step_moves_nothing_between_devices(family, hparams):
+def test_a_step_moves_nothing_between_devices(family, hparams, monkeypatch):
     """A copy from the host waits for it, which a stream that is captured cannot."""
+    monkeypatch.setattr(masking_utils, "eager_mask", eager_mask_of_transformers_5_17)
+    monkeypatch.setitem(
+        masking_utils.ALL_MASK_ATTENTION_FUNCTIONS, "eager", eager_mask_of_transformers_5_17
+    )
     batch, gpu = two_edits(), device(0)
     with PretendDevices() as pretend:
         model, projection, first = prepared(family, 1, batch)
