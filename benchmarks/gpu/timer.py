@@ -12,10 +12,12 @@ import torch
 from benchmarks.gpu.names import COPY
 from benchmarks.gpu.run import MismatchError, Run
 
-# Larger than any card's cache. Reading it also keeps the device busy for longer than a call takes
-# to be queued, so that an event measures the device and not Python. It is read and not written:
-# what is written would have to leave the cache while the next thing is timed.
+# Larger than any card's cache. It is read and not written: what is written would have to leave the
+# cache while the next thing is timed.
 SWEPT_BYTES = 2**30
+
+# Some two milliseconds, in which a call is queued: an event measures the device and not Python.
+WAIT_CYCLES = 4_000_000
 
 
 class Timer:
@@ -33,6 +35,7 @@ class Timer:
             return 1e3 * (time.perf_counter() - begin)
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         self._swept.sum()
+        torch.cuda._sleep(WAIT_CYCLES)
         start.record()
         function()
         end.record()
@@ -97,7 +100,9 @@ def compare(
     ways: dict[str, Callable[[], object]] = {"own": own, **rivals}
     facts: dict[str, Any] = {}
     if n_bytes:
-        source = torch.zeros(max(1, n_bytes // 2), dtype=torch.uint8, device=run.device)
+        # Of random bytes: some cards compress what is all zero.
+        size, byte = max(1, n_bytes // 2), torch.uint8
+        source = torch.randint(256, (size,), dtype=byte, device=run.device)
         target = torch.empty_like(source)
         ways[COPY] = lambda: target.copy_(source)
         facts["bytes"] = n_bytes
