@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
@@ -22,11 +23,16 @@ def expected_token(tok, ids, text):
 
 
 def _bytes_of(tok, token):
-    if "Ġ" in tok.get_vocab():
+    if _is_byte_level(tok):
         return bytes(_BYTE_LEVEL[char] for char in token)
     if match := _BYTE.fullmatch(token):
         return bytes.fromhex(match[1])
     return token.replace("▁", " ").encode()
+
+
+@cache  # a vocabulary takes milliseconds to build
+def _is_byte_level(tok):
+    return "Ġ" in tok.get_vocab()
 
 
 def _byte_level():
