@@ -14,13 +14,19 @@ from family_checks import case, edits_and_undoes, exactness, off_by, options
 from helpers import same_bits, state
 from mixtures import MIXTURES
 from tiny import metaspace_tokenizer
-from zoo import ZOO
+from zoo import VARIANTS, ZOO
 
 import rome_fast
 from rome_fast import easyedit
 from rome_fast.errors import HparamsError, UnsupportedModelError
 from rome_fast.hparams import defaults_for
 from rome_fast.model.spec import ModelSpec, max_positions
+
+
+CASES = [
+    pytest.param(member, marks=pytest.mark.exhaustive) if member in VARIANTS else member
+    for member in ZOO
+]
 
 
 @cache
@@ -32,7 +38,7 @@ def built(member):
     return model, tok
 
 
-@pytest.mark.parametrize("member", ZOO, ids=lambda member: member.name)
+@pytest.mark.parametrize("member", CASES, ids=lambda member: member.name)
 def test_exact_against_the_whole_model_in_float64(member):
     if not member.has_oracle:
         pytest.skip(f"transformers {transformers.__version__} runs no {member.name} in float64")
@@ -46,7 +52,7 @@ def test_exact_against_the_whole_model_in_float64(member):
         assert found.holds, found
 
 
-@pytest.mark.parametrize("member", ZOO, ids=lambda member: member.name)
+@pytest.mark.parametrize("member", CASES, ids=lambda member: member.name)
 def test_edited_and_undone(member):
     model, tok = built(member)
     edited, undone = edits_and_undoes(model, tok, member.layer, shared_expert=member.shared_expert)

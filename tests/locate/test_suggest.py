@@ -108,7 +108,7 @@ def asked_one_by_one(model, tok, records, hparams):
 def test_trials_are_edits_made_and_asked_one_by_one(gpt2, hparams):
     model, tok = gpt2
     records, before = records_of(REQUESTS), state(model)
-    hparams = hparams.replace(v_num_grad_steps=3)  # more would harm all neighbours
+    hparams = hparams.replace(v_num_grad_steps=3, v_lr=0.3)  # more would harm all neighbours
     plan = suggested(model, tok, records, hparams, layers=[2, 1])
     assert same_bits(model, before)
     assert [trial.layer for trial in plan.trials] == [1, 2]

@@ -69,8 +69,11 @@ def _wrapper(name: str, vocabulary: int) -> transformers.PreTrainedModel:
     return multimodal.build(name, vocabulary)[0]
 
 
+# Variants of families: repetitions, as far as one knows.
+VARIANTS = [Member(name, partial(lively_family, name)) for name in MORE]
 ZOO = [
-    *(Member(name, partial(lively_family, name)) for name in [*FAMILIES, *MORE]),
+    *(Member(name, partial(lively_family, name)) for name in FAMILIES),
+    *VARIANTS,
     Member("InternLM-like, remote code", _remote),
     *(
         # Mllama's second layer looks at images.
