@@ -22,7 +22,6 @@ from rome_fast.errors import HparamsError, UnsupportedModelError
 from rome_fast.hparams import defaults_for
 from rome_fast.model.spec import ModelSpec, max_positions
 
-
 CASES = [
     pytest.param(member, marks=pytest.mark.exhaustive) if member in VARIANTS else member
     for member in ZOO
