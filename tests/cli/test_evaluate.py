@@ -119,6 +119,7 @@ def test_two_processes_share_the_records_and_one_speaks(arguments, tmp_path):
     assert [case.index for case in found.cases] == [0, 1]
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("mode", ["single", "sequential"])
 @pytest.mark.parametrize("kept", [True, False])
 def test_an_interruption_says_what_is_kept(arguments, tmp_path, monkeypatch, mode, kept):

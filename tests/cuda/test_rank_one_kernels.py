@@ -125,6 +125,7 @@ def test_solve_apply_matches_a_general_solver(emulated, metric, strides, factor_
     assert torch.equal(matrix.nan_to_num(7.5), before.nan_to_num(7.5))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.covering
 @pytest.mark.parametrize("metric", ["factor", "inverse"])
 @pytest.mark.parametrize("strides", ["row_major", "column_major"])

@@ -125,6 +125,7 @@ def test_the_original_can_be_kept(quick):
     assert apart == ["transformer.h.2.mlp.c_proj.weight"]
 
 
+@pytest.mark.covering(sequential=[True])
 @pytest.mark.parametrize("sequential", [True, False])
 def test_all_edits_are_in_the_returned_model(quick, sequential):
     metrics, edited, weights = quick.edit(**TWO, sequential_edit=sequential, verbose=False)

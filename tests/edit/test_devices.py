@@ -38,7 +38,7 @@ def spread(pretend, model):
         pretend.place(head, device(spec.n_layers))
 
 
-@pytest.mark.covering(family=["Llama"])
+@pytest.mark.covering(family=["Llama"], way=["one after the other", "in a window"])
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("family", STRUCTURES)
 def test_edits_of_blocks_on_several_devices(family, way, monkeypatch):

@@ -213,6 +213,7 @@ def test_what_would_fail_every_record_ends_the_evaluation(gpt2, requests, settin
         rome_fast.evaluate(model, tok, requests, hparams=settings["hparams"], **cheap)
 
 
+@pytest.mark.exhaustive
 def test_generations_and_drift(demo, cheap):
     model, tok, records = demo
     records = records[:2]

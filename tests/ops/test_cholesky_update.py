@@ -195,6 +195,7 @@ def test_cholesky_update_opcheck(dtype, downdate):
         torch.library.opcheck(op, (target, x, downdate))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.covering
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_cholesky_update_compiles_fullgraph(backend, dynamic):

@@ -92,6 +92,7 @@ def test_upper_triangles_are_left_alone(backend):
     assert value(moment_sum, compensation)[~upper].isfinite().all()
 
 
+@pytest.mark.exhaustive
 @pytest.mark.covering
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_compensated_sum_compiles_fullgraph(backend, dynamic):
