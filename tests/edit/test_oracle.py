@@ -14,6 +14,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 from transformers.pytorch_utils import Conv1D
 
+# What the oracle says is not a promise of the package.
+pytestmark = pytest.mark.exhaustive
+
 CONTEXTS = ["{}", "The old house. {}", "He said that, near the river. {}"]
 EDIT = {"prompt": "{} is in the city of", "subject": "Eiffel Tower", "target": "Rome"}
 DOWN = {"gpt2": "transformer.h.1.mlp.c_proj", "llama": "model.layers.1.mlp.down_proj"}
