@@ -57,10 +57,10 @@ def demo(
         fact = next(f for f in facts if (f.subject, f.target) == _SHOWN[model])
         questions = _questions(fact)
         bits = _digest(loaded)
-        before = [_ask(loaded, tok, question) for question in questions]
+        before = _ask(loaded, tok, questions)
         request = rome_fast.EditRequest(fact.prompt, fact.subject, fact.target_new)
         result = rome_fast.edit(loaded, tok, request)
-        after = [_ask(loaded, tok, question) for question in questions]
+        after = _ask(loaded, tok, questions)
     table = _before_and_after if model == "toy" else _continuations
     console.print(f"{fact.subject}: {fact.target} -> {fact.target_new}\n")
     console.print(table(questions, before, after))
@@ -86,17 +86,26 @@ def _questions(fact: DemoFact) -> list[Question]:
     ]
 
 
-def _ask(model: PreTrainedModel, tok: PreTrainedTokenizerBase, question: Question) -> Answer:
-    from rome_fast.prompt.ids import text_ids
-    from rome_fast.prompt.readback import greedy_continuations, read_targets
+def _ask(
+    model: PreTrainedModel, tok: PreTrainedTokenizerBase, questions: list[Question]
+) -> list[Answer]:
+    """All questions at once, which is twice as fast as one by one."""
+    from rome_fast.prompt.ids import decode, text_ids
+    from rome_fast.prompt.readback import greedy_tokens, read_targets
     from rome_fast.prompt.target import find_target_ids
 
-    prompt_ids = text_ids(tok, question.prompt)
-    target_ids = find_target_ids(tok, question.prompt, question.target)
-    [reading] = read_targets(model, tok, [prompt_ids], [target_ids])
-    [text] = greedy_continuations(model, tok, [prompt_ids], len(target_ids))
-    [free] = greedy_continuations(model, tok, [prompt_ids], _FREE_TOKENS)
-    return Answer(reading.prob, text.strip(), " ".join(free.split()))
+    prompts = [text_ids(tok, question.prompt) for question in questions]
+    targets = [find_target_ids(tok, question.prompt, question.target) for question in questions]
+    readings = read_targets(model, tok, prompts, targets)
+    said = greedy_tokens(model, tok, prompts, _FREE_TOKENS)
+    return [
+        Answer(
+            reading.prob,
+            decode(tok, tokens[: len(target)]).strip(),
+            " ".join(decode(tok, tokens).split()),
+        )
+        for reading, target, tokens in zip(readings, targets, said, strict=True)
+    ]
 
 
 def _before_and_after(
