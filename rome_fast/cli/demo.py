@@ -89,7 +89,7 @@ def _questions(fact: DemoFact) -> list[Question]:
 def _ask(
     model: PreTrainedModel, tok: PreTrainedTokenizerBase, questions: list[Question]
 ) -> list[Answer]:
-    """All questions at once, which is twice as fast as one by one."""
+    """Answers to all questions, which share their forwards."""
     from rome_fast.prompt.ids import decode, text_ids
     from rome_fast.prompt.readback import greedy_tokens, read_targets
     from rome_fast.prompt.target import find_target_ids
