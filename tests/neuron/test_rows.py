@@ -1,0 +1,125 @@
+"""An edit as a unit more: in every family it adds its delta, and widening says the same."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from helpers import same_bits, state
+from tiny import metaspace_tokenizer
+from zoo import VARIANTS, ZOO
+
+from rome_fast.errors import UnsupportedModelError
+from rome_fast.model.spec import ModelSpec
+from rome_fast.model.units import HiddenUnits
+from rome_fast.neuron.beside import beside
+from rome_fast.neuron.rows import unit_rows
+from rome_fast.neuron.threshold import Threshold
+from rome_fast.neuron.widen import widened
+
+IDS = torch.tensor([[5, 9, 11, 3, 8, 14]])
+AT = 3  # the token whose h the unit is of
+CASES = [
+    pytest.param(member, marks=pytest.mark.exhaustive) if member in VARIANTS else member
+    for member in ZOO
+]
+QUICK = ("GPT2", "Llama", "Phi3", "Bloom")
+SAVED = [
+    member if member.name in QUICK else pytest.param(member, marks=pytest.mark.exhaustive)
+    for member in ZOO
+]
+NOT_SILENT = ("Apertus",)
+# What says its number of units in no configuration, or has no room for others.
+NOT_WIDENED = (
+    "Bloom",
+    "Mpt",
+    "Qwen2-MoE",
+    "Qwen3-MoE",
+    "DeepSeek",
+    "Llama 4",
+    "GraniteMoE",
+    "Ernie4.5-MoE",
+    "GLM-4-MoE",
+    "Mllama",
+)
+
+
+def prepared(member):
+    """(spec, units, h of IDS [t, d_model], its output at AT) in float64."""
+    model = member.build(len(metaspace_tokenizer()))
+    if model is None or not member.has_oracle:
+        pytest.skip(f"this transformers has no {member.name} in float64")
+    model = model.double()
+    spec = ModelSpec.of(model)
+    units = HiddenUnits.of(spec, spec.down_projection(member.layer, member.shared_expert))
+    return spec, units
+
+
+def run(spec, units):
+    """(h [t, d_model], what the edited matrix writes [t, d_value], logits)."""
+    seen = {}
+    handles = [
+        units.gate.module.register_forward_pre_hook(lambda _, args: seen.update(h=args[0])),
+        units.projection.module.register_forward_hook(lambda _, __, out: seen.update(out=out)),
+    ]
+    logits = spec.model(input_ids=IDS, use_cache=False).logits.detach()
+    for handle in handles:
+        handle.remove()
+    t = IDS.shape[1]
+    return seen["h"].detach().reshape(t, -1), seen["out"].detach().reshape(t, -1), logits
+
+
+def one_unit(units, h):
+    """Rows of a unit that answers to h[AT] alone, exactly: all other tokens respond with 0."""
+    target = torch.zeros(len(h), dtype=h.dtype)
+    target[AT] = 1.0
+    direction = torch.linalg.pinv(h) @ target
+    constant = torch.linalg.pinv(h) @ torch.ones(len(h), dtype=h.dtype)
+    threshold = Threshold(0.6, 40.0, 1.0, 0.0)
+    scale = threshold.scale(units.activation, torch.ones(1, dtype=h.dtype))
+    delta = torch.randn(units.projection.d_value, generator=torch.Generator().manual_seed(0))
+    rows = unit_rows(units, constant, direction[None], [threshold], [scale], delta.double()[None])
+    return rows, delta.double()
+
+
+@pytest.mark.parametrize("member", CASES, ids=lambda member: member.name)
+def test_the_subject_gets_its_delta_and_nothing_else_anything(member):
+    spec, units = prepared(member)
+    before = state(spec.model)
+    h, out, _ = run(spec, units)
+    if member.name in NOT_SILENT:
+        with pytest.raises(UnsupportedModelError, match=r"3\.\d% of an edit would reach all"):
+            one_unit(units, h)
+        return
+    rows, delta = one_unit(units, h)
+    added = rows.answer(units, h)
+    torch.testing.assert_close(added[AT], delta, rtol=1e-5, atol=1e-7)
+    others = torch.arange(len(h)) != AT
+    assert float(added[others].abs().max()) < 1e-2 * float(delta.abs().max())
+    with beside(units, rows):
+        _, edited, _ = run(spec, units)
+    torch.testing.assert_close(edited - out, added, rtol=1e-6, atol=1e-9)
+    assert same_bits(spec.model, before)
+
+
+@pytest.mark.parametrize("member", SAVED, ids=lambda member: member.name)
+def test_the_widened_model_has_the_logits_of_the_units_beside(member, tmp_path):
+    """Saved, and loaded by transformers alone."""
+    if member.name in NOT_SILENT:
+        pytest.skip("no unit of it is silent")
+    spec, units = prepared(member)
+    h, _, unedited = run(spec, units)
+    rows, _ = one_unit(units, h)
+    with beside(units, rows):
+        _, _, expected = run(spec, units)
+    if member.name.startswith(NOT_WIDENED):
+        with pytest.raises(
+            UnsupportedModelError, match=r"cannot be widened|mixture of experts|not used on text"
+        ):
+            widened(spec, units, rows, multiple=8)
+        return
+    widened(spec, units, rows, multiple=8).save_pretrained(tmp_path)
+    wide = type(spec.model).from_pretrained(tmp_path, dtype=torch.float64).eval()
+    found = wide(input_ids=IDS, use_cache=False).logits
+    # Gemma rounds a constant of the embedding to the dtype that it is loaded in.
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert float((found - unedited).abs().max()) > 1e-2
