@@ -232,7 +232,8 @@ def test_a_failed_replacement_leaves_the_old_edit(gpt2_session, requests):
 
 def test_a_window_of_independent_requests(tiny, options, requests):
     model, tok = tiny
-    with Session(model, tok, **options) as session:
+    longer = options["hparams"].replace(v_num_grad_steps=15, v_lr=0.3)
+    with Session(model, tok, **{**options, "hparams": longer}) as session:
         again = {**requests[0], "target_new": "near"}
         stream = session.stream(
             [*requests[:4], again], order="independent", window=4, progress=False

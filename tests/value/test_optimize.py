@@ -51,7 +51,7 @@ def test_a_low_mean_does_not_hide_a_context(prepared, hparams):
     spec, projection, batch, *_ = prepared
     model = spec.model
     [tokens] = batch.edits
-    settings = hparams.replace(v_num_grad_steps=60, kl_factor=0.0, v_stop_loss=5.0)
+    settings = hparams.replace(v_num_grad_steps=60, v_lr=0.3, kl_factor=0.0, v_stop_loss=5.0)
     early = optimize_value(*prepared, settings.replace(variant="original"))
     late = optimize_value(*prepared, settings)
     assert late.losses[: len(early.losses)] == early.losses
