@@ -99,7 +99,7 @@ class HiddenUnits:
         raise UnsupportedModelError(
             f"{type(spec.model).__name__} layer {projection.layer}: the input of {projection.name} "
             "is neither act(g.h) nor act(g.h) * (p.h) of what enters the MLP, so that no unit can "
-            "be added: use form='weight'"
+            "be added"
         )
 
     def keys(self, h: Tensor) -> Tensor:

@@ -97,7 +97,7 @@ def _check_silence(units: HiddenUnits, depths: Tensor, shares: Tensor) -> None:
     if left > MOST_LEFT:
         raise UnsupportedModelError(
             f"{units.projection.name}: {left:.1%} of an edit would reach all other tokens, since "
-            "the activation of this MLP is not flat below zero: use form='weight'"
+            "the activation of this MLP is not flat below zero"
         )
 
 

@@ -45,8 +45,8 @@ class Threshold:
             raise EditRejectedError(
                 f"subject {subject!r} cannot be told apart here: its own contexts answer from "
                 f"{low:.2f} on, and other tokens up to {high:.2f}. A subject of one token that "
-                "opens its texts shares its h with all first tokens: write the edit as a weight "
-                "(form='weight'), or into a lower layer",
+                "opens its texts shares its h with all first tokens: edit the weight, or a "
+                "lower layer",
                 own=low,
                 others=high,
             )

@@ -63,7 +63,7 @@ def _size_in(model: PreTrainedModel, n_units: int) -> str:
             return name
     raise UnsupportedModelError(
         f"{type(model).__name__} cannot be widened: none of {', '.join(_SIZES)} in its "
-        f"configuration says that it has {n_units} hidden units; use form='weight'"
+        f"configuration says that it has {n_units} hidden units"
     )
 
 

@@ -75,8 +75,8 @@ def hooks_of(blocks: Iterable[nn.Module]) -> frozenset[int]:
 class NumbersFilled(TorchFunctionMode):
     """While open, ``torch.tensor(number, device=...)`` fills in the number on the device.
 
-    It copies from the host otherwise, which ends a capture. transformers did so in every mask of
-    eager attention (GPT-J) up to 5.17.
+    It copies from the host otherwise, which ends a capture. transformers 5.17 does so in every
+    mask of eager attention (GPT-J).
     """
 
     def __torch_function__(

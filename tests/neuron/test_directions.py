@@ -75,7 +75,7 @@ def test_a_threshold_lies_half_way_and_is_as_steep_as_it_must_be():
 
 def test_what_cannot_be_told_apart_is_refused_with_the_way_out():
     with pytest.raises(
-        EditRejectedError, match=r"'Paris' cannot be told apart.*form='weight'"
+        EditRejectedError, match=r"'Paris' cannot be told apart.*edit the weight"
     ) as e:
         Threshold.between(torch.tensor([0.9, 1.0]), torch.tensor([0.8]), "Paris")
     assert e.value.numbers == {"own": pytest.approx(0.9), "others": pytest.approx(0.8)}

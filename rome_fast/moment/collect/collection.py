@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 # (docs/second_moments.md).
 ENOUGH_KEYS = 4
 
-# And of a sequence of edits, which C alone keeps from adding up (docs/sessions.md).
+# And of a sequence of edits, whose leaks add up (docs/sessions.md).
 ENOUGH_KEYS_OF_A_SEQUENCE = 32
 
 # Tokens per forward. On a CPU few tokens are faster: their activations stay in the cache.
