@@ -22,13 +22,13 @@ CASES = [
     pytest.param(member, marks=pytest.mark.exhaustive) if member in VARIANTS else member
     for member in ZOO
 ]
+NOT_SILENT = ("Apertus",)
 QUICK = ("GPT2", "Llama", "Phi3", "Bloom")
 SAVED = [
     member if member.name in QUICK else pytest.param(member, marks=pytest.mark.exhaustive)
     for member in ZOO
     if member.name not in NOT_SILENT
 ]
-NOT_SILENT = ("Apertus",)
 # What says its number of units in no configuration, or has no room for others.
 NOT_WIDENED = (
     "Bloom",
