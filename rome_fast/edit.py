@@ -34,6 +34,7 @@ def edit(
     context_templates: Sequence[str] | None = None,
     variant: str | None = None,
     backend: str = "auto",
+    form: str = "weight",
     strict: bool = False,
 ) -> EditResult:
     """Change one fact of ``model``, in place, and report what the edited model says.
@@ -50,6 +51,8 @@ def edit(
         context_templates: texts with one ``{}`` each; None samples them (``hparams.seed``).
         variant: overrides ``hparams.variant``.
         backend: ``"auto"``, ``"native"`` or ``"torch"``.
+        form: ``"weight"`` changes the matrix (ROME). ``"neuron"`` and ``"gate"`` change no weight:
+            beside the MLP stands what only fires for the subject (docs/forms.md).
         strict: raise EditFailedError, and undo, when the target is not the model's answer.
 
     Returns:
@@ -62,7 +65,7 @@ def edit(
         raise InvalidRequestError("request is a list: edit_many() takes several")
     parsed = [EditRequest.parse(request)]
     shared = (hparams, variant, backend, context_templates, second_moment)
-    with opened(model, tok, *shared, parsed) as editor:
+    with opened(model, tok, *shared, parsed, form) as editor:
         editor.history.share_base()
         return _edit_in_windows(editor, parsed, 1, strict, progress=False)[0]
 
@@ -80,6 +83,7 @@ def edit_many(
     context_templates: Sequence[str] | None = None,
     variant: str | None = None,
     backend: str = "auto",
+    form: str = "weight",
     strict: bool = False,
 ) -> list[EditResult]:
     """Change many facts of ``model``, in place, one result per request.
@@ -110,7 +114,7 @@ def edit_many(
     if not parsed:
         raise InvalidRequestError("requests is empty")
     shared = (hparams, variant, backend, context_templates, second_moment)
-    with opened(model, tok, *shared, parsed) as editor:
+    with opened(model, tok, *shared, parsed, form) as editor:
         editor.history.share_base()
         return _edit_in_windows(editor, parsed, size, strict, progress)
 
@@ -134,18 +138,19 @@ def opened(
     context_templates: Sequence[str] | None,
     second_moment: object,
     requests: Sequence[EditRequest] = (),
+    form: str = "weight",
 ) -> Iterator[Editor]:
     """An editor with all that its requests share; an error undoes all that it has done.
 
     ``requests``: all that will be edited, where they are known.
     """
     with open_model(model) as spec:
-        editor = Editor(spec, tok, hparams, variant, backend)
+        editor = Editor(spec, tok, hparams, variant, backend, form=form)
         editor.prepare(context_templates, second_moment, requests)
         try:
             yield editor
         except BaseException:
-            editor.history.rewind(0)
+            editor.rewind()
             raise
         finally:
             editor.history.close()
@@ -211,4 +216,4 @@ def trial(
     finally:
         undo = (made if one else made[0])._undo
         with locked(model):
-            undo.history.rewind(0)
+            undo.rewind()

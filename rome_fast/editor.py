@@ -6,12 +6,22 @@ Orchestration only; this is the one file that knows the order of the steps.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 
-from rome_fast.errors import EditFailedError, HparamsError, InvalidRequestError
+from rome_fast.beside.entry import Entry
+from rome_fast.beside.group import same_subject
+from rome_fast.beside.module import Beside
+from rome_fast.beside.writer import OffsetUndo, OffsetWriter, names_of
+from rome_fast.errors import (
+    EditFailedError,
+    HparamsError,
+    InvalidArgumentError,
+    InvalidRequestError,
+)
 from rome_fast.hparams import RomeHparams, defaults_for
 from rome_fast.model.open_model import EditSite
 from rome_fast.model.spec import ModelSpec, check_tokenizer, max_positions
@@ -23,7 +33,7 @@ from rome_fast.prompt.own_words import not_its_own_words
 from rome_fast.prompt.readback import Reading, read_targets
 from rome_fast.results import Call
 from rome_fast.timings import Timings
-from rome_fast.types import EditRequest, EditResult, RankOneUpdate, Undo
+from rome_fast.types import FORMS, EditRequest, EditResult, RankOneUpdate, Undo, Update
 from rome_fast.update.joint import apply_updates_, count_independent
 from rome_fast.update.solve import Constraint, apply_update_, build_constraint
 from rome_fast.update.undo import UndoHandle, WeightHistory
@@ -32,6 +42,16 @@ from rome_fast.value.window import KeyValue, KeyValueSearch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from rome_fast.moment.second_moment import SecondMoment
+    from rome_fast.types import Offset
+
+
+def check_form(form: object) -> str:
+    """Raise InvalidArgumentError unless it is a form of edits."""
+    if not isinstance(form, str) or form not in FORMS:
+        raise InvalidArgumentError(f"form must be one of {FORMS}, got {form!r}")
+    return form
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,8 +80,9 @@ class Editor:
         variant: str | None,
         backend: str,
         stop_loss: float | None = None,
+        form: str = "weight",
     ) -> None:
-        self.timings = Timings()
+        self.timings, self.form = Timings(), check_form(form)
         self.spec, self.tok = spec, tok
         self.notes: list[str] = []
         self._asked_backend, self._changes = backend, {"variant": variant, "v_stop_loss": stop_loss}
@@ -75,7 +96,8 @@ class Editor:
         if hparams is None:
             hparams, note = defaults_for(spec)
             self.notes += [note] if note else []
-        self._tokens: dict[EditRequest, TokenizedEdit] = {}
+        self._tokens: dict[tuple[EditRequest, ...], TokenizedEdit] = {}
+        self._writer: OffsetWriter | None = None
         self._take(hparams)
         self.timings.lap("prepare")
 
@@ -122,6 +144,14 @@ class Editor:
         self.timings.lap("contexts")
         if self._is_derived:
             self._leave_the_sink(requests, context_templates is None)
+        self.second_moment: SecondMoment | None = None
+        if self.form != "weight":
+            if second_moment is not None:
+                raise InvalidArgumentError(
+                    f"second_moment has no part in form={self.form!r}, which writes into no "
+                    "weight: leave it out"
+                )
+            return
         if second_moment is None and not hparams.mom2_adjustment:
             second_moment = "identity"
             self.notes.append(
@@ -158,8 +188,37 @@ class Editor:
 
         Returns:
             One result per request, in order; fewer than requests where the keys of one depend on
-            those before it. The rest must then be searched on the new weights.
+            those before it, or where it is about one of their subjects. The rest must then be
+            searched on the new model.
         """
+        requests = requests[: self.n_apart(requests)]
+        if self.form == "weight":
+            results = self._edit_weight(requests)
+        else:
+            results = self._edit_beside(requests)
+        failed = [result for result in results if not result.success]
+        if strict and failed:
+            raise EditFailedError(f"strict=True, and the edit was undone:\n{failed[0]}")
+        return results
+
+    def _edit_beside(self, requests: Sequence[EditRequest]) -> list[EditResult]:
+        found = self.find(requests)
+        weight_norm, before = self.weight_norm(), self.writer().module.offsets
+        made = [
+            self.writer().make(self.spec, self.form, request, f)
+            for request, f in zip(requests, found, strict=True)
+        ]
+        remarks = self.writer().add(made)
+        offsets = [m.offset for m in made]
+        undos = [OffsetUndo(self.writer().module, offset, before) for offset in offsets]
+        self.timings.lap("update")
+        results = self.report(requests, found, offsets, undos, weight_norm)
+        return [
+            replace(result, warnings=(*result.warnings, *remark))
+            for result, remark in zip(results, remarks, strict=True)
+        ]
+
+    def _edit_weight(self, requests: Sequence[EditRequest]) -> list[EditResult]:
         found = self.find(requests)
         constraints = [self.constraint(f) for f in found]
         weight_norm, n_before = self.weight_norm(), len(self.history)
@@ -167,15 +226,53 @@ class Editor:
         updates = apply_updates_(self.history, constraints[:n_kept], self.second_moment)
         undos = [UndoHandle(self.history, n_before + i) for i in range(1, n_kept + 1)]
         self.timings.lap("update")
-        results = self.report(requests, found, updates, undos, weight_norm)
-        failed = [result for result in results if not result.success]
-        if strict and failed:
-            raise EditFailedError(f"strict=True, and the edit was undone:\n{failed[0]}")
-        return results
+        return self.report(requests, found, updates, undos, weight_norm)
+
+    def writer(self, entry: Entry | None = None) -> OffsetWriter:
+        """What makes offsets; made when the first is. ``entry``: its statistics, if known."""
+        if self._writer is None:
+            self._writer = OffsetWriter(
+                *(self.spec, self.tok, self.projection, self.context_templates),
+                self.hparams.fact_token,
+                entry,
+            )
+        return self._writer
+
+    def rewind(self) -> None:
+        """Make the model what it was when this was made."""
+        self.history.rewind(0)
+        if self._writer is not None:
+            self._writer.rewind()
+
+    def n_apart(self, requests: Sequence[EditRequest]) -> int:
+        """How many can be searched at once: not what has a subject with offsets, or one's before.
+
+        Such a request is searched alone, with those offsets at the model.
+        """
+        seen: set[str] = set()
+        for n, request in enumerate(requests):
+            names = set(names_of(request))
+            if self._offsets_of(request) or (self.form != "weight" and seen & names):
+                return max(n, 1)
+            seen |= names
+        return len(requests)
+
+    def _offsets_of(self, request: EditRequest) -> list[Offset]:
+        """What stands beside the MLP for this request's subject."""
+        standing = Beside.at(self.projection)
+        return [] if standing is None else same_subject(standing.offsets, names_of(request))
+
+    def _for_search(self, requests: Sequence[EditRequest]) -> AbstractContextManager[None]:
+        """While open, offsets of other subjects are away: what is found depends on none of them."""
+        standing = Beside.at(self.projection)
+        if standing is None:
+            return nullcontext()
+        return standing.holding([o for request in requests for o in self._offsets_of(request)])
 
     def find(self, requests: Sequence[EditRequest]) -> list[KeyValue]:
         """Keys and values of a window of requests on the weights as they are now."""
-        found = self._search.find(self.spec, self._encoded(requests), self.timings)
+        with self._for_search(requests):
+            found = self._search.find(self.spec, self._encoded(requests), self.timings)
         readings = self._read_raw([f.tokens for f in found])
         found = [replace(f, raw_before=raw) for f, raw in zip(found, readings, strict=True)]
         found = self._in_its_own_words(requests, found)
@@ -223,7 +320,7 @@ class Editor:
         self,
         requests: Sequence[EditRequest],
         found: Sequence[KeyValue],
-        updates: Sequence[RankOneUpdate],
+        updates: Sequence[Update],
         undos: Sequence[Undo],
         weight_norm: float,
     ) -> list[EditResult]:
@@ -281,12 +378,21 @@ class Editor:
 
     def _encoded(self, requests: Sequence[EditRequest]) -> list[TokenizedEdit]:
         """Each request is encoded once, also one that begins the next window."""
-        known = self._tokens
-        self._tokens = {r: known[r] if r in known else self._encode(r) for r in requests}
-        return [self._tokens[request] for request in requests]
+        known, keys = self._tokens, [(r, *self._kept_facts(r)) for r in requests]
+        self._tokens = {k: known[k] if k in known else self._encode(*k) for k in keys}
+        return [self._tokens[key] for key in keys]
 
-    def _encode(self, request: EditRequest) -> TokenizedEdit:
-        tokens = encode(self.tok, request, self.context_templates, self.hparams.fact_token)
+    def _kept_facts(self, request: EditRequest) -> list[EditRequest]:
+        """Facts of this subject whose offsets fire with the new one; written as it writes it."""
+        return [
+            replace(offset.request, subject=request.subject, aliases=())
+            for offset in self._offsets_of(request)
+            if not offset.request.same_fact(request)
+        ]
+
+    def _encode(self, request: EditRequest, *kept: EditRequest) -> TokenizedEdit:
+        fact_token = self.hparams.fact_token
+        tokens = encode(self.tok, request, self.context_templates, fact_token, kept)
         self._check_length(request, tokens)
         return tokens
 

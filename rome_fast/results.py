@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from rome_fast.prompt.readback import Change, findings
-from rome_fast.types import LARGE_UPDATE, Diagnostics, EditResult
+from rome_fast.types import LARGE_UPDATE, Diagnostics, EditResult, RankOneUpdate
 from rome_fast.value import sink
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rome_fast.model.spec import DownProjection, ModelSpec
     from rome_fast.moment.second_moment import SecondMoment
     from rome_fast.prompt.readback import Reading
-    from rome_fast.types import EditRequest, RankOneUpdate, Undo
+    from rome_fast.types import EditRequest, Undo, Update
     from rome_fast.value.window import KeyValue
 
 
@@ -44,7 +44,7 @@ class Call:
         self,
         request: EditRequest,
         found: KeyValue,
-        update: RankOneUpdate,
+        update: Update,
         after: Reading,
         raw_after: Reading | None,
         undo: Undo,
@@ -79,7 +79,7 @@ class Call:
             warnings=(
                 *sink.findings(tokens, found.keys),
                 *self.notes,
-                *_size_findings(update.norm / self.weight_norm),
+                *_size_findings(update, self.weight_norm),
                 *tokens.findings,
                 *found.value.findings(),
                 *findings(request.target, before, after),
@@ -104,8 +104,9 @@ class Call:
         )
 
 
-def _size_findings(share: float) -> list[str]:
-    if share < LARGE_UPDATE:
+def _size_findings(update: Update, weight_norm: float) -> list[str]:
+    share = update.norm / weight_norm
+    if not isinstance(update, RankOneUpdate) or share < LARGE_UPDATE:
         return []
     said = f"the update is {share:.0%} of the weight's norm"
     return [f"{said}: it moves other subjects, and edits made before"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
 
     from rome_fast.hparams import RomeHparams
     from rome_fast.prompt.readback import Change
+
+# How an edit is made: by writing into the weight, or beside it.
+FORMS = ("weight", "neuron", "gate")
 
 # Of the weight's norm. Edits of 200 facts in a good layer change at most 0.45
 # (benchmarks/results/edit-quality.json).
@@ -47,6 +51,45 @@ class RankOneUpdate:
     def norm(self) -> float:
         """Frobenius norm of the update."""
         return float(self.u.double().norm() * self.v.double().norm())
+
+
+@dataclass(frozen=True, eq=False)
+class Signature:
+    """How one way of writing a subject is told from everything else, by what enters the MLP (h).
+
+    Attributes:
+        own: [n_contexts, d_model], h of the subject in the edit's contexts.
+        apart: [d_model], p with p.h = 1 on these, and little on its last tokens in other company.
+    """
+
+    own: Tensor
+    apart: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Offset:
+    """An edit that only fires for its subject: what is added there to what the matrix writes.
+
+    Attributes:
+        form: ``"neuron"`` or ``"gate"``.
+        request: what it makes true.
+        names: the subject as it is written, and how each way is told from everything else.
+        delta: [d_value].
+    """
+
+    form: str
+    request: EditRequest
+    names: Mapping[str, Signature]
+    delta: Tensor
+
+    @property
+    def norm(self) -> float:
+        """Of what is added."""
+        return float(self.delta.double().norm())
+
+
+# What an edit changes: the weight, or what its output is at one subject.
+Update = RankOneUpdate | Offset
 
 
 @dataclass(frozen=True)
@@ -100,7 +143,9 @@ class EditResult:
         argmax_before, argmax_after: the greedy continuation, as many tokens as the target has.
         then: where that is the target, the likeliest token after it.
         runs_on: whether that goes on inside the target's last word.
-        update_norm, weight_norm: Frobenius norms of the update and of the weight before it.
+        update: into the weight; an Offset where the edit stands beside it.
+        update_norm, weight_norm: Frobenius norms of the update and of the weight before it; of an
+            Offset, of what it adds to what the matrix writes.
         losses: loss of v* at each step, in order.
         seconds: wall-clock seconds by phase; of a window, each request's share.
         window: how many requests were searched and solved together with this one, itself
@@ -124,7 +169,7 @@ class EditResult:
     rank_after: int
     argmax_before: str
     argmax_after: str
-    update: RankOneUpdate
+    update: Update
     update_norm: float
     weight_norm: float
     losses: tuple[float, ...]
@@ -150,6 +195,11 @@ class EditResult:
         return self.rank_after == 1 and not self.runs_on
 
     @property
+    def form(self) -> str:
+        """How it was made: by writing into the weight, or beside it, as a neuron or a gate."""
+        return "weight" if isinstance(self.update, RankOneUpdate) else self.update.form
+
+    @property
     def relative_norm(self) -> float:
         """Norm of the update over the norm of the weight before it."""
         return self.update_norm / self.weight_norm
@@ -164,6 +214,12 @@ class EditResult:
                 this result is a copy.
         """
         self._undo.revert()
+
+    def _where(self) -> tuple[str, str]:
+        if self.form == "weight":
+            said = f"{self.weight_name}, changed by {self.relative_norm:.2%} of its norm"
+            return "weight", said
+        return "beside", f"{self.weight_name}, which is as it was: one {self.form} for the subject"
 
     def __getstate__(self) -> dict[str, Any]:
         """Of copies and pickles: a copied undo would put back a copy of the weight."""
@@ -180,9 +236,9 @@ class EditResult:
             ("model says", f"{self.argmax_before!r} -> {self.argmax_after!r}{goes_on}"),
             *(("without chat", str(change)) for change in [self.raw] if change is not None),
             ("tokens", f"subject {self.subject_token!r}, target {list(self.target_tokens)}"),
-            ("weight", f"{self.weight_name}, changed by {self.relative_norm:.2%} of its norm"),
+            self._where(),
             ("loss", f"{self.losses[0]:.3f} -> {self.losses[-1]:.3f} in {len(self.losses)} steps"),
-            ("second moment", self.second_moment),
+            *((("second moment", self.second_moment),) if self.form == "weight" else ()),
             ("variant", f"{self.variant}, backend {self.backend}{together}"),
             ("seconds", f"{sum(self.seconds.values()):.2f}, of them {most:.2f} for {phase}"),
             *(("warning", text) for text in self.warnings),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -22,13 +22,26 @@ if TYPE_CHECKING:
 KL_TEMPLATE = "{} is a"
 
 
+class KeptFact(NamedTuple):
+    """Another fact of the same subject, whose answer shall stay.
+
+    Attributes:
+        row: of its prompt and all target tokens but the last.
+        start: the position there that predicts the first target token.
+    """
+
+    row: int
+    start: int
+    target_ids: tuple[int, ...]
+
+
 @dataclass(frozen=True)
 class TokenizedEdit:
     """One request as a batch of rows, padded on the right whatever the tokenizer's padding side.
 
     Rows 0 to ``n_contexts - 1`` are the contexts, each followed by all target tokens but the last
     (teacher forcing); row ``n_contexts`` is the KL prompt; one more row holds the bare prompt if no
-    context is just ``{}``.
+    context is just ``{}``; the last ones hold the facts that are kept.
 
     Attributes:
         input_ids, attention_mask: int64 [n_rows, t].
@@ -39,6 +52,7 @@ class TokenizedEdit:
         target_tokens: the text of each target token behind the prompt, its space included.
         findings: remarks for the user about the request and its tokens.
         raw: prompt and target as plain texts, for a request in a chat; else None.
+        kept: earlier facts of this subject.
     """
 
     input_ids: Tensor
@@ -52,6 +66,7 @@ class TokenizedEdit:
     target_tokens: tuple[str, ...]
     findings: tuple[str, ...] = ()
     raw: Continuation | None = None
+    kept: tuple[KeptFact, ...] = ()
 
     @property
     def prompt_ids(self) -> Tensor:
@@ -67,11 +82,13 @@ def encode(
     request: EditRequest,
     context_templates: Sequence[str],
     fact_token: str = "subject_last",
+    kept: Sequence[EditRequest] = (),
 ) -> TokenizedEdit:
     """Turn a request into padded rows of token ids with their lookup positions.
 
     Target ids are appended as ids, so re-tokenisation can never shift the labels. In a chat the
     contexts precede the prompt inside the user's message; the KL prompt stays a plain text.
+    ``kept``: earlier facts of the subject, whose answers the search for v* shall keep.
 
     Raises:
         InvalidRequestError: the target tokenises to nothing, or the chat cannot be rendered.
@@ -85,6 +102,8 @@ def encode(
         prompt_row = context_templates.index(SLOT)
     else:
         passages.append(passage_of(request, frame))
+    n_own = len(passages)
+    passages += [passage_of(other, Frame.of(tok, other.conversation)) for other in kept]
     located = [locate_subject(tok, passage, fact_token) for passage in passages]
     rows, lookup = [ids for ids, _ in located], [index for _, index in located]
     forms = [None] if request.chat is None else [request.conversation, None]
@@ -96,6 +115,10 @@ def encode(
     [subject_token] = pieces(tok, rows[prompt_row][:at], rows[prompt_row][at : at + 1])
     target_tokens = pieces(tok, asked.prompt_ids, asked.target_ids)
     rows[:n_contexts] = [ids + asked.target_ids[:-1] for ids in rows[:n_contexts]]
+    facts = []
+    for row, answer in enumerate(_answers(tok, kept), n_own):
+        facts.append(KeptFact(row, len(rows[row]) - 1, answer))
+        rows[row] = [*rows[row], *answer[:-1]]
     input_ids, attention_mask = pad_right(rows)
     return TokenizedEdit(
         input_ids=input_ids,
@@ -113,7 +136,16 @@ def encode(
             *_findings(asked, target_tokens),
         ),
         raw=raw[0] if raw else None,
+        kept=tuple(facts),
     )
+
+
+def _answers(
+    tok: PreTrainedTokenizerBase, requests: Sequence[EditRequest]
+) -> list[tuple[int, ...]]:
+    """The targets' ids behind their prompts."""
+    asked = [Asked(r.text, r.target, r.conversation, r.space) for r in requests]
+    return [tuple(c.target_ids) for c in continuations(tok, asked)] if asked else []
 
 
 def passage_of(request: EditRequest, frame: Frame, template: str = SLOT) -> Passage:

@@ -11,7 +11,7 @@ from rome_fast.prompt.chat import Chat, split_messages, template_kwargs_of
 from rome_fast.prompt.subject import cuts_a_word, find_subject, nearest
 
 SLOT = "{}"
-_SAID_OR_NOT = ("space", "chat_template_kwargs")
+_SAID_OR_NOT = ("space", "chat_template_kwargs", "aliases")
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,8 @@ class EditRequest:
             ``{"enable_thinking": False}``. Kept as a tuple of pairs, None for nothing.
         span: (start, end), the characters of the prompt that are the subject. Not kept.
         space: whether a space stands before the target; None as text would have it there.
+        aliases: other ways of writing the subject, which edits that only fire for their subject
+            (``form="neuron"`` or ``"gate"``) answer to as well. Kept as a tuple.
 
     Raises:
         SubjectNotFoundError: no ``{}`` in the prompt and the subject is not in it either.
@@ -48,6 +50,7 @@ class EditRequest:
     span: InitVar[tuple[int, int] | None] = None
     space: bool | None = None
     chat_template_kwargs: Any = None
+    aliases: Any = ()
     # Not a field: no part of what is asked.
     _is_respelled = False
 
@@ -75,6 +78,7 @@ class EditRequest:
             "subject": subject,
             "chat": chat,
             "chat_template_kwargs": kwargs,
+            "aliases": _aliases_of(self.aliases, subject),
         }
         for name, value in kept.items():
             object.__setattr__(self, name, value)
@@ -115,7 +119,7 @@ class EditRequest:
     def to_json(self) -> dict[str, Any]:
         """What ``EditRequest(**fields)`` makes it of again, without what is not said."""
         fields = asdict(self)
-        return {k: v for k, v in fields.items() if v is not None or k not in _SAID_OR_NOT}
+        return {k: v for k, v in fields.items() if k not in _SAID_OR_NOT or v not in (None, ())}
 
     def findings(self) -> list[str]:
         """Remarks for the user about the request."""
@@ -160,8 +164,8 @@ class EditRequest:
             raise InvalidRequestError(
                 f"request lacks {', '.join(missing)}; got keys {sorted(map(str, request))}"
             )
-        form = {name: request.get(name) for name in ("chat", "span", *_SAID_OR_NOT)}
-        return cls(prompt, subject, target, **form)
+        said = {name: request.get(name) for name in ("chat", "span", *_SAID_OR_NOT)}
+        return cls(prompt, subject, target, **{**said, "aliases": said["aliases"] or ()})
 
 
 def _check_text(name: str, value: Any) -> None:
@@ -178,6 +182,19 @@ def _check_text(name: str, value: Any) -> None:
             f"request {name} holds half of a character ({error.object[error.start]!r} at "
             f"{error.start}), which no tokenizer takes: {value!r}"
         ) from error
+
+
+def _aliases_of(given: Any, subject: str) -> tuple[str, ...]:
+    """The other ways of writing the subject, stripped, each once."""
+    if isinstance(given, str) or not isinstance(given, list | tuple):
+        raise InvalidRequestError(
+            f"request aliases must be a list of strings, got {given!r}: other ways of writing "
+            f"{subject!r}"
+        )
+    for alias in given:
+        _check_text("aliases", alias)
+        _check_subject(alias)
+    return tuple(dict.fromkeys(name for a in given if (name := a.strip()) != subject))
 
 
 def _cut(prompt: str, subject: str, span: Any) -> tuple[str, str]:

@@ -23,7 +23,7 @@ class EditBatch:
     """The rows of ``n_edits`` requests, padded on the right.
 
     The reads are the positions whose logits the loss needs: first those that predict the targets'
-    tokens in all contexts of all requests, then, one per request, the subject's token in the row of
+    tokens in all contexts of all requests, and the facts that they keep; then, one per request, the subject's token in the row of
     the KL prompt.
 
     Attributes:
@@ -60,7 +60,7 @@ class EditBatch:
             edit_of_row=_numbered([len(edit.lookup_idx) for edit in edits]),
             read_rows=torch.cat([*(rows for rows, _ in target_reads), kl_rows]),
             read_positions=torch.cat([*(at for _, at in target_reads), lookup_idx[kl_rows]]),
-            target_ids=torch.cat([edit.target_ids.repeat(edit.n_contexts) for edit in edits]),
+            target_ids=torch.cat([ids for edit in edits for ids in _read_ids(edit)]),
             edit_of_read=_numbered([len(rows) for rows, _ in target_reads]),
         )
 
@@ -107,10 +107,24 @@ class EditBatch:
 
 
 def _target_reads(edit: TokenizedEdit, first_row: int) -> tuple[Tensor, Tensor]:
-    """(rows, positions) whose logits predict the target, n_contexts * n_target each."""
+    """(rows, positions) whose logits predict the target, n_contexts * n_target each.
+
+    Behind them those that predict the facts that are kept.
+    """
     n_target = len(edit.target_ids)
-    rows = torch.arange(first_row, first_row + edit.n_contexts).repeat_interleave(n_target)
-    return rows, (edit.target_start[:, None] + torch.arange(n_target)).flatten()
+    rows = [torch.arange(first_row, first_row + edit.n_contexts).repeat_interleave(n_target)]
+    positions = [(edit.target_start[:, None] + torch.arange(n_target)).flatten()]
+    for fact in edit.kept:
+        n = len(fact.target_ids)
+        rows.append(torch.full((n,), first_row + fact.row))
+        positions.append(torch.arange(fact.start, fact.start + n))
+    return torch.cat(rows), torch.cat(positions)
+
+
+def _read_ids(edit: TokenizedEdit) -> list[Tensor]:
+    """The ids that the reads predict, in their order."""
+    kept = [torch.tensor(fact.target_ids) for fact in edit.kept]
+    return [edit.target_ids.repeat(edit.n_contexts), *kept]
 
 
 def _joined(parts: Sequence[Tensor], longest: int) -> Tensor:

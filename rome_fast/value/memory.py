@@ -77,7 +77,7 @@ def estimate(
     length = max(edit.input_ids.shape[1] for edit in edits)
     before = max(int(edit.lookup_idx.max()) for edit in edits)
     columns = max(columns_of(edit) for edit in edits)
-    n_reads = sum(edit.n_contexts * len(edit.target_ids) + 1 for edit in edits)
+    n_reads = sum(_n_reads(edit) + 1 for edit in edits)
     size, attention = projection.weight.itemsize, _Attention.of(spec)
     d_key, d_model = projection.d_key, spec.d_model
     layer, n_above = projection.layer, spec.n_layers - projection.layer
@@ -101,7 +101,13 @@ def estimate(
 
 def columns_of(edit: TokenizedEdit) -> int:
     """How many tokens of its longest row run in every step: from the lookup on."""
-    return int((edit.attention_mask.sum(1) - edit.lookup_idx)[: edit.n_contexts].max())
+    behind = edit.attention_mask.sum(1) - edit.lookup_idx
+    return int(behind[[*range(edit.n_contexts), *(fact.row for fact in edit.kept)]].max())
+
+
+def _n_reads(edit: TokenizedEdit) -> int:
+    kept = sum(len(fact.target_ids) for fact in edit.kept)
+    return edit.n_contexts * len(edit.target_ids) + kept
 
 
 @dataclass(frozen=True)

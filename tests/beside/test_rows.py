@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from helpers import same_bits, state
 from tiny import metaspace_tokenizer
 from zoo import VARIANTS, ZOO
 
+from rome_fast.beside.directions import direction_apart
+from rome_fast.beside.entry import Entry
+from rome_fast.beside.module import Beside
+from rome_fast.beside.widen import widened
 from rome_fast.errors import UnsupportedModelError
+from rome_fast.model.hashes import fingerprint
 from rome_fast.model.spec import ModelSpec
 from rome_fast.model.units import HiddenUnits
-from rome_fast.neuron.beside import beside
-from rome_fast.neuron.rows import unit_rows
-from rome_fast.neuron.threshold import Threshold
-from rome_fast.neuron.widen import widened
+from rome_fast.types import EditRequest, Offset, Signature
 
 IDS = torch.tensor([[5, 9, 11, 3, 8, 14]])
 AT = 3  # the token whose h the unit is of
@@ -69,36 +73,41 @@ def run(spec, units):
     return seen["h"].detach().reshape(t, -1), seen["out"].detach().reshape(t, -1), logits
 
 
-def one_unit(units, h):
-    """Rows of a unit that answers to h[AT] alone, exactly: all other tokens respond with 0."""
-    target = torch.zeros(len(h), dtype=h.dtype)
-    target[AT] = 1.0
-    direction = torch.linalg.pinv(h) @ target
+def one_offset(units, h):
+    """(what stands beside, an offset of h[AT] alone): all other tokens respond with 0."""
+    others = h[torch.arange(len(h)) != AT]
+    moment = 1e9 * others.T @ others + torch.eye(h.shape[1], dtype=h.dtype)
     constant = torch.linalg.pinv(h) @ torch.ones(len(h), dtype=h.dtype)
-    threshold = Threshold(0.6, 40.0, 1.0, 0.0)
-    scale = threshold.scale(units.activation, torch.ones(1, dtype=h.dtype))
+    entry = Entry(moment, constant, others)
+    signature = Signature(h[AT : AT + 1], direction_apart(entry, h[AT : AT + 1], h[:0]))
     delta = torch.randn(units.projection.d_value, generator=torch.Generator().manual_seed(0))
-    rows = unit_rows(units, constant, direction[None], [threshold], [scale], delta.double()[None])
-    return rows, delta.double()
+    request = EditRequest("{} is", "Paris", "red")
+    offset = Offset("neuron", request, {"Paris": signature}, delta.double())
+    return Beside(units, entry), offset
 
 
+@pytest.mark.parametrize("form", ["neuron", "gate"])
 @pytest.mark.parametrize("member", CASES, ids=lambda member: member.name)
-def test_the_subject_gets_its_delta_and_nothing_else_anything(member):
+def test_the_subject_gets_its_delta_and_nothing_else_anything(member, form):
     spec, units = prepared(member)
     before = state(spec.model)
-    h, out, _ = run(spec, units)
-    if member.name in NOT_SILENT:
+    own = fingerprint(*spec.model.parameters())
+    h, out, logits = run(spec, units)
+    beside, offset = one_offset(units, h)
+    if form == "neuron" and member.name in NOT_SILENT:
         with pytest.raises(UnsupportedModelError, match=r"3\.\d% of an edit would reach all"):
-            one_unit(units, h)
+            beside.set([offset])
+        assert not beside.offsets
         return
-    rows, delta = one_unit(units, h)
-    added = rows.answer(units, h)
-    torch.testing.assert_close(added[AT], delta, rtol=1e-5, atol=1e-7)
+    beside.set([replace(offset, form=form)])
+    _, edited, _ = run(spec, units)
+    added = edited - out
+    torch.testing.assert_close(added[AT], offset.delta, rtol=1e-5, atol=1e-7)
     others = torch.arange(len(h)) != AT
-    assert float(added[others].abs().max()) < 1e-2 * float(delta.abs().max())
-    with beside(units, rows):
-        _, edited, _ = run(spec, units)
-    torch.testing.assert_close(edited - out, added, rtol=1e-6, atol=1e-9)
+    assert float(added[others].abs().max()) < 1e-2 * float(offset.delta.abs().max())
+    assert fingerprint(*spec.model.parameters()) == own
+    beside.set([])
+    assert torch.equal(run(spec, units)[2], logits)
     assert same_bits(spec.model, before)
 
 
@@ -107,16 +116,16 @@ def test_the_widened_model_has_the_logits_of_the_units_beside(member, tmp_path):
     """Saved, and loaded by transformers alone."""
     spec, units = prepared(member)
     h, _, unedited = run(spec, units)
-    rows, _ = one_unit(units, h)
-    with beside(units, rows):
-        _, _, expected = run(spec, units)
+    beside, offset = one_offset(units, h)
+    beside.set([offset])
+    _, _, expected = run(spec, units)
     if member.name.startswith(NOT_WIDENED):
         with pytest.raises(
             UnsupportedModelError, match=r"cannot be widened|mixture of experts|not used on text"
         ):
-            widened(spec, units, rows, multiple=8)
+            widened(spec, beside, multiple=8)
         return
-    widened(spec, units, rows, multiple=8).save_pretrained(tmp_path)
+    widened(spec, beside, multiple=8).save_pretrained(tmp_path)
     wide = type(spec.model).from_pretrained(tmp_path, dtype=torch.float64).eval()
     found = wide(input_ids=IDS, use_cache=False).logits
     # Gemma rounds a constant of the embedding to the dtype that it is loaded in.

@@ -21,15 +21,16 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from rome_fast.neuron.rows import UnitRows
+    from rome_fast.beside.module import Beside
+    from rome_fast.beside.rows import UnitRows
 
 # What families call the number of hidden units in their configuration.
 _SIZES = ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size")
 _Part = tuple[UnitMap, "Tensor | None", "Tensor | None"]
 
 
-def widened(spec: ModelSpec, units: HiddenUnits, rows: UnitRows, multiple: int = 64) -> nn.Module:
-    """A copy of the model with the rows as units of its own, and zeros in all other layers.
+def widened(spec: ModelSpec, beside: Beside, multiple: int = 64) -> PreTrainedModel:
+    """A copy of the model with the neurons as units of its own, and zeros in all other layers.
 
     Args:
         multiple: the number of units is rounded up to one of it, as kernels and tensor
@@ -39,10 +40,12 @@ def widened(spec: ModelSpec, units: HiddenUnits, rows: UnitRows, multiple: int =
         UnsupportedModelError: the configuration has no number of hidden units, or not all layers
             have the same, as in a mixture of experts.
     """
-    n_units, layer = units.projection.d_key, units.projection.layer
+    projection, rows = beside.units.projection, beside.rows("neuron")
+    n_units, layer = projection.d_key, projection.layer
     n_added = -(-(n_units + len(rows.gate)) // multiple) * multiple - n_units
     size = _size_in(spec.model, n_units)
-    made = ModelSpec.of(copy.deepcopy(spec.model))
+    with beside.holding([]):
+        made = ModelSpec.of(copy.deepcopy(spec.model))
     for i in range(made.n_layers):
         here = HiddenUnits.of(made, made.down_projection(i))
         if here.projection.d_key != n_units:

@@ -1,0 +1,62 @@
+"""Offsets by subject: facts of one subject fire together, so that what they add is one sum."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rome_fast.types import Offset
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """One way of writing a subject, and all that is added where it is read.
+
+    Attributes:
+        own: [n, d_model], in the contexts of all its edits.
+        apart: [d_model], the mean of theirs.
+        delta: [d_value], their sum.
+        edits: which they are, by place.
+    """
+
+    name: str
+    own: Tensor
+    apart: Tensor
+    delta: Tensor
+    edits: frozenset[int]
+
+    def is_apart_from(self, other: Subject) -> bool:
+        """Whether no edit has both names."""
+        return not self.edits & other.edits
+
+
+def by_subject(offsets: Sequence[Offset], form: str) -> list[Subject]:
+    """One for each name, in the order in which they first come."""
+    places: dict[str, list[int]] = {}
+    for i, offset in enumerate(offsets):
+        for name in offset.names if offset.form == form else ():
+            places.setdefault(name, []).append(i)
+    return [_subject(name, offsets, edits) for name, edits in places.items()]
+
+
+def same_subject(offsets: Iterable[Offset], names: Iterable[str]) -> list[Offset]:
+    """Those with one of these names."""
+    wanted = set(names)
+    return [offset for offset in offsets if wanted.intersection(offset.names)]
+
+
+def _subject(name: str, offsets: Sequence[Offset], edits: Sequence[int]) -> Subject:
+    signatures = [offsets[i].names[name] for i in edits]
+    return Subject(
+        name,
+        own=torch.cat([signature.own.cpu() for signature in signatures]),
+        apart=torch.stack([signature.apart.cpu() for signature in signatures]).mean(0),
+        delta=torch.stack([offsets[i].delta.cpu() for i in edits]).sum(0),
+        edits=frozenset(edits),
+    )

@@ -1,0 +1,137 @@
+"""How a subject is told from everything else: its h in the edit's contexts, and in other company.
+
+Most of what stands at a subject's last token is that token: ' Association' answers nearly like
+'Iraq Football Association'. So its last tokens are read behind other texts as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from rome_fast.beside.directions import direction_apart
+from rome_fast.model.activations import never_runs
+from rome_fast.model.intercept import StopForwardError
+from rome_fast.model.precision import widen
+from rome_fast.model.spec import ModelSpec, embedding_rows, input_device
+from rome_fast.moment.collect.corpus import Corpus
+from rome_fast.moment.collect.ordinary import ORDINARY_TEXT
+from rome_fast.prompt.encode import TokenizedEdit, encode
+from rome_fast.prompt.ids import decode, leading_ids, pad_right
+from rome_fast.types import EditRequest, Signature
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
+
+    from rome_fast.beside.entry import Entry
+    from rome_fast.model.units import HiddenUnits
+
+# Tokens of the texts before a subject's last tokens, and the most of the latter.
+_LENGTHS = (0, 1, 2, 3, 4, 6, 8, 12)
+_LAST = 4
+
+
+@dataclass(frozen=True, eq=False)
+class ReadSubject:
+    """What was read of one way of writing a subject.
+
+    Attributes:
+        company: h of its last tokens in other company, [m, d_model]; not kept in logs.
+    """
+
+    signature: Signature
+    company: Tensor
+
+
+class SubjectReader:
+    """Reads what enters the MLP of one layer at subjects' tokens."""
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        tok: PreTrainedTokenizerBase,
+        units: HiddenUnits,
+        entry: Entry,
+        context_templates: Sequence[str],
+        fact_token: str,
+    ) -> None:
+        self._tok, self._units, self._entry = tok, units, entry
+        self._templates, self._fact_token = context_templates, fact_token
+        self._company = _openings(spec, tok)
+
+    def read(
+        self, spec: ModelSpec, request: EditRequest, edit: TokenizedEdit
+    ) -> dict[str, ReadSubject]:
+        """By the ways of writing the request's subject: its own, and its aliases."""
+        found = {request.subject: self._read_one(spec, edit, request.subject)}
+        for name in request.aliases:
+            again = replace(request, subject=name, aliases=())
+            rows = encode(self._tok, again, self._templates, self._fact_token)
+            found[name] = self._read_one(spec, rows, name)
+        return found
+
+    def _read_one(self, spec: ModelSpec, edit: TokenizedEdit, subject: str) -> ReadSubject:
+        rows = sorted({*range(edit.n_contexts), edit.prompt_row})
+        own = self._h(spec, edit.input_ids[rows], edit.attention_mask[rows], edit.lookup_idx[rows])
+        others = [
+            [*opening, *last]
+            for last in self._last_tokens(edit, subject)
+            for opening in self._company
+        ]
+        company = own[:0]
+        if others:
+            ids, mask = pad_right(others)
+            company = self._h(spec, ids, mask, mask.sum(1) - 1)
+        apart = direction_apart(self._entry, own, company)
+        return ReadSubject(Signature(own.float(), apart.float()), company)
+
+    def _last_tokens(self, edit: TokenizedEdit, subject: str) -> list[list[int]]:
+        """The last token of the subject, its last two, and so on, but never all."""
+        at = int(edit.lookup_idx[edit.prompt_row])
+        ids = edit.input_ids[edit.prompt_row, : at + 1].tolist()
+        length = 1
+        while length <= at and len(decode(self._tok, ids[-length:]).strip()) < len(subject):
+            length += 1
+        return [ids[-n:] for n in range(1, min(length - 1, _LAST) + 1)]
+
+    @torch.no_grad()
+    def _h(self, spec: ModelSpec, input_ids: Tensor, mask: Tensor, at: Tensor) -> Tensor:
+        """What enters the MLP at one position of each row, float64 [n, d_model] on the CPU."""
+        seen: dict[str, Tensor] = {}
+
+        def stop(module: Any, args: tuple[Tensor, ...]) -> None:
+            seen["h"] = args[0]
+            raise StopForwardError
+
+        handle = self._units.gate.module.register_forward_pre_hook(stop)
+        device = input_device(spec.model)
+        try:
+            with suppress(StopForwardError):
+                spec.model(
+                    input_ids=input_ids.to(device),
+                    attention_mask=mask.to(device),
+                    use_cache=False,
+                )
+        finally:
+            handle.remove()
+        if not seen:
+            raise never_runs(self._units.projection)
+        n, t = input_ids.shape
+        rows = widen(seen["h"]).reshape(n, t, -1)
+        return rows[torch.arange(n), at.to(rows.device)].double().cpu()
+
+
+def _openings(spec: ModelSpec, tok: PreTrainedTokenizerBase) -> list[list[int]]:
+    """Beginnings of ordinary texts, as ids; the first is what the tokenizer puts before a text."""
+    leading = leading_ids(tok)
+    texts = iter(Corpus(ORDINARY_TEXT, tok, embedding_rows(spec.model)))
+    found = []
+    for length in _LENGTHS:
+        text = next(texts) if length else leading
+        found.append(text[: len(leading) + length])
+    return found

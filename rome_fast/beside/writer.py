@@ -1,0 +1,154 @@
+"""Offsets made from keys and values that were found, and put beside the MLP; one layer's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rome_fast.beside.entry import Entry, ordinary_entry
+from rome_fast.beside.group import Subject, by_subject
+from rome_fast.beside.module import Beside
+from rome_fast.beside.subject import ReadSubject, SubjectReader
+from rome_fast.errors import EditRejectedError, HparamsError, RevertError
+from rome_fast.model.owner import check_free
+from rome_fast.model.units import HiddenUnits
+from rome_fast.types import EditRequest, Offset
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from rome_fast.model.spec import DownProjection, ModelSpec
+    from rome_fast.prompt.encode import TokenizedEdit
+    from rome_fast.value.window import KeyValue
+
+# In every context of its own an edit must reach its subject with this share of what was found.
+LEAST_OWN = 0.5
+# And what it may say elsewhere before it is told.
+_HEARD = 0.2
+
+
+def names_of(request: EditRequest) -> tuple[str, ...]:
+    """The ways of writing its subject."""
+    return (request.subject, *request.aliases)
+
+
+class OffsetWriter:
+    """Reads subjects, and sets what stands beside one MLP.
+
+    Args:
+        entry: statistics of what enters the MLP; None: of the package's ordinary text.
+
+    Attributes:
+        module: holds the offsets; at the model as long as there are any.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        tok: PreTrainedTokenizerBase,
+        projection: DownProjection,
+        context_templates: Sequence[str],
+        fact_token: str,
+        entry: Entry | None = None,
+    ) -> None:
+        if fact_token != "subject_last":
+            raise HparamsError(
+                f"hparams.fact_token is {fact_token!r}: edits that only fire for their subject "
+                'are looked up at its last token, "subject_last"'
+            )
+        standing = Beside.at(projection)
+        if standing is None:
+            units = HiddenUnits.of(spec, projection)
+            standing = Beside(units, entry or ordinary_entry(spec, tok, units))
+        self.module, self._before = standing, standing.offsets
+        self._reader = SubjectReader(
+            spec, tok, self.module.units, self.module.entry, context_templates, fact_token
+        )
+
+    def make(self, spec: ModelSpec, form: str, request: EditRequest, found: KeyValue) -> Made:
+        """The offset of one request."""
+        names = self._reader.read(spec, request, found.tokens)
+        signatures = {name: read.signature for name, read in names.items()}
+        return Made(Offset(form, request, signatures, found.value.value_delta.cpu()), names)
+
+    def add(self, made: Sequence[Made]) -> list[list[str]]:
+        """Put them behind those that are there; returns remarks on each.
+
+        Raises:
+            EditRejectedError: a subject cannot be told apart; nothing was added.
+        """
+        before = self.module.offsets
+        try:
+            self.module.set([*before, *(m.offset for m in made)])
+            return [self._admit(m) for m in made]
+        except BaseException:
+            self.module.set(before)
+            raise
+
+    def rewind(self) -> None:
+        """Make everything what it was when this was made."""
+        self.module.set(self._before)
+
+    def _admit(self, made: Made) -> list[str]:
+        remarks = []
+        for subject in by_subject(self.module.offsets, made.offset.form):
+            read = made.names.get(subject.name)
+            if read is not None:
+                remarks += self._check(subject, read, made.offset.form)
+        return remarks
+
+    def _check(self, subject: Subject, read: ReadSubject, form: str) -> list[str]:
+        """Raise unless it fires in all its contexts; remarks on where else it does."""
+        own = self.module.shares(subject.name, form, read.signature.own)
+        least = float(own.min())
+        if least < LEAST_OWN:
+            raise EditRejectedError(
+                f"subject {subject.name!r} cannot be told apart in layer "
+                f"{self.module.units.projection.layer}: of the edit, {least:.0%} would reach it in "
+                "one of its own contexts. A subject of one token that opens its texts has what all "
+                "first tokens have there: name another layer, or edit with form='weight'",
+                own=least,
+            )
+        heard = self.module.shares(subject.name, form, read.company) > _HEARD
+        if not heard.any():
+            return []
+        return [
+            f"{subject.name!r} is not wholly told apart from its last words in other company: the "
+            f"edit is heard in {int(heard.sum())} of {len(heard)} such texts"
+        ]
+
+
+@dataclass(frozen=True, eq=False)
+class Made:
+    """An offset that is not yet at the model, and all that was read of its subject."""
+
+    offset: Offset
+    names: dict[str, ReadSubject]
+
+
+@dataclass(frozen=True, eq=False)
+class OffsetUndo:
+    """Takes an offset away again; in any order."""
+
+    module: Beside
+    offset: Offset
+    before: tuple[Offset, ...]
+
+    def revert(self) -> None:
+        """Take it away.
+
+        Raises:
+            RevertError: it is gone already.
+            SessionError: an open Session edits there.
+        """
+        projection = self.module.units.projection
+        check_free(projection.weight, f"{projection.name}.weight")
+        left = [offset for offset in self.module.offsets if offset is not self.offset]
+        if len(left) == len(self.module.offsets):
+            raise RevertError("this edit has already been undone")
+        self.module.set(left)
+
+    def rewind(self) -> None:
+        """Make it what it was before the call that made this edit."""
+        self.module.set(self.before)
