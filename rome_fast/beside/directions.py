@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 # What a group of h weighs against all text together (docs/forms.md has the study).
 OTHER_SUBJECTS = 3.0
 OTHER_COMPANY = 0.03
-SPREAD, SPREAD_APART = 0.3, 1.0
+SPREAD = 1.0
 
 
 def direction_apart(entry: Entry, own: Tensor, company: Tensor) -> Tensor:
@@ -34,7 +34,7 @@ def direction_apart(entry: Entry, own: Tensor, company: Tensor) -> Tensor:
         company: h of its last tokens behind other texts, [m, d_model]; m may be 0.
     """
     mean = own.mean(0)
-    rows = [(own - mean) * (SPREAD_APART / len(own)) ** 0.5]
+    rows = [(own - mean) * (SPREAD / len(own)) ** 0.5]
     if len(company):
         rows.append(company * (OTHER_COMPANY / len(company)) ** 0.5)
     added = torch.cat(rows)

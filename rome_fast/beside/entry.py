@@ -83,6 +83,11 @@ class Entry:
         """Lower Cholesky factor of S, float64."""
         return torch.linalg.cholesky(self.moment.double())
 
+    def equals(self, other: Entry) -> bool:
+        """Whether it is the same, to the bit."""
+        theirs = other.tensors()
+        return all(torch.equal(tensor, theirs[name]) for name, tensor in self.tensors().items())
+
     def tensors(self) -> dict[str, Tensor]:
         """What files hold of it."""
         return {"moment": self.moment, "constant": self.constant, "sample": self.sample}

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from rome_fast.types import Signature
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -19,17 +21,25 @@ class Subject:
     """One way of writing a subject, and all that is added where it is read.
 
     Attributes:
-        own: [n, d_model], in the contexts of all its edits.
-        apart: [d_model], the mean of theirs.
+        signatures: of all its edits, on the CPU.
         delta: [d_value], their sum.
         edits: which they are, by place.
     """
 
     name: str
-    own: Tensor
-    apart: Tensor
+    signatures: tuple[Signature, ...]
     delta: Tensor
     edits: frozenset[int]
+
+    @property
+    def own(self) -> Tensor:
+        """h in the contexts of all its edits, float64 [n, d_model]."""
+        return torch.cat([signature.own for signature in self.signatures]).double()
+
+    @property
+    def apart(self) -> Tensor:
+        """The mean of theirs, float64 [d_model]."""
+        return torch.stack([s.apart for s in self.signatures]).double().mean(0)
 
     def is_apart_from(self, other: Subject) -> bool:
         """Whether no edit has both names."""
@@ -55,8 +65,7 @@ def _subject(name: str, offsets: Sequence[Offset], edits: Sequence[int]) -> Subj
     signatures = [offsets[i].names[name] for i in edits]
     return Subject(
         name,
-        own=torch.cat([signature.own.cpu() for signature in signatures]),
-        apart=torch.stack([signature.apart.cpu() for signature in signatures]).mean(0),
+        signatures=tuple(Signature(s.own.cpu(), s.apart.cpu()) for s in signatures),
         delta=torch.stack([offsets[i].delta.cpu() for i in edits]).sum(0),
         edits=frozenset(edits),
     )

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 NAME = "rome_fast_beside"
 _PARTS = {
     "neuron": ("gate", "gate_bias", "up", "up_bias", "down"),
-    "gate": ("whitener", "centres", "apart", "down"),
+    "gate": ("whitener", "centres", "near", "apart", "down"),
 }
 
 
@@ -92,6 +92,11 @@ class Beside(nn.Module):
         finally:
             self.set(before)
 
+    @property
+    def is_in_place(self) -> bool:
+        """Whether it stands where it was put, or holds nothing."""
+        return not self.offsets or Beside.at(self.units.projection) is self
+
     def rows(self, form: str) -> Any:
         """UnitRows or GateRows as the model runs them; None without such offsets."""
         parts = [self._buffers.get(f"{form}_{name}") for name in _PARTS[form]]
@@ -114,17 +119,20 @@ class Beside(nn.Module):
     def shares(self, name: str, form: str, h: Tensor) -> Tensor:
         """How much of a subject's offset tokens with these h [n, d_model] get, [n]: 1 is all."""
         rows = self.rows(form)
-        place = [subject.name for subject in by_subject(self.offsets, form)].index(name)
+        subjects = by_subject(self.offsets, form)
+        place = [subject.name for subject in subjects].index(name)
         if form == "gate":
             number, is_subject = rows.nearest(h.to(rows.apart))
-            return ((number == place) & is_subject).double()
+            sizes = torch.tensor([len(subject.signatures) for subject in subjects])
+            mine = torch.arange(len(sizes)).repeat_interleave(sizes).to(number.device) == place
+            return (mine[number] & is_subject).double()
         values: Tensor = rows.activity(self.units.activation, h.to(rows.gate))[:, place]
-        return values.double() if rows.up is not None else values.double() * self._scale(place)
-
-    def _scale(self, place: int) -> float:
-        """What a plain MLP's unit is divided by, in its down column."""
-        subject = by_subject(self.offsets, "neuron")[place]
-        return float(self.rows("neuron").down[place].double().norm() / subject.delta.double().norm())
+        return (
+            values.double()
+            if rows.up is not None
+            else values.double()
+            * float(rows.down[place].double().norm() / subjects[place].delta.double().norm())
+        )
 
     def _stand(self, is_there: bool) -> None:
         """Be at the matrix, with hooks, or be gone without a trace."""

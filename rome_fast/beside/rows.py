@@ -61,9 +61,9 @@ def unit_rows(units: HiddenUnits, entry: Entry, subjects: Sequence[Subject]) -> 
     Raises:
         UnsupportedModelError: the activation is not flat below 0 (xIELU).
     """
-    own = [subject.own.double() for subject in subjects]
+    own = [subject.own for subject in subjects]
     distinct = torch.tensor([[a.is_apart_from(b) for b in subjects] for a in subjects])
-    found, p = directions(entry, own, distinct), torch.stack([s.apart.double() for s in subjects])
+    found, p = directions(entry, own, distinct), torch.stack([s.apart for s in subjects])
     if units.up is None:
         found = (found + p) / 2
     thresholds = _thresholds(entry, own, found, distinct)

@@ -41,10 +41,12 @@ class ReadSubject:
     """What was read of one way of writing a subject.
 
     Attributes:
+        prompt: which of its own h is that of the bare prompt.
         company: h of its last tokens in other company, [m, d_model]; not kept in logs.
     """
 
     signature: Signature
+    prompt: int
     company: Tensor
 
 
@@ -88,7 +90,8 @@ class SubjectReader:
             ids, mask = pad_right(others)
             company = self._h(spec, ids, mask, mask.sum(1) - 1)
         apart = direction_apart(self._entry, own, company)
-        return ReadSubject(Signature(own.float(), apart.float()), company)
+        signature = Signature(own.float(), apart.float())
+        return ReadSubject(signature, rows.index(edit.prompt_row), company)
 
     def _last_tokens(self, edit: TokenizedEdit, subject: str) -> list[list[int]]:
         """The last token of the subject, its last two, and so on, but never all."""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rome_fast.prompt.encode import TokenizedEdit
     from rome_fast.value.window import KeyValue
 
-# In every context of its own an edit must reach its subject with this share of what was found.
+# After its bare prompt an edit must reach its subject with this share of what was found.
 LEAST_OWN = 0.5
 # And what it may say elsewhere before it is told.
 _HEARD = 0.2
@@ -99,24 +99,30 @@ class OffsetWriter:
         return remarks
 
     def _check(self, subject: Subject, read: ReadSubject, form: str) -> list[str]:
-        """Raise unless it fires in all its contexts; remarks on where else it does."""
+        """Raise unless it fires after its prompt; remarks on where else it does, or does not."""
         own = self.module.shares(subject.name, form, read.signature.own)
-        least = float(own.min())
+        least = float(own[read.prompt])
         if least < LEAST_OWN:
             raise EditRejectedError(
                 f"subject {subject.name!r} cannot be told apart in layer "
-                f"{self.module.units.projection.layer}: of the edit, {least:.0%} would reach it in "
-                "one of its own contexts. A subject of one token that opens its texts has what all "
+                f"{self.module.units.projection.layer}: {least:.0%} of the edit would reach it after "
+                "its own prompt. A subject of one token that opens its texts has what all "
                 "first tokens have there: name another layer, or edit with form='weight'",
                 own=least,
             )
+        remarks = []
+        missing = int((own < LEAST_OWN).sum())
+        if missing:
+            remarks.append(
+                f"in {missing} of {len(own)} contexts the edit hardly reaches {subject.name!r}"
+            )
         heard = self.module.shares(subject.name, form, read.company) > _HEARD
-        if not heard.any():
-            return []
-        return [
-            f"{subject.name!r} is not wholly told apart from its last words in other company: the "
-            f"edit is heard in {int(heard.sum())} of {len(heard)} such texts"
-        ]
+        if heard.any():
+            remarks.append(
+                f"{subject.name!r} is not wholly told apart from its last words in other company: "
+                f"the edit is heard in {int(heard.sum())} of {len(heard)} such texts"
+            )
+        return remarks
 
 
 @dataclass(frozen=True, eq=False)

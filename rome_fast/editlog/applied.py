@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rome_fast.errors import NonFiniteError
+from rome_fast.beside.module import Beside
+from rome_fast.errors import EditLogError, NonFiniteError, RevertError
+from rome_fast.model.open_model import open_model
 from rome_fast.model.owner import check_free
 from rome_fast.model.spec import DownProjection
+from rome_fast.model.units import HiddenUnits
 from rome_fast.model.weights import check_weight
 from rome_fast.model.wrappers import base_modules, unwrapped
 from rome_fast.update.undo import WeightHistory
@@ -21,9 +25,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class AppliedLog:
-    """The edited weights of one model; each keeps a copy of its unedited bits."""
+    """The edited weights of one model; each keeps a copy of its unedited bits.
+
+    Attributes:
+        besides: what stands beside them.
+    """
 
     histories: tuple[WeightHistory, ...]
+    besides: tuple[Beside, ...]
 
     @classmethod
     def of(cls, log: LogRecords, model: PreTrainedModel) -> AppliedLog:
@@ -40,8 +49,13 @@ class AppliedLog:
             check_weight(name, projection.module, model)
             check_free(projection.weight, name)
         log.base.check(model)
-        applied = cls(tuple(WeightHistory(p, backend="auto") for p in projections))
+        applied = cls(
+            tuple(WeightHistory(p, backend="auto") for p in projections),
+            _besides(log, model, projections),
+        )
         try:
+            for beside in applied.besides:
+                beside.set(log.offsets(f"{beside.units.projection.name}.weight"))
             for name, history in zip(log.base.edited, applied.histories, strict=True):
                 history.replay(log.updates(name))
                 history.close()
@@ -51,8 +65,7 @@ class AppliedLog:
                         "the model in float32 or bfloat16"
                     )
         except BaseException:  # also Ctrl-C: a half-edited model would pass for an edited one
-            for history in applied.histories:
-                history.replay([])
+            applied._put_back()
             raise
         return applied
 
@@ -66,8 +79,36 @@ class AppliedLog:
         for history in self.histories:
             check_free(history.weight, f"{history.projection.name}.weight")
             history.check_current(len(history))
+        for beside in self.besides:
+            if not beside.is_in_place:
+                name = beside.units.projection.name
+                raise RevertError(f"what stood beside {name}.weight was taken away after the log")
+        self._put_back()
+
+    def _put_back(self) -> None:
         for history in self.histories:
             history.replay([])
+        for beside in self.besides:
+            beside.set([])
+
+
+def _besides(
+    log: LogRecords, model: PreTrainedModel, projections: Sequence[DownProjection]
+) -> tuple[Beside, ...]:
+    """One for each weight that offsets stand beside, still without any.
+
+    Raises:
+        UnsupportedModelError: the family's MLP can have none.
+    """
+    found = []
+    with open_model(model) as spec:
+        for projection in projections:
+            name = f"{projection.name}.weight"
+            if log.offsets(name):
+                if Beside.at(projection) is not None:
+                    raise EditLogError(f"{name} has edits beside it already: revert those first")
+                found.append(Beside(HiddenUnits.of(spec, projection), log.entries[name]))
+    return tuple(found)
 
 
 def _by_module(log: LogRecords) -> list[tuple[str, EditedWeight]]:

@@ -2,7 +2,8 @@
 
 For each edited weight the file holds "<weight>.u" [n, d_key] and "<weight>.v" [n, d_value], one row
 per edit, and as metadata one JSON object: format, base, edits (with the number of their row),
-taken_out, rejections, sha256.
+taken_out, rejections, sha256. An edit beside the weight has tensors of its own, "<edit_id>.delta",
+"<edit_id>.own.0", ..., and its weight those of its statistics, "<weight>.entry.moment", ...
 """
 
 from __future__ import annotations
@@ -16,16 +17,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rome_fast.atomic_files import write_whole
+from rome_fast.beside.entry import Entry
 from rome_fast.editlog.base import Base
 from rome_fast.editlog.journal import is_journal, read_log
-from rome_fast.editlog.records import LoggedEdit, LogRecords, Rejection, by_weight
+from rome_fast.editlog.records import LoggedEdit, LogRecords, Rejection, by_weight, updates_of
 from rome_fast.errors import EditLogError
 from rome_fast.model.hashes import fingerprint
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_FORMAT = "rome_fast.edit_log.1"
+# The second has edits beside a weight, which readers of the first know nothing of.
+_FORMATS = ("rome_fast.edit_log.1", "rome_fast.edit_log.2")
 _NAME = "edit_log"
 
 
@@ -41,15 +44,23 @@ def write(log: LogRecords, path: Path) -> None:
         raise EditLogError(
             f"{str(path)!r} is a Session's journal, which a log would destroy: name another file"
         )
-    tensors, rows = {}, {}
-    for name, edits in by_weight(log.edits).items():
-        tensors[f"{name}.u"] = torch.stack([edit.update.u.cpu() for edit in edits])
-        tensors[f"{name}.v"] = torch.stack([edit.update.v.cpu() for edit in edits])
+    tensors: dict[str, Tensor] = {}
+    rows: dict[int, int] = {}
+    written = [edit for edit in log.edits if edit.form == "weight"]
+    beside = [edit for edit in log.edits if edit.form != "weight"]
+    for name, edits in by_weight(written).items():
+        updates = updates_of(edits)
+        tensors[f"{name}.u"] = torch.stack([update.u.cpu() for update in updates])
+        tensors[f"{name}.v"] = torch.stack([update.v.cpu() for update in updates])
         rows.update({edit.edit_id: row for row, edit in enumerate(edits)})
+    for edit in beside:
+        tensors |= {f"{edit.edit_id}.{n}": t.cpu().contiguous() for n, t in edit.tensors().items()}
+    for name, entry in log.entries.items() if beside else ():
+        tensors |= {f"{name}.entry.{n}": tensor for n, tensor in entry.tensors().items()}
     header = {
-        "format": _FORMAT,
+        "format": _FORMATS[bool(beside)],
         "base": log.base.to_json(),
-        "edits": [{**edit.to_json(), "row": rows[edit.edit_id]} for edit in log.edits],
+        "edits": [{**edit.to_json(), "row": rows.get(edit.edit_id)} for edit in log.edits],
         "taken_out": sorted(log.taken_out),
         "rejections": [rejection.to_json() for rejection in log.rejections],
     }
@@ -73,7 +84,7 @@ def read(path: Path) -> LogRecords:
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {})[_NAME])
-            if header["format"] != _FORMAT:
+            if header["format"] not in _FORMATS:
                 raise KeyError(header["format"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}
         if _checksum(header, tensors) != header["sha256"]:
@@ -90,12 +101,25 @@ def read(path: Path) -> LogRecords:
 def _log(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> LogRecords:
     log = LogRecords(Base.from_json(header["base"]))
     for fields in header["edits"]:
-        # Copies: a view of a row would keep the whole tensor in memory.
-        u, v = (tensors[f"{fields['weight']}.{x}"][fields["row"]].clone() for x in "uv")
-        log.edits.append(LoggedEdit.from_json(fields, u, v))
+        log.edits.append(LoggedEdit.from_json(fields, _tensors_of(fields, tensors)))
+    for name in log.base.edited:
+        if f"{name}.entry.moment" in tensors:
+            log.entries[name] = Entry(**_under(f"{name}.entry.", tensors))
     log.taken_out = set(header["taken_out"])
     log.rejections = [Rejection.from_json(fields) for fields in header["rejections"]]
     return log
+
+
+def _tensors_of(fields: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those of one edit."""
+    if fields["row"] is None:
+        return _under(f"{fields['edit_id']}.", tensors)
+    # Copies: a view of a row would keep the whole tensor in memory.
+    return {x: tensors[f"{fields['weight']}.{x}"][fields["row"]].clone() for x in "uv"}
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
 
 def _checksum(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:

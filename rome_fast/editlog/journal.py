@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from rome_fast.beside.entry import Entry
 from rome_fast.editlog.base import Base
 from rome_fast.editlog.records import LoggedEdit, LogRecords, Rejection
 from rome_fast.errors import EditLogError, JournalError
@@ -34,7 +35,8 @@ class Record:
     """One entry of the journal; ``fields["kind"]`` says which.
 
     "session", the first one: settings, base and second moment, with the tensor "diagonal"; "edit":
-    with "u", "v" and, where they are retained, "keys"; "taken_out": the numbers of the edits that
+    with the tensors of its update and, where they are retained, "keys"; "entry": what the offsets
+    beside a weight are set with, before the first of them; "taken_out": the numbers of the edits that
     are taken "out", and of those that are put "back"; "rejection"; "health".
     """
 
@@ -87,13 +89,15 @@ def replay(path: Path, records: list[Record]) -> LogRecords:
     for record in records[1:]:
         fields, kind = record.fields, record.fields["kind"]
         if kind == "edit":
-            edit = LoggedEdit.from_json(fields["edit"], record.tensors["u"], record.tensors["v"])
+            edit = LoggedEdit.from_json(fields["edit"], record.tensors)
             if edit.edit_id < log.next_id:
                 raise JournalError(
                     f"journal {str(path)!r} is damaged: edit {edit.edit_id} comes after edit "
                     f"{log.next_id - 1}; restore the file from a copy"
                 )
             log.edits.append(edit)
+        elif kind == "entry":
+            log.entries[fields["weight"]] = Entry(**record.tensors)
         elif kind == "taken_out":
             log.taken_out |= set(fields["out"])
             log.taken_out -= set(fields["back"])

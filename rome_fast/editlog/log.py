@@ -20,18 +20,25 @@ class EditLog(LogRecords):
     """Every edit of a model since it was loaded, and which of them hold.
 
     An edit holds unless it was taken out, or replaced by a later one that holds. Each takes about
-    (d_key + d_value) * 4 bytes.
+    (d_key + d_value) * 4 bytes; one beside the weight, (n_contexts + 1) * d_model + d_value numbers.
 
     Attributes:
         base: the unedited model.
         edits: all that were made, in order.
         taken_out: numbers of those that were undone or reverted.
         rejections: requests that were refused.
+        entries: by weight, the statistics that the edits beside it are set with.
     """
 
     def copy(self) -> EditLog:
         """An independent copy."""
-        return EditLog(self.base, list(self.edits), set(self.taken_out), list(self.rejections))
+        return EditLog(
+            self.base,
+            list(self.edits),
+            set(self.taken_out),
+            list(self.rejections),
+            dict(self.entries),
+        )
 
     def revert(self, edit_id: int) -> None:
         """Take one edit out of the log; ``apply`` then makes the model that never had it.
@@ -56,7 +63,13 @@ class EditLog(LogRecords):
         Raises:
             EditLogError: the logs are of different models; nothing was added.
         """
+        for name in self.entries.keys() & other.entries.keys():
+            if not self.entries[name].equals(other.entries[name]):
+                raise EditLogError(
+                    f"the logs cannot be merged: the statistics of what stands beside {name} differ"
+                )
         self.base = self.base.merged(other.base)
+        self.entries |= other.entries
         for edit in other.holding():
             replaced = self.same_fact(edit.request)
             self.edits.append(replace(edit, edit_id=self.next_id, replaced=replaced))
@@ -89,7 +102,7 @@ class EditLog(LogRecords):
         return write_lora(self, Path(path), max_rank)
 
     def save(self, path: str | Path) -> None:
-        """Write one safetensors file, whole or not at all: u and v of each edit, all else as JSON.
+        """Write one safetensors file, whole or not at all: tensors of each edit, all else as JSON.
 
         Raises:
             EditLogError: the file is a Session's journal.
@@ -121,4 +134,5 @@ def _line(edit: LoggedEdit, holds: bool, taken_out: bool) -> str:
     state = "" if holds else "   taken out" if taken_out else "   replaced by a later one"
     prob = edit.numbers.get("prob_after")
     said = "" if prob is None else f"   p = {prob:.3f}"
-    return f"{edit.edit_id:>6}  {edit.request}{said}, norm {edit.update.norm:.3g}{state}"
+    how = "norm" if edit.form == "weight" else f"{edit.form} of norm"
+    return f"{edit.edit_id:>6}  {edit.request}{said}, {how} {edit.update.norm:.3g}{state}"

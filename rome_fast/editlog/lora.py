@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rome_fast.atomic_files import write_text, write_whole
-from rome_fast.editlog.records import LoggedEdit, LogRecords, by_weight
+from rome_fast.editlog.records import LoggedEdit, LogRecords, by_weight, updates_of
 from rome_fast.errors import EditLogError, InvalidArgumentError
 
 if TYPE_CHECKING:
@@ -57,6 +57,12 @@ def write_lora(log: LogRecords, path: Path, max_rank: int | None) -> LoraExport:
         raise InvalidArgumentError(
             f"max_rank must be a whole number of 1 or more, got {max_rank!r}"
         )
+    beside = sum(edit.form != "weight" for edit in log.holding())
+    if beside:
+        raise EditLogError(
+            f"{beside} edits of the log stand beside a weight, which no adapter can hold: take "
+            'them as rank-one edits, log.as_form("weight", model, tok)'
+        )
     if not log.holding():
         raise EditLogError("no edit of the log holds: there is nothing to export")
     if (path / "config.json").exists():
@@ -81,8 +87,9 @@ def write_lora(log: LogRecords, path: Path, max_rank: int | None) -> LoraExport:
 
 def _factors(edits: list[LoggedEdit], max_rank: int | None) -> tuple[Tensor, Tensor, float]:
     """A [r, d_key] and B [d_value, r] with B A = sum of v u^T, float32, and its relative error."""
-    a = torch.stack([edit.update.u.cpu() for edit in edits])
-    b = torch.stack([edit.update.v.cpu() for edit in edits], dim=1)
+    updates = updates_of(edits)
+    a = torch.stack([update.u.cpu() for update in updates])
+    b = torch.stack([update.v.cpu() for update in updates], dim=1)
     full = min(len(edits), a.shape[1], b.shape[0])
     rank = full if max_rank is None else min(full, max_rank)
     if rank == len(edits):

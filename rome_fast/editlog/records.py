@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from rome_fast.editlog.base import Base
 from rome_fast.errors import EditRejectedError, RomeFastError
-from rome_fast.types import EditRequest, RankOneUpdate
+from rome_fast.types import EditRequest, Offset, RankOneUpdate, Signature, Update
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from rome_fast.beside.entry import Entry
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,6 +26,7 @@ class LoggedEdit:
         edit_id: 1, 2, ... in the order of the edits.
         replaced: earlier edits of the same fact; they do not hold while this one does.
         released: earlier edits whose keys a Session does not retain while this one holds.
+        update: into the weight; or an Offset beside it.
         numbers: what was measured when it was made; plain numbers, texts and lists.
         time: seconds since the epoch.
     """
@@ -31,19 +34,40 @@ class LoggedEdit:
     edit_id: int
     request: EditRequest
     weight_name: str
-    update: RankOneUpdate
+    update: Update
     replaced: tuple[int, ...] = ()
     released: tuple[int, ...] = ()
     numbers: Mapping[str, Any] = field(default_factory=dict)
     time: float = field(default_factory=time.time)
 
+    @property
+    def form(self) -> str:
+        """``"weight"``, ``"neuron"`` or ``"gate"``."""
+        return "weight" if isinstance(self.update, RankOneUpdate) else self.update.form
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Those of its update."""
+        update = self.update
+        if isinstance(update, RankOneUpdate):
+            return {"u": update.u, "v": update.v}
+        named = {"delta": update.delta}
+        for i, signature in enumerate(update.names.values()):
+            named |= {f"own.{i}": signature.own, f"apart.{i}": signature.apart}
+        return named
+
     def to_json(self) -> dict[str, Any]:
-        """All of it but u and v."""
+        """All of it but the tensors."""
+        update = self.update
+        how: dict[str, Any] = {}
+        if isinstance(update, RankOneUpdate):
+            how["weight_layout"] = update.weight_layout
+        else:
+            how |= {"form": update.form, "names": list(update.names)}
         return {
             "edit_id": self.edit_id,
             "request": self.request.to_json(),
             "weight": self.weight_name,
-            "weight_layout": self.update.weight_layout,
+            **how,
             "replaced": list(self.replaced),
             "released": list(self.released),
             "numbers": dict(self.numbers),
@@ -51,18 +75,31 @@ class LoggedEdit:
         }
 
     @classmethod
-    def from_json(cls, fields: Mapping[str, Any], u: Tensor, v: Tensor) -> LoggedEdit:
-        """The edit that gave ``to_json``, with its u and v."""
+    def from_json(cls, fields: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> LoggedEdit:
+        """The edit that gave ``to_json`` and ``tensors``."""
+        request = EditRequest(**fields["request"])
         return cls(
             edit_id=fields["edit_id"],
-            request=EditRequest(**fields["request"]),
+            request=request,
             weight_name=fields["weight"],
-            update=RankOneUpdate(u, v, fields["weight_layout"]),
+            update=_update(fields, request, tensors),
             replaced=tuple(fields["replaced"]),
             released=tuple(fields["released"]),
             numbers=fields["numbers"],
             time=fields["time"],
         )
+
+
+def _update(
+    fields: Mapping[str, Any], request: EditRequest, tensors: Mapping[str, Tensor]
+) -> Update:
+    if "form" not in fields:
+        return RankOneUpdate(tensors["u"], tensors["v"], fields["weight_layout"])
+    names = {
+        name: Signature(tensors[f"own.{i}"], tensors[f"apart.{i}"])
+        for i, name in enumerate(fields["names"])
+    }
+    return Offset(fields["form"], request, names, tensors["delta"])
 
 
 @dataclass(frozen=True)
@@ -100,19 +137,21 @@ class LogRecords:
     """The edits of a model, in order, and which of them hold.
 
     An edit holds unless it was taken out, or replaced by a later one that holds. Each takes about
-    (d_key + d_value) * 4 bytes.
+    (d_key + d_value) * 4 bytes; an Offset, (n_contexts + 1) * d_model + d_value numbers.
 
     Attributes:
         base: the unedited model.
         edits: all that were made, in order.
         taken_out: numbers of those that were undone or reverted.
         rejections: requests that were refused.
+        entries: by weight, the statistics that its Offsets are set with.
     """
 
     base: Base
     edits: list[LoggedEdit] = field(default_factory=list)
     taken_out: set[int] = field(default_factory=set)
     rejections: list[Rejection] = field(default_factory=list)
+    entries: dict[str, Entry] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """How many edits hold."""
@@ -135,11 +174,25 @@ class LogRecords:
 
     def updates(self, weight_name: str) -> list[RankOneUpdate]:
         """The updates that are in one weight, in order."""
-        return [edit.update for edit in self.holding() if edit.weight_name == weight_name]
+        return updates_of(edit for edit in self.holding() if edit.weight_name == weight_name)
+
+    def offsets(self, weight_name: str) -> list[Offset]:
+        """The offsets that stand beside one weight, in order."""
+        return offsets_of(edit for edit in self.holding() if edit.weight_name == weight_name)
 
     def same_fact(self, request: EditRequest) -> tuple[int, ...]:
         """Numbers of the edits of this subject and prompt that were not taken out."""
         return tuple(edit.edit_id for edit in self.kept() if edit.request.same_fact(request))
+
+
+def updates_of(edits: Iterable[LoggedEdit]) -> list[RankOneUpdate]:
+    """The updates of those that write into the weight."""
+    return [edit.update for edit in edits if isinstance(edit.update, RankOneUpdate)]
+
+
+def offsets_of(edits: Iterable[LoggedEdit]) -> list[Offset]:
+    """The offsets of those that stand beside it."""
+    return [edit.update for edit in edits if isinstance(edit.update, Offset)]
 
 
 def by_weight(edits: Sequence[LoggedEdit]) -> dict[str, list[LoggedEdit]]:

@@ -60,6 +60,7 @@ class Baseline:
     def look(self, log: EditLog, history: WeightHistory) -> Health:
         """Measure the health of the model as it is now, with the edits that hold in it."""
         requests = [edit.request for edit in log.holding()]
+        n_written = len(log.updates(f"{history.projection.name}.weight"))
         name, now = f"{history.projection.name}.weight", history.weight
         wide, problems = history.base.double(), []
         figures: dict[str, Any] = {"perplexity": math.inf, "kl": math.inf}
@@ -75,7 +76,7 @@ class Baseline:
             retention=figures.pop("retention", None),
             neighbourhood=figures.pop("neighbourhood", None),
             update_norms={name: float(torch.dist(now.double(), wide) / wide.norm())},
-            ranks={name: min(len(requests), *now.shape)},
+            ranks={name: min(n_written, *now.shape)},
             **figures,
         )
         return replace(health, problems=tuple(problems or self._problems(health)))

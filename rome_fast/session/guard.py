@@ -31,6 +31,14 @@ class Written:
     asked: float
     denominator: float
 
+    def numbers(self) -> dict[str, float | None]:
+        """What a log keeps of the decision."""
+        return {
+            "asked_norm": self.asked,
+            "denominator": self.denominator,
+            "limit": self.limit if math.isfinite(self.limit) else None,
+        }
+
     def findings(self) -> list[str]:
         """Remarks for the user."""
         if self.asked <= self.limit:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rome_fast.editlog import EditLog, LoggedEdit, Rejection
 from rome_fast.editlog.journal import Record
+from rome_fast.editlog.records import offsets_of, updates_of
 from rome_fast.errors import SessionError
 from rome_fast.session.journal import Journal
 from rome_fast.update.undo import WeightHistory, WeightState
@@ -18,6 +19,7 @@ from rome_fast.update.undo import WeightHistory, WeightState
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from rome_fast.beside.module import Beside
     from rome_fast.session.retention import RetainedMoment
     from rome_fast.types import EditRequest
 
@@ -41,6 +43,7 @@ class Ledger:
     ) -> None:
         self.log, self.history, self.retained = log, history, retained
         self._journal, self._keys = journal, keys
+        self._beside: Beside | None = None
         self._held = log, log.holding()
         # Numbers of edits by fact, taken out or not; of the first ``_n_in_facts`` edits.
         self._facts: dict[object, list[int]] = {}
@@ -54,6 +57,12 @@ class Ledger:
     def n_recorded(self) -> int:
         """How many requests have an edit or a rejection; it only grows."""
         return len(self.log.edits) + len(self.log.rejections)
+
+    def stand(self, beside: Beside) -> None:
+        """Let this module hold the offsets of the log, from now on."""
+        if self._beside is None:
+            self._beside = beside
+            self._settle()
 
     def holding(self) -> list[LoggedEdit]:
         """As ``log.holding()``, but kept until the log changes."""
@@ -76,6 +85,11 @@ class Ledger:
             raise SessionError(
                 f"{self._weight_name} could not be put back after an error: load the model again, "
                 "and apply the log"
+            )
+        if self._beside is not None and not self._beside.is_in_place:
+            raise SessionError(
+                f"what stood beside {self._weight_name} was taken away or replaced outside of the "
+                "Session: load the model again, and apply the log"
             )
         now = WeightState.of(history.weight)
         if history.projection.weight is not history.weight or now.place != left.place:
@@ -107,6 +121,8 @@ class Ledger:
         """While open, no edit is in the weight."""
         with self.attempt():
             self.history.replay([])
+            if self._beside is not None:
+                self._beside.set([])
             yield
             self._settle()
 
@@ -119,15 +135,22 @@ class Ledger:
         kept = [edit for edit in self.holding() if edit.edit_id not in gone]
         self._settle(kept, released=set(near))
 
-    def add(self, edits: Sequence[LoggedEdit], keys: Sequence[Tensor]) -> None:
-        """Inside ``attempt``: write down edits whose updates are in the weight already."""
-        records = []
+    def add(self, edits: Sequence[LoggedEdit], keys: Sequence[Tensor | None]) -> None:
+        """Inside ``attempt``: write down edits whose updates are in the model already.
+
+        Args:
+            keys: [m, d_key] of each edit of the weight; None for the others.
+        """
+        records, new = [], self.log.copy()
+        if self._beside is not None and self._weight_name not in new.entries:
+            new.entries[self._weight_name] = self._beside.entry
+            fields = {"kind": "entry", "weight": self._weight_name}
+            records.append(Record(fields, self._beside.entry.tensors()))
         for edit, key in zip(edits, keys, strict=True):
-            tensors = {"u": edit.update.u, "v": edit.update.v}
-            if self.retained is not None:
+            tensors = edit.tensors()
+            if self.retained is not None and key is not None:
                 self._keys[edit.edit_id] = tensors["keys"] = key
             records.append(Record({"kind": "edit", "edit": edit.to_json()}, tensors))
-        new = self.log.copy()
         new.edits.extend(edits)
         replaced = {number for edit in edits for number in edit.replaced}
         held = [*self.holding(), *edits]
@@ -180,9 +203,12 @@ class Ledger:
     ) -> None:
         """Make weight and retained keys those of ``edits``, by default of the log."""
         edits = self.holding() if edits is None else edits
-        updates = [edit.update for edit in edits]
+        updates = updates_of(edits)
         if rewrite or self.history.updates != tuple(updates):
             self.history.replay(updates)
+        if self._beside is not None:
+            self._beside.set(offsets_of(edits))
         if self.retained is not None:
             gone = {*released, *(n for edit in edits for n in edit.released)}
-            self.retained.retain({e.edit_id: self._keys[e.edit_id] for e in edits}, gone)
+            keys = {e.edit_id: self._keys[e.edit_id] for e in edits if e.form == "weight"}
+            self.retained.retain(keys, gone)

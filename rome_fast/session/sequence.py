@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from rome_fast.editlog import LoggedEdit, Rejection
 from rome_fast.errors import REFUSALS, EditWarning, RomeFastError, warn
 from rome_fast.session.guard import WINDOW, Written
 from rome_fast.timings import Timings
-from rome_fast.types import EditRequest, EditResult, RankOneUpdate, Undo
+from rome_fast.types import EditRequest, EditResult, RankOneUpdate, Undo, Update
 from rome_fast.update.joint import count_independent, solve_updates
 from rome_fast.update.solve import Constraint, Metric, solve_and_apply_
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from rome_fast.editor import Editor
     from rome_fast.session.ledger import Ledger
     from rome_fast.session.settings import Settings
@@ -44,6 +45,24 @@ class RejectedEdit:
 Outcome = EditResult | RejectedEdit
 
 
+@dataclass(frozen=True, eq=False)
+class Change:
+    """What one edit has changed in the model.
+
+    Attributes:
+        findings: remarks for the user.
+        released: numbers of the edits that are not retained while this one holds.
+        keys: [m, d_key], what later edits shall leave alone; None where nothing can move it.
+        numbers: for the log.
+    """
+
+    update: Update
+    findings: tuple[str, ...]
+    released: tuple[int, ...] = ()
+    keys: Tensor | None = None
+    numbers: Mapping[str, Any] = field(default_factory=dict)
+
+
 class Sequencer:
     """Edits windows of requests, all or nothing.
 
@@ -57,7 +76,7 @@ class Sequencer:
         self._editor, self._settings, self._ledger, self._undo = editor, settings, ledger, undo
         self._apart: list[EditRequest] = []
 
-    def edit(self, requests: Sequence[EditRequest]) -> list[Outcome]:
+    def edit(self, requests: Sequence[EditRequest], form: str) -> list[Outcome]:
         """Edit the first requests, as many as can be solved together.
 
         If a window is refused, its requests are edited one by one, each in its own call: a bad one
@@ -66,6 +85,7 @@ class Sequencer:
         Raises:
             RomeFastError: with ``guard.action == "stop"``, a request was refused.
         """
+        self._editor.form = form
         window = requests[: self._n_together(requests)]
         if len(window) > 1:
             try:
@@ -83,7 +103,7 @@ class Sequencer:
             again = any(request.same_fact(other) for other in requests[:n])
             if again or self._ledger.same_fact(request):
                 return max(n, 1)
-        return len(requests)
+        return self._editor.n_apart(requests)
 
     def _alone(self, request: EditRequest, replaced: tuple[int, ...]) -> Outcome:
         try:
@@ -105,37 +125,62 @@ class Sequencer:
                 ledger.set_aside(replaced)
             weight_norm = editor.weight_norm()
             found = [self._anchored(f) for f in editor.find(requests)]
-            constraints = [editor.constraint(f) for f in found]
-            constraints = constraints[: count_independent(constraints, self._metric)]
-            near = self._release(constraints, replaced)
-            written = self._write(constraints)
+            if editor.form == "weight":
+                changes = self._in_weight(found, replaced)
+            else:
+                changes = self._beside_it(requests, found)
             editor.timings.lap("update")
-            numbers = range(first, first + len(written))
+            numbers = range(first, first + len(changes))
             undos = [self._undo(number) for number in numbers]
-            updates = [w.update for w in written]
+            updates = [change.update for change in changes]
             results = [
                 replace(
                     result,
                     edit_id=number,
                     replaced=replaced,
-                    warnings=(*result.warnings, *_replacing(replaced), *w.findings()),
+                    warnings=(*result.warnings, *_replacing(replaced), *change.findings),
                 )
-                for number, result, w in zip(
+                for number, result, change in zip(
                     numbers,
                     editor.report(requests, found, updates, undos, weight_norm),
-                    written,
+                    changes,
                     strict=True,
                 )
             ]
             edits = [
-                self._logged(result, f, w, released)
-                for result, f, w, released in zip(results, found, written, near, strict=False)
+                self._logged(result, f, change)
+                for result, f, change in zip(results, found, changes, strict=False)
             ]
             # Before the edits count: where a filter makes an error of a warning, none is made.
             for text in (text for result in results for text in result.warnings):
                 warn(text, EditWarning)
-            ledger.add(edits, [c.denominator_keys for c in constraints])
+            ledger.add(edits, [change.keys for change in changes])
         return results
+
+    def _in_weight(self, found: Sequence[KeyValue], replaced: Sequence[int]) -> list[Change]:
+        """Solve, and write into the weight."""
+        constraints = [self._editor.constraint(f) for f in found]
+        constraints = constraints[: count_independent(constraints, self._metric)]
+        near = self._release(constraints, replaced)
+        return [
+            Change(w.update, tuple(w.findings()), tuple(numbers), c.denominator_keys, w.numbers())
+            for w, c, numbers in zip(self._write(constraints), constraints, near, strict=True)
+        ]
+
+    def _beside_it(
+        self, requests: Sequence[EditRequest], found: Sequence[KeyValue]
+    ) -> list[Change]:
+        """Put offsets beside the weight."""
+        writer = self._editor.writer()
+        self._ledger.stand(writer.module)
+        made = [
+            writer.make(self._editor.spec, self._editor.form, request, f)
+            for request, f in zip(requests, found, strict=True)
+        ]
+        return [
+            Change(m.offset, tuple(remarks))
+            for m, remarks in zip(made, writer.add(made), strict=True)
+        ]
 
     @property
     def _metric(self) -> Metric | None:
@@ -170,8 +215,8 @@ class Sequencer:
     def _write(self, constraints: Sequence[Constraint]) -> list[Written]:
         """Solve, let the guard decide, and put the updates into the weight."""
         history, guard = self._ledger.history, self._settings.guard
-        recent = self._ledger.holding()[-WINDOW:]
-        limit = guard.limit([edit.numbers["update_norm"] for edit in recent])
+        norms = [e.numbers["update_norm"] for e in self._ledger.holding() if e.form == "weight"]
+        limit = guard.limit(norms[-WINDOW:])
         if len(constraints) > 1:
             updates = solve_updates(history.projection, constraints, self._metric)
             decided = [
@@ -191,9 +236,7 @@ class Sequencer:
         history.add(written.update)
         return [written]
 
-    def _logged(
-        self, result: EditResult, found: KeyValue, written: Written, near: list[int]
-    ) -> LoggedEdit:
+    def _logged(self, result: EditResult, found: KeyValue, change: Change) -> LoggedEdit:
         assert result.edit_id is not None
         solved = found.keys.value_init + found.value.value_delta
         numbers: dict[str, Any] = {
@@ -205,18 +248,16 @@ class Sequencer:
             "then": result.then,
             "loss": result.losses[-1],
             "steps": len(result.losses),
-            "update_norm": written.update.norm,
-            "asked_norm": written.asked,
-            "denominator": written.denominator,
-            "limit": written.limit if math.isfinite(written.limit) else None,
+            "update_norm": change.update.norm,
+            **change.numbers,
             "weight_norm": result.weight_norm,
             "value_norm": float(solved.norm()),
             "window": result.window,
             "warnings": list(result.warnings),
         }
         return LoggedEdit(
-            result.edit_id, result.request, result.weight_name, written.update,
-            result.replaced, tuple(near), numbers,
+            result.edit_id, result.request, result.weight_name, change.update,
+            result.replaced, change.released, numbers,
         )  # fmt: skip
 
 

@@ -7,12 +7,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rome_fast.edit import Request, check_many, check_order, parse_many
 from rome_fast.editlog import EditLog
-from rome_fast.errors import RevertError, SessionError
+from rome_fast.editor import check_form
+from rome_fast.errors import InvalidArgumentError, RevertError, SessionError
 from rome_fast.model.open_model import open_model
 from rome_fast.session.guard import Guard
 from rome_fast.session.health import Health, HealthCheck
@@ -45,6 +47,8 @@ class Session:
         model, tok, hparams, second_moment, context_templates, variant, backend: as in
             ``rome_fast.edit``; no second moment given: that of eight times as much ordinary text,
             as far as it reaches.
+        form: of its edits, unless a call says another; as in ``rome_fast.edit``. A Session that is
+            not of ``"weight"`` reads no second moment, and makes no edits of that form.
         journal: a file to which each edit is written before it is acknowledged; ``Session.resume``
             goes on from it, whatever ended the process.
         retain: weight of each edited key against all ordinary ones together; 0: earlier edits are
@@ -71,6 +75,7 @@ class Session:
         context_templates: Sequence[str] | None = None,
         variant: str | None = None,
         backend: str = "auto",
+        form: str = "weight",
         journal: str | Path | None = None,
         retain: float = 0.01,
         stop_loss: float | None = 0.3,
@@ -80,6 +85,7 @@ class Session:
     ) -> None:
         options = {
             "backend": backend,
+            "form": form,
             "retain": retain,
             "anchor": anchor,
             "guard": Guard() if guard is None else guard,
@@ -129,6 +135,7 @@ class Session:
             parts.taken_out, self._set_taken_out,
         )  # fmt: skip
         self._undone: list[int] = []
+        self._form = parts.settings.form
         self._let_go = weakref.finalize(self, parts.resources.close)
 
     @property
@@ -146,15 +153,19 @@ class Session:
         """Every check of the model's health so far, in order."""
         return list(self._monitor.checks)
 
-    def edit(self, request: Request) -> EditResult:
+    def edit(self, request: Request, *, form: str | None = None) -> EditResult:
         """Change one fact. An earlier edit of the same subject and prompt is taken out first.
 
+        Args:
+            form: of this edit; None: the Session's.
+
         Raises:
+            InvalidArgumentError: the Session makes no edits of this form.
             UnhealthyError: ``health.on_unhealthy`` has stopped the Session, or undone this edit.
             JournalError: it cannot be written down; the edit was undone.
             RomeFastError: as ``rome_fast.edit``; the model is bit-identical to before.
         """
-        [made] = self._edit_next([EditRequest.parse(request)])
+        [made] = self._edit_next([EditRequest.parse(request)], self._form_of(form))
         if isinstance(made, RejectedEdit):
             raise made.error
         return made
@@ -165,6 +176,7 @@ class Session:
         *,
         order: str = "exact",
         window: int = 16,
+        form: str | None = None,
         progress: bool = True,
     ) -> list[Outcome]:
         """Change many facts, one result per request, in order.
@@ -172,18 +184,21 @@ class Session:
         Args:
             requests: all are read before the first is edited.
             order, window, progress: as in ``rome_fast.edit_many``.
+            form: as in ``edit``.
 
         Returns:
             EditResults; a RejectedEdit stands for a request that was refused.
 
         Raises:
-            InvalidArgumentError: ``order`` or ``window`` is none of the possible ones.
+            InvalidArgumentError: ``order``, ``window`` or ``form`` is none of the possible ones.
             InvalidRequestError: a request is bad, or ``requests`` is no list; nothing was edited.
             RomeFastError: as ``edit``, or ``guard.action == "stop"`` and a request was refused. The
                 edits before it stay, and are in ``log``.
         """
         return list(
-            self.stream(parse_many(requests), order=order, window=window, progress=progress)
+            self.stream(
+                parse_many(requests), order=order, window=window, form=form, progress=progress
+            )
         )
 
     def stream(
@@ -192,6 +207,7 @@ class Session:
         *,
         order: str = "exact",
         window: int = 16,
+        form: str | None = None,
         progress: bool = True,
     ) -> EditStream:
         """Change many facts while their results are iterated over.
@@ -199,20 +215,22 @@ class Session:
         Args:
             requests: may be a generator; it is read as the edits are made.
             order, window, progress: as in ``rome_fast.edit_many``.
+            form: as in ``edit``.
 
         Returns:
             An iterator over what ``edit_many`` returns. Nothing is edited before its first result
             is asked for. Edits whose results were given are kept, whatever happens to later ones.
 
         Raises:
-            InvalidArgumentError: ``order`` or ``window`` is none of the possible ones.
+            InvalidArgumentError: ``order``, ``window`` or ``form`` is none of the possible ones.
             InvalidRequestError: ``requests`` is no list, generator or the like.
             RomeFastError: while iterating, as ``edit``; a bad request ends it, and so does a
                 refused one with ``guard.action == "stop"``.
         """
         size = check_order(order, window)
         check_many(requests)
-        return EditStream(self._edit_next, requests, size, progress)
+        edit = partial(self._edit_next, form=self._form_of(form))
+        return EditStream(edit, requests, size, progress)
 
     def undo(self, n: int = 1) -> list[int]:
         """Take out the last ``n`` edits, bit for bit; returns their numbers, latest first.
@@ -314,21 +332,31 @@ class Session:
                 self._ledger.check_weight()
                 yield
 
-    def _edit_next(self, waiting: list[EditRequest]) -> list[Outcome]:
+    def _form_of(self, form: str | None) -> str:
+        """The form of a call's edits. Raises InvalidArgumentError."""
+        asked = self._form if form is None else check_form(form)
+        if asked == "weight" != self._form:
+            raise InvalidArgumentError(
+                f"form='weight' needs the second moment, which a Session of {self._form!r} does "
+                "not read: open it with form='weight', which takes edits of all forms"
+            )
+        return asked
+
+    def _edit_next(self, waiting: list[EditRequest], form: str) -> list[Outcome]:
         """Edit the first requests; those that were edited or rejected are removed from the list."""
         with self._working():
             before = self._ledger.n_recorded
             try:
-                return self._edit_window(waiting)
+                return self._edit_window(waiting, form)
             finally:
                 # Also after an error: what a rollback has undone is not edited again.
                 del waiting[: self._ledger.n_recorded - before]
 
-    def _edit_window(self, requests: Sequence[EditRequest]) -> list[Outcome]:
+    def _edit_window(self, requests: Sequence[EditRequest], form: str) -> list[Outcome]:
         self._monitor.may_edit()
         first = self._ledger.log.next_id
         try:
-            made = self._sequencer.edit(requests)
+            made = self._sequencer.edit(requests, form)
         finally:
             if self._ledger.log.next_id > first:
                 self._undone.clear()

@@ -34,6 +34,7 @@ class Settings:
     hparams: RomeHparams
     context_templates: tuple[str, ...]
     backend: str
+    form: str
     retain: float
     anchor: int
     guard: Guard
@@ -48,6 +49,7 @@ class Settings:
         """The Settings that gave ``to_json``, read back from a file."""
         return cls(
             **{
+                "form": "weight",  # of journals up to 0.3
                 **fields,
                 "hparams": RomeHparams(**fields["hparams"]),
                 "context_templates": tuple(fields["context_templates"]),

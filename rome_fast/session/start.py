@@ -69,7 +69,7 @@ def start_new(
 ) -> SessionParts:
     """Begin a Session with its arguments; ``options`` are the remaining fields of Settings."""
     with open_model(model) as spec, ExitStack() as stack:
-        editor = Editor(spec, tok, hparams, variant, options["backend"], stop_loss)
+        editor = Editor(spec, tok, hparams, variant, options["backend"], stop_loss, options["form"])
         file = None
         if journal is not None:
             file = stack.enter_context(closing(Journal(journal)))
@@ -104,14 +104,14 @@ def resume(
         first = records[0].fields
         settings = Settings.from_json(first["settings"])
         log = EditLog(**vars(replay(file.path, records)))
-        editor = Editor(spec, tok, settings.hparams, None, settings.backend)
+        editor = Editor(spec, tok, settings.hparams, None, settings.backend, form=settings.form)
         log.base.check(spec.model)
         if tokenizer_hash(tok) != first["tokenizer"]:
             raise JournalError(
                 f"journal {str(file.path)!r} was begun with another tokenizer than tok: its tokens "
                 "would be others"
             )
-        if second_moment is None:
+        if second_moment is None and settings.form == "weight":
             second_moment = _own_moment(file, first["second_moment"])
         editor.prepare(settings.context_templates, second_moment)
         _check_moment(file, editor, records[0])
@@ -164,13 +164,16 @@ def _session_parts(
     projection = editor.projection
     stack.enter_context(owned(projection.weight, f"{projection.name}.weight"))
     retained = None
-    if settings.retain:
+    if settings.retain and settings.form == "weight":
         retained = RetainedMoment(editor.second_moment, settings.retain, projection, editor.backend)
     lock = stack.enter_context(shared_lock(model))
     try:
         ledger = Ledger(log, editor.history, retained, journal, keys)
+        entry = log.entries.get(f"{projection.name}.weight")
+        if entry is not None:
+            ledger.stand(editor.writer(entry).module)
     except BaseException:  # also Ctrl-C: all edits of a journal are in the weight, or none
-        editor.history.replay([])
+        editor.rewind()
         raise
     return SessionParts(editor, settings, ledger, lock, baseline, checks, taken_out, stack)
 

@@ -10,7 +10,6 @@ from rome_fast.beside.directions import (
     OTHER_COMPANY,
     OTHER_SUBJECTS,
     SPREAD,
-    SPREAD_APART,
     direction_apart,
     directions,
 )
@@ -88,7 +87,7 @@ def test_the_direction_apart_is_quiet_in_other_company():
     assert float(p @ mean) == pytest.approx(1)
 
     def cost(w):
-        near = SPREAD_APART * mean_square(own - mean, w)
+        near = SPREAD * mean_square(own - mean, w)
         return mean_square(h, w) + near + OTHER_COMPANY * mean_square(company, w)
 
     for seed in range(20):
