@@ -84,5 +84,7 @@ def _name(records: Sequence[EditRecord], hparams: RomeHparams, templates: Sequen
     """Of everything that a value depends on but the model."""
     fields = asdict(hparams)
     fields["variant"] = "original" if hparams.variant == "original" else "another stop rule"
-    key = [[asdict(r.request) for r in records], fields, list(templates)]
+    asked = [asdict(r.request) for r in records]
+    asked = [{k: v for k, v in a.items() if k != "aliases" or v} for a in asked]
+    key = [asked, fields, list(templates)]
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]

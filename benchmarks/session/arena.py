@@ -1,0 +1,210 @@
+"""Which form when: edits of the real model in all three forms, one a step, judged at the same facts.
+
+    python -m benchmarks.session.arena --work FOLDER --sizes 1 80 300 --searched 300 \
+        --out benchmarks/results/arena.json
+
+CounterFact facts, one a subject, those that the model knows first. What is found for each is kept in
+the folder, and every finished line too, so that a run that is cut off goes on where it was. The
+first ``--judged`` facts are asked about after any number of edits, and of all that were searched
+whether they hold.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.real_model.judging import RealModelJudge, interval, means
+from benchmarks.session.arena_facts import ArenaFacts
+from benchmarks.support.results import SHARED
+from rome_fast.bench.setting import setting
+from rome_fast.beside.module import Beside
+from rome_fast.errors import EditRejectedError
+from rome_fast.evaluate.drift import Drift
+from rome_fast.evaluate.records import EditRecord, Question
+from rome_fast.evaluate.scoring import score
+from rome_fast.session.retention import RetainedMoment
+from rome_fast.types import RankOneUpdate
+from rome_fast.update.joint import solve_updates
+from rome_fast.update.solve import build_constraint
+from rome_fast.update.undo import WeightHistory
+from rome_fast.value.key import Keys
+
+N_TEXTS, LENGTH = 200, 64
+RETAIN = 0.01  # a Session's own
+HEARD = 0.2  # of an edit
+FORMS = ("weight", "neuron", "gate")
+Row = dict[str, Any]
+
+
+class Arena:
+    """The facts of one layer, what is asked, and the ways to put them into the model."""
+
+    def __init__(self, work: Path, layer: int | None, judged: int, searched: int) -> None:
+        self.facts = ArenaFacts(work, layer)
+        self.searched = searched
+        facts = self.facts
+        self.judge = RealModelJudge(
+            facts.model, facts.tok, facts.projection, facts.records[:judged]
+        )
+        lines = (SHARED / "wikitext" / "wikitext-2-valid.txt").read_text("utf-8").splitlines()
+        held = [ids for ids in facts.tok(lines)["input_ids"] if len(ids) >= LENGTH]
+        self.texts = [ids[:LENGTH] for ids in held[:N_TEXTS]]
+        self.drift = Drift.baseline(facts.model, facts.tok, list(map(facts.tok.decode, self.texts)))
+        self.before = self.drift.measure(facts.model)["perplexity"]
+
+    def run(self, form: str, n: int) -> Row:
+        """One line: the first ``n`` facts edited, and what the model says then."""
+        began = time.perf_counter()
+        with self._edited(form, n) as heard:
+            row = {"form": form, "n": n, "seconds": time.perf_counter() - began}
+            drift = self.drift.measure(self.facts.model)
+            row |= {"perplexity": drift["perplexity"] / self.before, "kl": drift["kl"]}
+            row |= {"heard": heard, "rows": self.judge.now()}
+            row["holds"] = self._hold(min(n, self.searched))
+        return row
+
+    def alone(self) -> Row:
+        """Each judged fact edited alone, in the weight: what no sequence is expected to beat."""
+        updates: list[RankOneUpdate | None] = []
+        for found in self.facts.search(len(self.judge.records)):
+            try:
+                constraint = found.constraint(self.facts.hparams.variant)
+                updates += solve_updates(self.facts.projection, [constraint], self.facts.moment)
+            except EditRejectedError:
+                updates.append(None)
+        return {"form": "weight, each alone", "n": 1, "rows": self.judge(updates)}
+
+    def _hold(self, n: int) -> float:
+        """Share of the first ``n`` facts whose target is the greedy answer."""
+        questions = [Question.of(record.request) for record in self.facts.records[:n]]
+        said = score(self.facts.model, self.facts.tok, questions)
+        return statistics.fmean(s.exact for s in said) if said else 0.0
+
+    @contextmanager
+    def _edited(self, form: str, n: int) -> Iterator[float]:
+        """While open, the first ``n`` facts are edited; yields the share of text that hears it."""
+        if form == "weight":
+            with self._written(n):
+                yield 0.0
+            return
+        beside = Beside(self.facts.units, self.facts.entry)
+        beside.set(self.facts.offsets(form, n, self.searched))
+        try:
+            yield self._heard(beside, form)
+        finally:
+            beside.set([])
+
+    @contextmanager
+    def _written(self, n: int) -> Iterator[None]:
+        """As a Session writes them: each solved in the metric that retains those before it."""
+        facts = self.facts
+        history = WeightHistory(facts.projection, "native")
+        retained = RetainedMoment(facts.moment, RETAIN, facts.projection, "native")
+        values = facts.search(min(n, self.searched))
+        keys = {}
+        try:
+            for i, read in enumerate(facts.read(n)):
+                found = values[i % len(values)]
+                own = found.keys if i < len(values) else _borrowed(found.keys, read.keys)
+                constraint = build_constraint(facts.hparams.variant, own, found.value_delta)
+                with suppress(EditRejectedError):
+                    history.add(*solve_updates(facts.projection, [constraint], retained))
+                    keys[i] = constraint.denominator_keys
+                    retained.retain(keys)
+            yield
+        finally:
+            history.rewind(0)
+
+    @torch.no_grad()
+    def _heard(self, beside: Beside, form: str) -> float:
+        """Share of the held texts' tokens at which any edit is heard."""
+        n_heard = n = 0
+        for h in self._h():
+            if form == "gate":
+                heard = beside.rows("gate").nearest(h)[1]
+            else:
+                activity = beside.rows("neuron").activity(beside.units.activation, h)
+                heard = (activity > HEARD).any(-1)
+            n_heard, n = n_heard + int(heard.sum()), n + heard.numel()
+        return n_heard / n
+
+    def _h(self) -> Iterator[torch.Tensor]:
+        """What enters the MLP in the held texts."""
+        module, seen = self.facts.units.gate.module, []
+        handle = module.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+        try:
+            for start in range(0, len(self.texts), 16):
+                ids = torch.tensor(self.texts[start : start + 16])
+                self.facts.model.model(input_ids=ids, use_cache=False)
+                yield seen.pop()
+        finally:
+            handle.remove()
+
+
+def _borrowed(keys: Keys, own: torch.Tensor) -> Keys:
+    """Another subject's keys, with the values that were searched for this one."""
+    return Keys(own[1].to(keys.key), own[0].to(keys.key), keys.mean_value, keys.value_init)
+
+
+def summary(row: Row, records: Sequence[EditRecord], edited: Sequence[EditRecord]) -> Row:
+    """The line's means, with neighbours that name an edited subject apart."""
+    found = {k: v for k, v in row.items() if k != "rows"} | means(row["rows"])
+    names = [record.request.subject.casefold() for record in edited]
+    for group in ("NS", "unchanged"):
+        others = []
+        for record, line in zip(records, row["rows"], strict=True):
+            for question, value in zip(record.neighborhood, line[group], strict=True):
+                if not any(name in question.prompt.casefold() for name in names):
+                    others.append(value)
+        found[f"{group}_untouched"] = statistics.fmean(others)
+    shown = ("ES", "PS", "PS_greedy", "NS", "unchanged")
+    return {**found, "intervals": {name: interval(row["rows"], name) for name in shown}}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--layer", type=int)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1, 80, 300])
+    parser.add_argument("--searched", type=int, default=300)
+    parser.add_argument("--judged", type=int, default=80)
+    parser.add_argument("--forms", nargs="+", default=FORMS)
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    warnings.simplefilter("ignore")
+    arena = Arena(args.work, args.layer, args.judged, args.searched)
+    layer = arena.facts.hparams.layer
+    path = args.work / f"arena-layer-{layer}-{args.searched}-{args.judged}.jsonl"
+    rows = [json.loads(line) for line in path.open()] if path.exists() else []
+    done = {(row["form"], row["n"]) for row in rows}
+    todo = [("unedited", 0), ("alone", 1), *((f, n) for n in args.sizes for f in args.forms)]
+    for form, n in todo:
+        name = {"alone": "weight, each alone"}.get(form, form)
+        if (name, n) in done:
+            continue
+        if form == "unedited":
+            row: Row = {"form": form, "n": 0, "rows": arena.judge.unedited()}
+        else:
+            row = arena.alone() if form == "alone" else arena.run(form, n)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        rows.append(row)
+        shown = summary(row, arena.judge.records, arena.facts.records[: row["n"]])
+        print({k: round(v, 4) if isinstance(v, float) else v for k, v in shown.items()}, flush=True)
+    report = {"setting": setting(), "layer": layer, "searched": args.searched}
+    report["lines"] = [summary(r, arena.judge.records, arena.facts.records[: r["n"]]) for r in rows]
+    args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
