@@ -5,8 +5,8 @@ Orchestration only; this is the one file that knows the order of the steps.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -33,7 +33,7 @@ from rome_fast.prompt.own_words import not_its_own_words
 from rome_fast.prompt.readback import Reading, read_targets
 from rome_fast.results import Call
 from rome_fast.timings import Timings
-from rome_fast.types import FORMS, EditRequest, EditResult, RankOneUpdate, Undo, Update
+from rome_fast.types import FORMS, EditRequest, EditResult, Offset, RankOneUpdate, Undo, Update
 from rome_fast.update.joint import apply_updates_, count_independent
 from rome_fast.update.solve import Constraint, apply_update_, build_constraint
 from rome_fast.update.undo import UndoHandle, WeightHistory
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from rome_fast.moment.second_moment import SecondMoment
-    from rome_fast.types import Offset
 
 
 def check_form(form: object) -> str:
@@ -62,7 +61,7 @@ class Proposal:
         weight_norm, losses, seconds, warnings: as in an EditResult.
     """
 
-    update: RankOneUpdate
+    update: Update
     weight_norm: float
     losses: tuple[float, ...]
     seconds: dict[str, float]
@@ -244,6 +243,37 @@ class Editor:
         if self._writer is not None:
             self._writer.rewind()
 
+    @property
+    def updates(self) -> list[Update]:
+        """All that is in the model, of the weight and beside it."""
+        standing = Beside.at(self.projection)
+        return [*self.history.updates, *(() if standing is None else standing.offsets)]
+
+    def set(self, updates: Sequence[Update]) -> None:
+        """Make these all that is in the model."""
+        self.history.replay([u for u in updates if isinstance(u, RankOneUpdate)])
+        if self._writer is not None:
+            self._writer.module.set([u for u in updates if isinstance(u, Offset)])
+
+    def put(self, update: Update) -> None:
+        """Add one to the model."""
+        if isinstance(update, RankOneUpdate):
+            self.history.add(update)
+        else:
+            module = self.writer().module
+            module.set([*module.offsets, update])
+
+    @contextmanager
+    def with_update(self, update: Update) -> Iterator[None]:
+        """While open, one more is in the model."""
+        if isinstance(update, RankOneUpdate):
+            with self.history.written(update):
+                yield
+        else:
+            module = self.writer().module
+            with module.holding([*module.offsets, update]):
+                yield
+
     def n_apart(self, requests: Sequence[EditRequest]) -> int:
         """How many can be searched at once: not what has a subject with offsets, or one's before.
 
@@ -356,7 +386,7 @@ class Editor:
         The weight's bits are the same before and after.
         """
         found, weight_norm = self.find(requests), self.weight_norm()
-        updates = [self._solve(f) for f in found]
+        solved = [self._solve(request, f) for request, f in zip(requests, found, strict=True)]
         self.timings.lap("update")
         seconds = {phase: s / len(requests) for phase, s in self.timings.seconds.items()}
         proposals = [
@@ -365,16 +395,24 @@ class Editor:
                 weight_norm=weight_norm,
                 losses=f.value.losses,
                 seconds=seconds,
-                warnings=(*self.notes, *f.tokens.findings, *f.value.findings()),
+                warnings=(*self.notes, *f.tokens.findings, *f.value.findings(), *remarks),
             )
-            for f, update in zip(found, updates, strict=True)
+            for f, (update, remarks) in zip(found, solved, strict=True)
         ]
         self.timings, self.notes = Timings(), []
         return proposals
 
-    def _solve(self, found: KeyValue) -> RankOneUpdate:
-        with self.history.untouched():
-            return apply_update_(self.history, self.constraint(found), self.second_moment)
+    def _solve(self, request: EditRequest, found: KeyValue) -> tuple[Update, list[str]]:
+        """One request's update, and remarks on it; the model is as before."""
+        if self.form == "weight":
+            with self.history.untouched():
+                solved = apply_update_(self.history, self.constraint(found), self.second_moment)
+            return solved, []
+        writer = self.writer()
+        made = writer.make(self.spec, self.form, request, found)
+        with writer.module.holding(writer.module.offsets):
+            [remarks] = writer.add([made])
+        return made.offset, remarks
 
     def _encoded(self, requests: Sequence[EditRequest]) -> list[TokenizedEdit]:
         """Each request is encoded once, also one that begins the next window."""

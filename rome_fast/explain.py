@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from rome_fast.errors import InvalidArgumentError
 from rome_fast.moment.collect.collection import ENOUGH_KEYS
-from rome_fast.types import LARGE_UPDATE, Diagnostics, EditResult
+from rome_fast.types import LARGE_UPDATE, Diagnostics, EditResult, RankOneUpdate
 from rome_fast.value.optimize import NOT_CONVERGED
 
 # Facts are recalled in the lower and middle layers (ROME, section 2.1); the highest layer of a
@@ -88,10 +88,19 @@ def explain(result: EditResult) -> Explanation:
     summary = (
         f"the model {verb} the target: {result.request.asked!r} -> {result.argmax_after!r}; p "
         f"{result.prob_before:.4f} -> {result.prob_after:.4f}, loss {result.losses[-1]:.2f} after "
-        f"{len(result.losses)} steps, layer {result.layer} changed by {result.relative_norm:.0%} "
-        "of its norm"
+        f"{len(result.losses)} steps, {_where(result)}"
     )
     return Explanation(summary, tuple(found))
+
+
+def _where(result: EditResult) -> str:
+    if result.form == "weight":
+        return f"layer {result.layer} changed by {result.relative_norm:.0%} of its norm"
+    return f"one {result.form} beside layer {result.layer}"
+
+
+def _is_large(result: EditResult) -> bool:
+    return result.form == "weight" and result.relative_norm >= LARGE_UPDATE
 
 
 def _already_said(result: EditResult, _: Diagnostics) -> Iterator[Finding]:
@@ -163,7 +172,7 @@ def _not_said(result: EditResult, numbers: Diagnostics) -> Iterator[Finding]:
 
 
 def _layer(result: EditResult, numbers: Diagnostics) -> Iterator[Finding]:
-    fine = result.success and result.relative_norm < LARGE_UPDATE
+    fine = result.success and not _is_large(result)
     if fine or (result.layer + 1) / numbers.n_layers <= USEFUL_DEPTH:
         return
     yield Finding(
@@ -191,7 +200,7 @@ def _keys(result: EditResult, numbers: Diagnostics) -> Iterator[Finding]:
 
 
 def _size(result: EditResult, _: Diagnostics) -> Iterator[Finding]:
-    if result.relative_norm >= LARGE_UPDATE:
+    if _is_large(result):
         yield Finding(
             "large update",
             f"the update is {result.relative_norm:.0%} of the weight's norm",
@@ -202,6 +211,8 @@ def _size(result: EditResult, _: Diagnostics) -> Iterator[Finding]:
 
 
 def _second_moment(result: EditResult, numbers: Diagnostics) -> Iterator[Finding]:
+    if not isinstance(result.update, RankOneUpdate):
+        return
     d_key = len(result.update.u)
     if numbers.n_keys is None:
         yield Finding(

@@ -1,10 +1,10 @@
-"""Which form when: edits of the real model in all three forms, one a step, judged at the same facts.
+"""Which form when: edits of the real model in all three forms, judged at the same facts.
 
     python -m benchmarks.session.arena --work FOLDER --sizes 1 80 300 --searched 300 \
         --out benchmarks/results/arena.json
 
-CounterFact facts, one a subject, those that the model knows first. What is found for each is kept in
-the folder, and every finished line too, so that a run that is cut off goes on where it was. The
+CounterFact facts, one a subject, those that the model knows first. What is found for each is kept
+in the folder, and every finished line too, so that a run that is cut off goes on where it was. The
 first ``--judged`` facts are asked about after any number of edits, and of all that were searched
 whether they hold.
 """

@@ -1,7 +1,7 @@
 """What enters the MLP of one layer: the statistics of ordinary text there, collected once.
 
-h is what enters the MLP, S = E[h h^T]. c is the direction with c.h = 1 on every token: least squares
-over ordinary text, c = S^-1 E[h]. It stands for the bias that most gated MLPs lack.
+h is what enters the MLP, S = E[h h^T]. c is the direction with c.h = 1 on every token: least
+squares over ordinary text, c = S^-1 E[h]. It stands for the bias that most gated MLPs lack.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The gate: the offset of the nearest subject is added, whole, where it is near enough.
 
-Near is a cosine in the coordinates in which the second moment of h is the identity; and the subject
-must be told from its last tokens in other company. No number of subjects wears it out, as there is
-nothing that they share; but it needs this code at run time.
+Near is a cosine in the coordinates in which the second moment of h is the identity, squared, times
+p.h, which tells the subject from its last tokens in other company. No number of subjects wears it
+out, as there is nothing that they share; but it needs this code at run time.
 """
 
 from __future__ import annotations
@@ -20,10 +20,9 @@ if TYPE_CHECKING:
     from rome_fast.beside.entry import Entry
     from rome_fast.beside.group import Subject
 
-# docs/forms.md has the study. Where a subject's own contexts are farther than that, it is as far as
-# they are, and a little more.
-NEAR, NEAR_AT_LEAST, _MORE = 0.7, 0.5, 0.05
-APART = 0.5
+# docs/forms.md has the study. A subject whose own contexts are not as near gets a wider gate: as
+# far as they are, and a little more, but not farther than the least.
+NEAR, _LEAST, _MORE = 0.45, 0.2, 0.03
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +31,7 @@ class GateRows:
 
     Attributes:
         whitener: [d_model, d_model], L^-1 for S = L L^T.
-        centres: [n, d_model], unit vectors L^-1 m; near: [n], least cosines.
+        centres: [n, d_model], unit vectors L^-1 m; near: [n].
         apart: [n, d_model]; down: [n, d_value].
     """
 
@@ -44,11 +43,9 @@ class GateRows:
 
     def nearest(self, h: Tensor) -> tuple[Tensor, Tensor]:
         """(number of the nearest row, whether it is the subject) of each h [..., d_model]."""
-        white = h @ self.whitener.T
-        cosines = unit(white, dim=-1) @ self.centres.T
+        cosines = unit(h @ self.whitener.T, dim=-1) @ self.centres.T
         best, number = cosines.max(-1)
-        told = (h * self.apart[number]).sum(-1)
-        return number, (best > self.near[number]) & (told > APART)
+        return number, _nearness(best, h, self.apart[number]) > self.near[number]
 
     def answer(self, h: Tensor) -> Tensor:
         """What is added to the MLP's output: [..., d_model] -> [..., d_value]."""
@@ -57,19 +54,27 @@ class GateRows:
 
 
 def gate_rows(entry: Entry, subjects: Sequence[Subject]) -> GateRows:
-    """The rows of all subjects, on the CPU: one for each edit, with all that its subject is given."""
+    """On the CPU: a row for each edit, which adds all that its subject is given."""
     eye = torch.eye(len(entry.factor), dtype=torch.float64)
     whitener = torch.linalg.solve_triangular(entry.factor, eye, upper=False)
     signatures = [signature for subject in subjects for signature in subject.signatures]
     own = [unit(signature.own.double() @ whitener.T, dim=-1) for signature in signatures]
     means = torch.stack([signature.own.double().mean(0) for signature in signatures])
     centres = unit(means @ whitener.T, dim=-1)
-    near = [float((x @ c).min()) - _MORE for x, c in zip(own, centres, strict=True)]
+    near = [
+        float(_nearness(white @ centre, s.own.double(), s.apart.double()).min()) - _MORE
+        for white, centre, s in zip(own, centres, signatures, strict=True)
+    ]
     down = [subject.delta.float() for subject in subjects for _ in subject.signatures]
     return GateRows(
         whitener.float(),
         centres.float(),
-        torch.tensor([min(max(x, NEAR_AT_LEAST), NEAR) for x in near]),
+        torch.tensor([min(max(x, _LEAST), NEAR) for x in near]),
         torch.stack([signature.apart.float() for signature in signatures]),
         torch.stack(down),
     )
+
+
+def _nearness(cosines: Tensor, h: Tensor, apart: Tensor) -> Tensor:
+    """1 at the subject itself."""
+    return cosines.clamp(min=0).square() * (h * apart).sum(-1)

@@ -1,8 +1,8 @@
 """What stands beside an MLP: offsets that fire for their subjects; the model's own tensors stay.
 
-A module in the edited matrix' module, so that it moves and is copied with the model. What it answers
-is added to what the matrix writes. A checkpoint of the model holds its tensors under names that other
-programs report as unknown: they do not run it.
+A module in the edited matrix' module, so that it moves and is copied with the model. What it
+answers is added to what the matrix writes. A checkpoint of the model holds its tensors under names
+that other programs report as unknown: they do not run it.
 """
 
 from __future__ import annotations

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from rome_fast.model.spec import DownProjection, ModelSpec
-    from rome_fast.prompt.encode import TokenizedEdit
     from rome_fast.value.window import KeyValue
 
 # After its bare prompt an edit must reach its subject with this share of what was found.
@@ -105,8 +104,8 @@ class OffsetWriter:
         if least < LEAST_OWN:
             raise EditRejectedError(
                 f"subject {subject.name!r} cannot be told apart in layer "
-                f"{self.module.units.projection.layer}: {least:.0%} of the edit would reach it after "
-                "its own prompt. A subject of one token that opens its texts has what all "
+                f"{self.module.units.projection.layer}: {least:.0%} of the edit would reach it "
+                "after its own prompt. A subject of one token that opens its texts has what all "
                 "first tokens have there: name another layer, or edit with form='weight'",
                 own=least,
             )

@@ -36,8 +36,8 @@ class Record:
 
     "session", the first one: settings, base and second moment, with the tensor "diagonal"; "edit":
     with the tensors of its update and, where they are retained, "keys"; "entry": what the offsets
-    beside a weight are set with, before the first of them; "taken_out": the numbers of the edits that
-    are taken "out", and of those that are put "back"; "rejection"; "health".
+    beside a weight are set with, before the first of them; "taken_out": the numbers of the edits
+    that are taken "out", and of those that are put "back"; "rejection"; "health".
     """
 
     fields: Mapping[str, Any]

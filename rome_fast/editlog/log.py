@@ -20,7 +20,7 @@ class EditLog(LogRecords):
     """Every edit of a model since it was loaded, and which of them hold.
 
     An edit holds unless it was taken out, or replaced by a later one that holds. Each takes about
-    (d_key + d_value) * 4 bytes; one beside the weight, (n_contexts + 1) * d_model + d_value numbers.
+    (d_key + d_value) * 4 bytes; one beside it, ((n_contexts + 1) * d_model + d_value) * 4.
 
     Attributes:
         base: the unedited model.

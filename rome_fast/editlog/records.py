@@ -47,27 +47,15 @@ class LoggedEdit:
 
     def tensors(self) -> dict[str, Tensor]:
         """Those of its update."""
-        update = self.update
-        if isinstance(update, RankOneUpdate):
-            return {"u": update.u, "v": update.v}
-        named = {"delta": update.delta}
-        for i, signature in enumerate(update.names.values()):
-            named |= {f"own.{i}": signature.own, f"apart.{i}": signature.apart}
-        return named
+        return tensors_of(self.update)
 
     def to_json(self) -> dict[str, Any]:
         """All of it but the tensors."""
-        update = self.update
-        how: dict[str, Any] = {}
-        if isinstance(update, RankOneUpdate):
-            how["weight_layout"] = update.weight_layout
-        else:
-            how |= {"form": update.form, "names": list(update.names)}
         return {
             "edit_id": self.edit_id,
             "request": self.request.to_json(),
             "weight": self.weight_name,
-            **how,
+            **fields_of(self.update),
             "replaced": list(self.replaced),
             "released": list(self.released),
             "numbers": dict(self.numbers),
@@ -82,7 +70,7 @@ class LoggedEdit:
             edit_id=fields["edit_id"],
             request=request,
             weight_name=fields["weight"],
-            update=_update(fields, request, tensors),
+            update=update_of(fields, request, tensors),
             replaced=tuple(fields["replaced"]),
             released=tuple(fields["released"]),
             numbers=fields["numbers"],
@@ -90,9 +78,27 @@ class LoggedEdit:
         )
 
 
-def _update(
+def tensors_of(update: Update) -> dict[str, Tensor]:
+    """What a file holds of an update, beside ``fields_of``."""
+    if isinstance(update, RankOneUpdate):
+        return {"u": update.u, "v": update.v}
+    named = {"delta": update.delta}
+    for i, signature in enumerate(update.names.values()):
+        named |= {f"own.{i}": signature.own, f"apart.{i}": signature.apart}
+    return named
+
+
+def fields_of(update: Update) -> dict[str, Any]:
+    """Plain data."""
+    if isinstance(update, RankOneUpdate):
+        return {"weight_layout": update.weight_layout}
+    return {"form": update.form, "names": list(update.names)}
+
+
+def update_of(
     fields: Mapping[str, Any], request: EditRequest, tensors: Mapping[str, Tensor]
 ) -> Update:
+    """The update that gave ``fields_of`` and ``tensors_of``."""
     if "form" not in fields:
         return RankOneUpdate(tensors["u"], tensors["v"], fields["weight_layout"])
     names = {
@@ -137,7 +143,7 @@ class LogRecords:
     """The edits of a model, in order, and which of them hold.
 
     An edit holds unless it was taken out, or replaced by a later one that holds. Each takes about
-    (d_key + d_value) * 4 bytes; an Offset, (n_contexts + 1) * d_model + d_value numbers.
+    (d_key + d_value) * 4 bytes; an Offset, ((n_contexts + 1) * d_model + d_value) * 4.
 
     Attributes:
         base: the unedited model.

@@ -15,17 +15,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-
+from rome_fast.editlog.records import fields_of, tensors_of, update_of
 from rome_fast.errors import InvalidArgumentError
 from rome_fast.evaluate.result import CaseResult, Checkpoint
-from rome_fast.types import RankOneUpdate
+from rome_fast.types import EditRequest, Update
 
 if TYPE_CHECKING:
     from rome_fast.moment.collect.ranks import Ranks
 
-FORMAT = "rome_fast.evaluation-journal.1"
+FORMAT = "rome_fast.evaluation-journal.2"
 
 
 class Journal:
@@ -46,7 +44,7 @@ class Journal:
 
     def __init__(self, path: str | Path | None, setting: Mapping[str, Any], ranks: Ranks) -> None:
         self.cases: dict[int, CaseResult] = {}
-        self.updates: dict[int, RankOneUpdate | None] = {}
+        self.updates: dict[int, Update | None] = {}
         self.checkpoints: dict[int, Checkpoint] = {}
         self._path = None if path is None else Path(path)
         if self._path is None:
@@ -75,12 +73,12 @@ class Journal:
             self._append(asdict(case) for case in cases)
 
     def add_next(
-        self, case: CaseResult, update: RankOneUpdate | None, checkpoint: Checkpoint | None
+        self, case: CaseResult, update: Update | None, checkpoint: Checkpoint | None
     ) -> None:
         """Put the next case of a sequence on the disk."""
         if self._path is not None:
             more = {
-                "update": None if update is None else _encoded(update),
+                "update": None if update is None else _encoded(update, case.request),
                 "checkpoint": None if checkpoint is None else asdict(checkpoint),
             }
             self._append([{**asdict(case), **more}])
@@ -123,19 +121,20 @@ class Journal:
         )
 
 
-def _encoded(update: RankOneUpdate) -> dict[str, str]:
-    """Its vectors as text, to the bit."""
-    vectors = {name: getattr(update, name).detach().cpu().numpy() for name in ("u", "v")}
-    dtype = {"dtype": str(vectors["u"].dtype), "weight_layout": update.weight_layout}
-    return dtype | {k: base64.b64encode(x.tobytes()).decode() for k, x in vectors.items()}
+def _encoded(update: Update, request: EditRequest) -> dict[str, Any]:
+    """Its tensors as text, to the bit, and what else it is."""
+    from safetensors.torch import save
+
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors_of(update).items()}
+    text = base64.b64encode(save(tensors)).decode()
+    return {**fields_of(update), "request": request.to_json(), "tensors": text}
 
 
-def _decoded(fields: Mapping[str, str]) -> RankOneUpdate:
-    u, v = (
-        torch.from_numpy(np.frombuffer(base64.b64decode(fields[name]), fields["dtype"]).copy())
-        for name in ("u", "v")
-    )
-    return RankOneUpdate(u, v, fields["weight_layout"])
+def _decoded(fields: Mapping[str, Any]) -> Update:
+    from safetensors.torch import load
+
+    request = EditRequest(**fields["request"])
+    return update_of(fields, request, load(base64.b64decode(fields["tensors"])))
 
 
 def _differences(there: Any, here: Any, name: str) -> Iterator[str]:

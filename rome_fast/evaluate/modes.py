@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 from rome_fast.errors import REFUSALS, RomeFastError
 from rome_fast.evaluate.result import CaseResult, Checkpoint, Stage
+from rome_fast.types import RankOneUpdate
 
 if TYPE_CHECKING:
     from rome_fast.editor import Editor
     from rome_fast.evaluate.journal import Journal
     from rome_fast.evaluate.judge import Judge
-    from rome_fast.types import RankOneUpdate
+    from rome_fast.types import Update
 
 # At how many points of a sequence retention and drift are measured.
 N_CHECKPOINTS = 10
@@ -43,17 +44,18 @@ def _judge_window(editor: Editor, judge: Judge, numbers: Sequence[int]) -> list[
     proposals = editor.propose([judge.records[number].request for number in numbers])
     judge.timings.lap("edit")
     updates = [proposal.update for proposal in proposals]
+    ranks = [update for update in updates if isinstance(update, RankOneUpdate)]
     # A trial leaves out the rounding of half-precision weights: there each update is written.
-    if editor.projection.weight.itemsize > 2:
-        after = judge.stages(numbers, updates)
+    if len(ranks) == len(updates) and editor.projection.weight.itemsize > 2:
+        after = judge.stages(numbers, ranks)
     else:
         after = []
         for number, update in zip(numbers, updates, strict=True):
-            with editor.history.written(update):
+            with editor.with_update(update):
                 after += judge.stages([number])
     if judge.texts:
         for i, update in enumerate(updates):
-            with editor.history.written(update):
+            with editor.with_update(update):
                 after[i] = _with_drift(after[i], judge.drift())
     return [
         judge.case(
@@ -103,7 +105,7 @@ def judge_in_sequence(
         if is_kept := number in journal.cases:
             case, update = journal.cases[number], journal.updates[number]
             if update is not None:
-                editor.history.add(update)
+                editor.put(update)
         else:
             case, update = _edit_next(editor, judge, number)
         cases.append(case)
@@ -128,18 +130,16 @@ def judge_in_sequence(
     return ended, checkpoints
 
 
-def _edit_next(
-    editor: Editor, judge: Judge, number: int
-) -> tuple[CaseResult, RankOneUpdate | None]:
+def _edit_next(editor: Editor, judge: Judge, number: int) -> tuple[CaseResult, Update | None]:
     if number in judge.unaskable:
         return judge.case(number, {}, error=judge.unaskable[number]), None
-    n_edits = len(editor.history)
+    before = editor.updates
     try:
         [result] = editor.edit([judge.records[number].request], strict=False)
         judge.timings.lap("edit")
         [stage] = judge.stages([number])
     except REFUSALS as error:
-        editor.history.rewind(n_edits)
+        editor.set(before)
         [stage] = judge.stages([number])
         return judge.case(number, {"edit_time": stage}, error=_reason(error)), None
     case = judge.case(

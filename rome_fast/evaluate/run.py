@@ -46,6 +46,7 @@ def evaluate(
     context_templates: Sequence[str] | None = None,
     variant: str | None = None,
     backend: str = "auto",
+    form: str = "weight",
     generate_tokens: int = 20,
     held_texts: Sequence[str] = (),
     window: int = 4,
@@ -67,6 +68,7 @@ def evaluate(
             record's generation prompts, before and after; 0 for none.
         held_texts: texts that have nothing to do with the edits, for perplexity and KL drift. In
             single mode they are read once for each record.
+        form: of the edits; those of another than ``"weight"`` are judged one by one.
         window: how many records of single mode are searched and judged together; as many of them
             as fit in memory share a forward.
         resume: a file that keeps finished cases. Where it is there already, its cases are not done
@@ -86,13 +88,15 @@ def evaluate(
     _check(mode, generate_tokens, held_texts, window, distributed)
     ranks = Ranks.current() if distributed else Ranks()
     records = load_records(records)
-    with opened(model, tok, hparams, variant, backend, context_templates, second_moment) as editor:
+    shared = (hparams, variant, backend, context_templates, second_moment)
+    with opened(model, tok, *shared, form=form) as editor:
         notes, editor.notes = editor.notes, []
         for note in notes:
             warn(note, EditWarning)
         setting = {
             **_setting(editor, records, held_texts),
             "mode": mode,
+            "form": form,
             "generate_tokens": generate_tokens,
             "window": window,
             "processes": ranks.size,
@@ -144,7 +148,7 @@ class _Run:
             )
         if self._drift:
             self._drift["after"] = self._judge.drift()
-        self._editor.history.rewind(0)
+        self._editor.rewind()
         return self._result(setting, cases, retention)
 
     def _begin(self, numbers: Sequence[int]) -> None:
@@ -191,7 +195,7 @@ def _setting(
         "weight_name": f"{projection.name}.weight",
         "hparams": json.loads(json.dumps(asdict(editor.hparams))),
         "backend": editor.backend,
-        "second_moment": "identity" if moment is None else str(moment),
+        "second_moment": _name_of(editor),
         "second_moment_hash": None if moment is None else fingerprint(moment.moment_sum),
         "context_templates": list(editor.context_templates),
         "n_records": len(records),
@@ -199,6 +203,13 @@ def _setting(
         "held_texts": {"n": len(held_texts), "hash": _hash(list(held_texts))},
         "versions": versions(),
     }
+
+
+def _name_of(editor: Editor) -> str:
+    """Of the second moment."""
+    if editor.form != "weight":
+        return f"none: form={editor.form!r}"
+    return "identity" if editor.second_moment is None else str(editor.second_moment)
 
 
 def _hash(value: Any) -> str:

@@ -19,6 +19,7 @@ from rome_fast.evaluate.scoring import (
 )
 from rome_fast.locate.plan import LayerTrial
 from rome_fast.value.optimize import NOT_CONVERGED
+from rome_fast.types import RankOneUpdate
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -109,7 +110,7 @@ class Trials:
         """(paraphrase, locality) of the updates, which are tried without being written again."""
         number = {i: n for n, i in enumerate(results)}
         edit_of = [number.get(i, -1) for i in range(len(self.records))]
-        updates = [result.update for result in results.values()]
+        updates = [r.update for r in results.values() if isinstance(r.update, RankOneUpdate)]
 
         def trial(questions: Sequence[Sequence[object]]) -> Trial:
             rows = [edit_of[i] for i, asked in enumerate(questions) for _ in asked]

@@ -165,7 +165,8 @@ class EditRequest:
                 f"request lacks {', '.join(missing)}; got keys {sorted(map(str, request))}"
             )
         said = {name: request.get(name) for name in ("chat", "span", *_SAID_OR_NOT)}
-        return cls(prompt, subject, target, **{**said, "aliases": said["aliases"] or ()})
+        aliases: Any = said.pop("aliases") or ()
+        return cls(prompt, subject, target, aliases=aliases, **said)
 
 
 def _check_text(name: str, value: Any) -> None:

@@ -23,8 +23,8 @@ class EditBatch:
     """The rows of ``n_edits`` requests, padded on the right.
 
     The reads are the positions whose logits the loss needs: first those that predict the targets'
-    tokens in all contexts of all requests, and the facts that they keep; then, one per request, the subject's token in the row of
-    the KL prompt.
+    tokens in all contexts of all requests, and the facts that they keep; then, one per request, the
+    subject's token in the row of the KL prompt.
 
     Attributes:
         edits: the requests.
