@@ -10,8 +10,9 @@ Importing this package never compiles, never starts CUDA and never imports trans
 
 from rome_fast import demo
 from rome_fast._version import __version__ as __version__
+from rome_fast.beside.widen import widened
 from rome_fast.edit import edit, edit_many, trial
-from rome_fast.editlog import EditLog
+from rome_fast.editlog import EditLog, attach
 from rome_fast.evaluate import EditRecord, Evaluation, evaluate, load_records
 from rome_fast.explain import Explanation, explain
 from rome_fast.hparams import RomeHparams
@@ -38,6 +39,7 @@ __all__ = [
     "RomeHparams",
     "SecondMoment",
     "Session",
+    "attach",
     "collect_second_moment",
     "demo",
     "edit",
@@ -49,4 +51,5 @@ __all__ = [
     "probe",
     "suggest_layer",
     "trial",
+    "widened",
 ]

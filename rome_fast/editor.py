@@ -38,12 +38,17 @@ from rome_fast.update.joint import apply_updates_, count_independent
 from rome_fast.update.solve import Constraint, apply_update_, build_constraint
 from rome_fast.update.undo import UndoHandle, WeightHistory
 from rome_fast.value import sink
+from rome_fast.value.batch import EditBatch
+from rome_fast.value.first_pass import run_first_pass
+from rome_fast.value.key import mean_keys
 from rome_fast.value.window import KeyValue, KeyValueSearch
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from rome_fast.moment.second_moment import SecondMoment
+    from rome_fast.value.key import Keys
 
 
 def check_form(form: object) -> str:
@@ -413,6 +418,19 @@ class Editor:
         with writer.module.holding(writer.module.offsets):
             [remarks] = writer.add([made])
         return made.offset, remarks
+
+    def keys_of(self, request: EditRequest) -> Keys:
+        """The keys and values of a request on the weights as they are; nothing is searched."""
+        batch = EditBatch.of(self._encoded([request]))
+        [keys] = mean_keys(
+            self.projection, batch, run_first_pass(self.spec, self.projection, batch)
+        )
+        return keys
+
+    def offset_of(self, request: EditRequest, delta: Tensor) -> Offset:
+        """An offset of a value that is known."""
+        [tokens] = self._encoded([request])
+        return self.writer().offset(self.spec, self.form, request, tokens, delta)
 
     def _encoded(self, requests: Sequence[EditRequest]) -> list[TokenizedEdit]:
         """Each request is encoded once, also one that begins the next window."""

@@ -7,55 +7,100 @@ zeros, which add nothing.
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from rome_fast.errors import UnsupportedModelError
+from rome_fast.beside.module import Beside
+from rome_fast.errors import InvalidArgumentError, UnsupportedModelError
+from rome_fast.model.open_model import open_model
 from rome_fast.model.spec import ModelSpec, text_config
 from rome_fast.model.structure import is_conv1d
 from rome_fast.model.units import HiddenUnits, UnitMap
+from rome_fast.model.wrappers import base_modules, unwrapped
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from rome_fast.beside.module import Beside
     from rome_fast.beside.rows import UnitRows
 
 # What families call the number of hidden units in their configuration.
 _SIZES = ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size")
+# The field in which a widened model keeps whose its units are.
+_MARK = "rome_fast"
 _Part = tuple[UnitMap, "Tensor | None", "Tensor | None"]
 
 
-def widened(spec: ModelSpec, beside: Beside, multiple: int = 64) -> PreTrainedModel:
-    """A copy of the model with the neurons as units of its own, and zeros in all other layers.
+def widened(model: PreTrainedModel, multiple: int = 64) -> PreTrainedModel:
+    """A copy of the model with its neurons as units of its own, and zeros in all other layers.
+
+    Its configuration says under ``rome_fast`` how many units were the model's own, and how many
+    are edits of which layer.
 
     Args:
         multiple: the number of units is rounded up to one of it, as kernels and tensor
             parallelism want.
 
     Raises:
-        UnsupportedModelError: the configuration has no number of hidden units, or not all layers
-            have the same, as in a mixture of experts.
+        UnsupportedModelError: a gate stands beside a layer, which no checkpoint can hold; the
+            configuration has no number of hidden units; or not all layers have the same, as in a
+            mixture of experts.
+        InvalidArgumentError: ``multiple`` is no number of units.
     """
-    projection, rows = beside.units.projection, beside.rows("neuron")
-    n_units, layer = projection.d_key, projection.layer
-    n_added = -(-(n_units + len(rows.gate)) // multiple) * multiple - n_units
-    size = _size_in(spec.model, n_units)
-    with beside.holding([]):
-        made = ModelSpec.of(copy.deepcopy(spec.model))
-    for i in range(made.n_layers):
-        here = HiddenUnits.of(made, made.down_projection(i))
+    if type(multiple) is not int or multiple < 1:
+        raise InvalidArgumentError(
+            f"multiple must be a whole number of 1 or more, got {multiple!r}"
+        )
+    plain = unwrapped(model)
+    found = [module for _, module in base_modules(plain) if isinstance(module, Beside)]
+    besides = {beside.units.projection.layer: beside for beside in found}
+    _check_no_gate(besides)
+    with ExitStack() as stack:
+        rows = {layer: beside.rows("neuron") for layer, beside in besides.items()}
+        for beside in besides.values():
+            stack.enter_context(beside.holding([]))
+        made = copy.deepcopy(plain)
+    if rows:
+        with open_model(made) as spec:
+            _widen_layers_(spec, rows, multiple)
+    return made
+
+
+def _widen_layers_(spec: ModelSpec, rows: dict[int, UnitRows], multiple: int) -> None:
+    units = [HiddenUnits.of(spec, spec.down_projection(i)) for i in range(spec.n_layers)]
+    n_units = units[next(iter(rows))].projection.d_key
+    for i, here in enumerate(units):
         if here.projection.d_key != n_units:
             raise UnsupportedModelError(
                 f"{type(spec.model).__name__} cannot be widened: layer {i} has "
-                f"{here.projection.d_key} hidden units, layer {layer} has {n_units}"
+                f"{here.projection.d_key} hidden units, others have {n_units}"
             )
-        _widen_(here, rows if i == layer else None, n_added)
-    setattr(text_config(made.model), size, n_units + n_added)
-    return made.model
+    size = _size_in(spec.model, n_units)
+    most = max(len(r.gate) for r in rows.values())
+    n_added = -(-(n_units + most) // multiple) * multiple - n_units
+    for i, here in enumerate(units):
+        _widen_(here, rows.get(i), n_added)
+    setattr(text_config(spec.model), size, n_units + n_added)
+    before = getattr(spec.model.config, _MARK, {"own_units": n_units, "edits": {}})
+    edits = dict(before["edits"])
+    for layer, r in rows.items():
+        edits[str(layer)] = edits.get(str(layer), 0) + len(r.gate)
+    setattr(spec.model.config, _MARK, {**before, "edits": edits})
+
+
+def _check_no_gate(besides: Mapping[int, Beside]) -> None:
+    for layer, beside in besides.items():
+        n_gates = sum(offset.form == "gate" for offset in beside.offsets)
+        if n_gates:
+            raise UnsupportedModelError(
+                f"{n_gates} gates stand beside layer {layer}, which no checkpoint can hold: save "
+                "the log, which rome_fast.attach(model, file) loads, or take them as neurons, "
+                'log.as_form("neuron", model, tok)'
+            )
 
 
 def _size_in(model: PreTrainedModel, n_units: int) -> str:

@@ -16,9 +16,11 @@ from rome_fast.model.units import HiddenUnits
 from rome_fast.types import EditRequest, Offset
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
     from rome_fast.model.spec import DownProjection, ModelSpec
+    from rome_fast.prompt.encode import TokenizedEdit
     from rome_fast.value.window import KeyValue
 
 # After its bare prompt an edit must reach its subject with this share of what was found.
@@ -67,9 +69,30 @@ class OffsetWriter:
 
     def make(self, spec: ModelSpec, form: str, request: EditRequest, found: KeyValue) -> Made:
         """The offset of one request."""
-        names = self._reader.read(spec, request, found.tokens)
+        return self._made(spec, form, request, found.tokens, found.value.value_delta)
+
+    def offset(
+        self,
+        spec: ModelSpec,
+        form: str,
+        request: EditRequest,
+        tokens: TokenizedEdit,
+        delta: Tensor,
+    ) -> Offset:
+        """The same of a value [d_value] that is known; it is not asked whether it can be told."""
+        return self._made(spec, form, request, tokens, delta).offset
+
+    def _made(
+        self,
+        spec: ModelSpec,
+        form: str,
+        request: EditRequest,
+        tokens: TokenizedEdit,
+        delta: Tensor,
+    ) -> Made:
+        names = self._reader.read(spec, request, tokens)
         signatures = {name: read.signature for name, read in names.items()}
-        return Made(Offset(form, request, signatures, found.value.value_delta.cpu()), names)
+        return Made(Offset(form, request, signatures, delta.cpu()), names)
 
     def add(self, made: Sequence[Made]) -> list[list[str]]:
         """Put them behind those that are there; returns remarks on each.

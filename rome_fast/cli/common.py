@@ -15,6 +15,7 @@ import torch
 import typer
 from rich.console import Console
 
+from rome_fast.beside.widen import widened
 from rome_fast.cli.threads import spare_busy_cores
 from rome_fast.errors import (
     EditWarning,
@@ -39,6 +40,11 @@ SpaceOption = Annotated[
         help="whether a space stands before the target",
         show_default="as text would have it",
     ),
+]
+
+FormOption = Annotated[
+    str,
+    typer.Option(help="'weight'; or 'neuron' or 'gate', which only fire for their subject"),
 ]
 
 SMOLLM2 = "smollm2"  # what --model calls the real model of rome_fast.demo
@@ -151,7 +157,7 @@ def save_model(
         NonFiniteError: an edited weight is too large for that dtype; nothing is written.
     """
     narrow_model(model)
-    model.save_pretrained(folder)
+    widened(model).save_pretrained(folder)
     tok.save_pretrained(folder)
     console.print(f"saved: {folder}{said}", markup=False, soft_wrap=True)
 

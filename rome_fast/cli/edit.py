@@ -12,6 +12,7 @@ import typer
 from rome_fast.cli.answers import print_answers
 from rome_fast.cli.common import (
     EDIT_FAILED,
+    FormOption,
     SpaceOption,
     complain,
     console,
@@ -69,6 +70,7 @@ def edit(
     ] = None,
     second_moment: Annotated[str | None, typer.Option(help="a saved file, or 'identity'")] = None,
     variant: Annotated[str | None, typer.Option(help="overrides the hparams")] = None,
+    form: FormOption = "weight",
     profile: ProfileOption = None,
 ) -> None:
     """Change one fact of a model, or many; print what it says now, and save it if asked.
@@ -93,7 +95,7 @@ def edit(
         check_file("--journal", journal)
         check_file("--profile", profile, new=True)
         loaded, tok = load_model(model)
-        options: dict[str, Any] = {"second_moment": second_moment, "variant": variant}
+        options: dict[str, Any] = {"second_moment": second_moment, "variant": variant, "form": form}
         together: dict[str, Any] = {"order": order, "window": window}
         around = Around(loaded, tok, parsed[0]) if requests is None else None
         with profiled(profile):

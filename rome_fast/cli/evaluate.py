@@ -11,6 +11,7 @@ import typer
 
 from rome_fast.cli.common import (
     INTERRUPTED,
+    FormOption,
     complain,
     console,
     is_first_process,
@@ -44,6 +45,7 @@ def evaluate(
     ] = None,
     second_moment: Annotated[str | None, typer.Option(help="a saved file, or 'identity'")] = None,
     variant: Annotated[str | None, typer.Option(help="overrides the hparams")] = None,
+    form: FormOption = "weight",
     generate_tokens: Annotated[
         int, typer.Option(help="length of the texts before and after; 0 for none")
     ] = 20,
@@ -87,6 +89,7 @@ def evaluate(
             chosen,
             second_moment=second_moment,
             variant=variant,
+            form=form,
             generate_tokens=generate_tokens,
             held_texts=texts,
             window=window,

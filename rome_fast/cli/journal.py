@@ -32,7 +32,7 @@ def edit_with_journal(
 
     Args:
         together: ``order`` and ``window``.
-        options: ``second_moment`` and ``variant``.
+        options: ``second_moment``, ``variant`` and ``form``.
 
     Returns:
         A row for each edit that holds, and how many requests were refused.
@@ -88,6 +88,8 @@ def _opened(
         return Session(model, tok, hparams, journal=path, **options)
     session = Session.resume(path, model, tok, second_moment=options["second_moment"])
     differing = _differences(session.hparams, hparams, options["variant"])
+    if session.form != options["form"]:
+        differing.append(f"form is {session.form!r}, not {options['form']!r}")
     if differing:
         session.close()
         raise InvalidArgumentError(

@@ -48,12 +48,17 @@ def apply(
     ],
     save: Annotated[Path, typer.Option(help="folder for the edited model")],
     without: _Without = None,
+    form: Annotated[
+        str | None, typer.Option(help="take them as 'weight', 'neuron' or 'gate' edits")
+    ] = None,
 ) -> None:
     """Write edits into the unedited model that they were made on, and save it."""
     with one_line_errors():
         check_folder("--save", save)
         read = _read(file, without)
         loaded, tok = load_model(model)
+        if form is not None:
+            read = read.as_form(form, loaded, tok)
         read.apply(loaded)
         save_model(loaded, tok, save, f", with {len(read)} edits")
 

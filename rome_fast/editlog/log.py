@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 from rome_fast.editlog import files
 from rome_fast.editlog.applied import AppliedLog
+from rome_fast.editlog.convert import converted
 from rome_fast.editlog.lora import LoraExport, write_lora
 from rome_fast.editlog.records import LoggedEdit, LogRecords
 from rome_fast.errors import EditLogError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 class EditLog(LogRecords):
@@ -86,6 +87,21 @@ class EditLog(LogRecords):
         """
         return AppliedLog.of(self, model)
 
+    def as_form(self, form: str, model: PreTrainedModel, tok: PreTrainedTokenizerBase) -> EditLog:
+        """The edits that hold, in another form: ``"weight"``, ``"neuron"`` or ``"gate"``.
+
+        The values are those of this log; keys and statistics are read from the model, with the
+        library's own contexts. Into the weight all are solved as one least change.
+
+        Args:
+            model: the unedited model.
+
+        Raises:
+            EditLogError: the model is another one, or edited already.
+            EditRejectedError: the keys of two edits are too near to be solved together.
+        """
+        return EditLog(**vars(converted(self, form, model, tok)))
+
     def to_lora(self, path: str | Path, max_rank: int | None = None) -> LoraExport:
         """Write the edits that hold as a PEFT adapter of the unedited model.
 
@@ -136,3 +152,15 @@ def _line(edit: LoggedEdit, holds: bool, taken_out: bool) -> str:
     said = "" if prob is None else f"   p = {prob:.3f}"
     how = "norm" if edit.form == "weight" else f"{edit.form} of norm"
     return f"{edit.edit_id:>6}  {edit.request}{said}, {how} {edit.update.norm:.3g}{state}"
+
+
+def attach(model: PreTrainedModel, path: str | Path) -> AppliedLog:
+    """Put the edits of a log's file into an unedited model, as they were: gates as gates.
+
+    Returns:
+        Its ``revert()`` takes them away.
+
+    Raises:
+        EditLogError: as ``EditLog.load`` and ``EditLog.apply``; nothing was changed.
+    """
+    return EditLog.load(path).apply(model)

@@ -18,8 +18,8 @@ from rome_fast.evaluate.scoring import (
     score_encoded,
 )
 from rome_fast.locate.plan import LayerTrial
-from rome_fast.value.optimize import NOT_CONVERGED
 from rome_fast.types import RankOneUpdate
+from rome_fast.value.optimize import NOT_CONVERGED
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

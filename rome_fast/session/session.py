@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rome_fast.beside.widen import widened
 from rome_fast.edit import Request, check_many, check_order, parse_many
 from rome_fast.editlog import EditLog
 from rome_fast.editor import check_form
@@ -58,6 +59,9 @@ class Session:
         anchor: rescale each solved value v* to the mean norm of the first ``anchor`` ones; 0: off.
         guard: what is done with updates out of proportion.
         health: what is checked, how often, and what is done when the model is unwell.
+
+    Attributes:
+        form: of its edits, unless a call says another.
 
     Raises:
         SessionError: another Session edits this weight.
@@ -135,7 +139,7 @@ class Session:
             parts.taken_out, self._set_taken_out,
         )  # fmt: skip
         self._undone: list[int] = []
-        self._form = parts.settings.form
+        self.form = parts.settings.form
         self._let_go = weakref.finalize(self, parts.resources.close)
 
     @property
@@ -294,6 +298,23 @@ class Session:
         """
         save_checks(self.checks, Path(path))
 
+    def save_pretrained(self, folder: str | Path, *, multiple: int = 64) -> None:
+        """Write the edited model, which transformers and others load; and its tokenizer.
+
+        Neurons become units of the MLP, which grows in all layers (docs/forms.md).
+
+        Args:
+            multiple: the number of units is rounded up to one of it.
+
+        Raises:
+            UnsupportedModelError: there are gates, or the family's MLP cannot grow; nothing was
+                written.
+            OSError: it cannot be written.
+        """
+        with self._working():
+            widened(self._editor.model, multiple).save_pretrained(folder)
+            self._editor.tok.save_pretrained(folder)
+
     def reading(self) -> AbstractContextManager[None]:
         """While open, no other thread edits: for a generation that belongs to one model.
 
@@ -334,10 +355,10 @@ class Session:
 
     def _form_of(self, form: str | None) -> str:
         """The form of a call's edits. Raises InvalidArgumentError."""
-        asked = self._form if form is None else check_form(form)
-        if asked == "weight" != self._form:
+        asked = self.form if form is None else check_form(form)
+        if asked == "weight" != self.form:
             raise InvalidArgumentError(
-                f"form='weight' needs the second moment, which a Session of {self._form!r} does "
+                f"form='weight' needs the second moment, which a Session of {self.form!r} does "
                 "not read: open it with form='weight', which takes edits of all forms"
             )
         return asked

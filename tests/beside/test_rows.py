@@ -123,9 +123,9 @@ def test_the_widened_model_has_the_logits_of_the_units_beside(member, tmp_path):
         with pytest.raises(
             UnsupportedModelError, match=r"cannot be widened|mixture of experts|not used on text"
         ):
-            widened(spec, beside, multiple=8)
+            widened(spec.model, multiple=8)
         return
-    widened(spec, beside, multiple=8).save_pretrained(tmp_path)
+    widened(spec.model, multiple=8).save_pretrained(tmp_path)
     wide = type(spec.model).from_pretrained(tmp_path, dtype=torch.float64).eval()
     found = wide(input_ids=IDS, use_cache=False).logits
     # Gemma rounds a constant of the embedding to the dtype that it is loaded in.

@@ -1,0 +1,83 @@
+"""A log's edits in another form: the same values, at the same layer, for the same subjects.
+
+What a form needs beside the value is read anew from the unedited model: keys for the weight,
+what enters the MLP for what stands beside it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from rome_fast.editlog.records import LogRecords, by_weight
+from rome_fast.editor import Editor, check_form
+from rome_fast.errors import EditLogError
+from rome_fast.hparams import defaults_for
+from rome_fast.model.open_model import open_model
+from rome_fast.moment.collect.collection import ENOUGH_KEYS_OF_A_SEQUENCE
+from rome_fast.types import RankOneUpdate
+from rome_fast.update.joint import solve_updates
+from rome_fast.update.solve import build_constraint
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from rome_fast.editlog.records import LoggedEdit
+    from rome_fast.model.spec import ModelSpec
+    from rome_fast.types import Update
+    from rome_fast.value.key import Keys
+
+
+def converted(
+    log: LogRecords, form: str, model: PreTrainedModel, tok: PreTrainedTokenizerBase
+) -> LogRecords:
+    """The edits that hold (``EditLog.as_form``), numbered anew."""
+    check_form(form)
+    log.base.check(model)
+    made = LogRecords(log.base)
+    with open_model(model) as spec:
+        for name, edits in by_weight(log.holding()).items():
+            layer = log.base.edited[name].layer
+            updates = _converted(spec, tok, layer, form, edits, made, name)
+            for edit, update in zip(edits, updates, strict=True):
+                made.edits.append(
+                    replace(edit, edit_id=made.next_id, update=update, replaced=(), released=())
+                )
+    return made
+
+
+def _converted(
+    spec: ModelSpec,
+    tok: PreTrainedTokenizerBase,
+    layer: int,
+    form: str,
+    edits: Sequence[LoggedEdit],
+    made: LogRecords,
+    name: str,
+) -> Sequence[Update]:
+    editor = Editor(spec, tok, defaults_for(spec, layer)[0], None, "auto", form=form)
+    editor.prepare(None, None, keys_per_dim=ENOUGH_KEYS_OF_A_SEQUENCE)
+    if f"{editor.projection.name}.weight" != name:
+        raise EditLogError(f"layer {layer} of the model is edited in another matrix than {name}")
+    keys = [editor.keys_of(edit.request) for edit in edits]
+    deltas = [_delta(edit, k) for edit, k in zip(edits, keys, strict=True)]
+    if form == "weight":
+        variant = editor.hparams.variant
+        constraints = [build_constraint(variant, k, d) for k, d in zip(keys, deltas, strict=True)]
+        return solve_updates(editor.projection, constraints, editor.second_moment)
+    offsets = [
+        editor.offset_of(edit.request, delta) for edit, delta in zip(edits, deltas, strict=True)
+    ]
+    made.entries[name] = editor.writer().module.entry
+    return offsets
+
+
+def _delta(edit: LoggedEdit, keys: Keys) -> Tensor:
+    """What the edit adds to what the matrix writes at its subject, [d_value]."""
+    update = edit.update
+    if isinstance(update, RankOneUpdate):
+        return update.v.to(keys.key) * (update.u.to(keys.key) @ keys.prompt_key)
+    return update.delta.to(keys.key)
