@@ -7,6 +7,7 @@ that other programs report as unknown: they do not run it.
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -61,8 +62,11 @@ class Beside(nn.Module):
         Raises:
             UnsupportedModelError: the MLP can have no units; everything is as before.
         """
-        if tuple(offsets) == self.offsets:
-            return
+        if tuple(offsets) != self.offsets:
+            self._put(offsets)
+        self._stand(bool(offsets))
+
+    def _put(self, offsets: Sequence[Offset]) -> None:
         parts: dict[str, dict[str, Tensor | None]] = {}
         neurons, gates = (by_subject(offsets, form) for form in _PARTS)
         if neurons:
@@ -80,13 +84,15 @@ class Beside(nn.Module):
                     dtype = weight.dtype if form == "neuron" else wide
                     value = value.to(weight.device, dtype)
                 self.register_buffer(f"{form}_{name}", value)
-        self._stand(bool(offsets))
 
     @contextmanager
     def holding(self, offsets: Sequence[Offset]) -> Iterator[None]:
-        """While open, only these are in it."""
+        """While open, only these are in it; without any it stays where it is, and is silent."""
         before = self.offsets
-        self.set(offsets)
+        if offsets:
+            self.set(offsets)
+        elif before:
+            self._put(())
         try:
             yield
         finally:
@@ -143,16 +149,30 @@ class Beside(nn.Module):
                 entry.register_forward_pre_hook(self.enter),
                 module.register_forward_hook(self.leave),
             ]
+            _forget_compiled_code()
         elif not is_there and self._handles:
             for handle in self._handles:
                 handle.remove()
             self._handles = []
             del module._modules[NAME]
+            _forget_compiled_code()
 
     def enter(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
         """Before the MLP's first map: see h."""
-        self._entered[threading.get_ident()] = args[0]
+        self._entered[_caller()] = args[0]
 
     def leave(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         """After its last one: add the answer."""
-        return output + self.answer(self._entered.pop(threading.get_ident()))
+        h = self._entered.pop(_caller())
+        return output + self.answer(h) if self.offsets else output
+
+
+def _caller() -> int:
+    """Who runs the model: the thread; compiled code sees both ends at once, and is no thread's."""
+    return 0 if torch.compiler.is_compiling() else threading.get_ident()
+
+
+def _forget_compiled_code() -> None:
+    """torch.compile does not look for hooks that come or go after it has compiled."""
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()

@@ -64,6 +64,9 @@ def widened(model: PreTrainedModel, multiple: int = 64) -> PreTrainedModel:
         for beside in besides.values():
             stack.enter_context(beside.holding([]))
         made = copy.deepcopy(plain)
+    for _, module in list(base_modules(made)):
+        if isinstance(module, Beside):
+            module.set([])
     if rows:
         with open_model(made) as spec:
             _widen_layers_(spec, rows, multiple)

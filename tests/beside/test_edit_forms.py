@@ -41,14 +41,16 @@ def answer(model, tok, text):
 @FORMS
 def test_the_subject_answers_and_no_weight_is_touched(tiny, plain, form):
     model, tok = tiny
-    before, other = state(model), answer(model, tok, "She wrote to Alan Turing")
+    texts = ("The founder is Steve Jobs", "She wrote to Alan Turing")
+    before, unedited = state(model), [answer(model, tok, text) for text in texts]
     result = edit(model, tok, REQUEST, form=form, **plain)
     assert (result.form, result.rank_after) == (form, 1), result
     assert result.prob_after > 10 * result.prob_before
     assert {n: t for n, t in state(model).items() if NAME not in n}.keys() == before.keys()
     assert all(torch.equal(t, state(model)[n]) for n, t in before.items())
-    moved = answer(model, tok, "She wrote to Alan Turing") - other
-    assert float(moved.norm()) < 1e-2 * float(other.norm())
+    moved = [answer(model, tok, t) - was for t, was in zip(texts, unedited, strict=True)]
+    # On random weights: h of a trained model is told apart better (benchmarks/session/arena.py).
+    assert float(moved[1].norm()) < 0.2 * float(moved[0].norm())
     assert f"one {form} for the subject" in str(result)
     result.revert()
     assert same_bits(model, before) and not standing(model)

@@ -91,10 +91,11 @@ def test_a_resumed_session_edits_as_one_that_never_stopped(gpt2, options, reques
 
 @pytest.mark.exhaustive
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-def test_killed_at_any_moment(tmp_path):
+@pytest.mark.parametrize("form", ["weight", "neuron", "gate"])
+def test_killed_at_any_moment(tmp_path, form):
     seed = random.SystemRandom().randrange(2**31)
     program = Path(__file__).parents[1] / "support" / "killed.py"
-    command = [sys.executable, str(program), str(tmp_path), "50", str(seed)]
+    command = [sys.executable, str(program), str(tmp_path), "50", str(seed), form]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, f"seed {seed}\n{done.stderr[-3000:]}"
     runs = json.loads(done.stdout)

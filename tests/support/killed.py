@@ -1,8 +1,9 @@
 """Children that edit until they are killed, and what their journals then hold.
 
-    python killed.py FOLDER RUNS SEED
+    python killed.py FOLDER RUNS SEED FORM
 
-After each edit and undo a child writes to a pipe which edits hold, and the weight's fingerprint.
+After each edit and undo a child writes to a pipe which edits hold, and the fingerprint of the
+weight and of what stands beside it.
 Its parent kills it at a random moment, resumes its journal, which must hold exactly that or one
 operation more, and prints the findings as JSON.
 """
@@ -22,7 +23,8 @@ import torch
 from helpers import CONTEXTS
 from tiny import tiny_gpt2
 
-from rome_fast import EditLog, HealthCheck, RomeHparams, Session
+from rome_fast import EditLog, HealthCheck, RomeHparams, Session, edit
+from rome_fast.beside.module import NAME
 from rome_fast.errors import SessionWarning
 from rome_fast.model.hashes import fingerprint
 
@@ -48,13 +50,23 @@ class SlowDisk:
         return getattr(self._file, name)
 
 
+def bits_of(model):
+    beside = [t for name, t in model.named_buffers() if NAME in name]
+    return fingerprint(weight_of(model), *beside)
+
+
 def is_undo(n):
     """Whether the operation after ``n`` others is an undo: every third one."""
     return n % 3 == 2
 
 
-def edit_for_ever(model, tok, path, pipe):
-    options = {"second_moment": "identity", "context_templates": CONTEXTS}
+def options_of(form):
+    plain = {"form": form, "context_templates": CONTEXTS}
+    return {**plain, "second_moment": "identity"} if form == "weight" else plain
+
+
+def edit_for_ever(model, tok, path, pipe, form):
+    options = options_of(form)
     session = Session(model, tok, HPARAMS, journal=path, health=HealthCheck(every=0), **options)
     session._ledger._journal._file = SlowDisk(session._ledger._journal._file)
     os.write(pipe, b"open\n")
@@ -64,7 +76,7 @@ def edit_for_ever(model, tok, path, pipe):
         else:
             subject, prompt = SUBJECTS[n % len(SUBJECTS)], f"The number {n} is {{}}"
             session.edit({"prompt": prompt, "subject": subject, "target_new": "capital"})
-        told = [*state_of(session.log), fingerprint(weight_of(model))]
+        told = [*state_of(session.log), bits_of(model)]
         os.write(pipe, json.dumps(told).encode() + b"\n")
 
 
@@ -72,13 +84,13 @@ def state_of(log):
     return [log.next_id - 1, [edit.edit_id for edit in log.kept()]]
 
 
-def run_and_kill(pristine, path, chosen):
+def run_and_kill(pristine, path, chosen, form):
     """Run a child and kill it; returns what it acknowledged, in order."""
     model, tok = copy.deepcopy(pristine)
     reading, writing = os.pipe()
     child = os.fork()
     if not child:
-        edit_for_ever(model, tok, path, writing)
+        edit_for_ever(model, tok, path, writing, form)
     os.close(writing)
     with os.fdopen(reading) as pipe:
         assert pipe.readline() == "open\n"
@@ -110,15 +122,15 @@ def resumed(pristine, path, told):
     torn = sum("torn" in str(warning.message) for warning in seen)
     with session:
         log = session.log
-        last, kept, bits = told[-1] if told else (0, [], fingerprint(weight_of(pristine[0])))
+        last, kept, bits = told[-1] if told else (0, [], bits_of(pristine[0]))
         same = state_of(log) == [last, kept]
         assert same or state_of(log) == one_ahead(last, kept, len(told))
-        assert (bits == fingerprint(weight_of(model))) == same
+        assert (bits == bits_of(model)) == same
         # Only the record of an operation that was not acknowledged may be torn.
         assert torn <= same
         other, _ = copy.deepcopy(pristine)
         log.apply(other)
-        assert torch.equal(weight_of(model), weight_of(other))
+        assert bits_of(model) == bits_of(other)
         result = session.edit({"prompt": "It is {}", "subject": "Marie Curie", "target": "near"})
         assert result.edit_id == log.next_id
     reread = EditLog.load(path)
@@ -128,17 +140,20 @@ def resumed(pristine, path, told):
     return {"acknowledged": len(told), "same": same, "torn": torn}
 
 
-def main(folder, runs, seed):
+def main(folder, runs, seed, form):
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     pristine, chosen = tiny_gpt2(), random.Random(seed)
+    # What is read once for a model is read here, not by a child that has no time for it.
+    request = {"prompt": "It is {}", "subject": "Marie Curie", "target": "near"}
+    edit(*copy.deepcopy(pristine), request, HPARAMS, **options_of(form))
     found = []
     for number in range(runs):
         path = Path(folder) / f"{number}.journal"
-        told = run_and_kill(pristine, path, chosen)
+        told = run_and_kill(pristine, path, chosen, form)
         found.append(resumed(pristine, path, told))
     print(json.dumps(found))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
