@@ -419,6 +419,12 @@ class Editor:
             [remarks] = writer.add([made])
         return made.offset, remarks
 
+    def unreached(self, update: Update, texts: Sequence[str]) -> list[str]:
+        """A remark where an edit that only fires for its subject does not in texts about it."""
+        if isinstance(update, RankOneUpdate) or not texts:
+            return []
+        return self.writer().unreached(self.spec, update, texts)
+
     def keys_of(self, request: EditRequest) -> Keys:
         """The keys and values of a request on the weights as they are; nothing is searched."""
         batch = EditBatch.of(self._encoded([request]))

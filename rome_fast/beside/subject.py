@@ -21,7 +21,7 @@ from rome_fast.model.spec import ModelSpec, embedding_rows, input_device
 from rome_fast.moment.collect.corpus import Corpus
 from rome_fast.moment.collect.ordinary import ORDINARY_TEXT
 from rome_fast.prompt.encode import TokenizedEdit, encode
-from rome_fast.prompt.ids import decode, leading_ids, pad_right
+from rome_fast.prompt.ids import decode, leading_ids, pad_right, text_ids
 from rome_fast.types import EditRequest, Signature
 
 if TYPE_CHECKING:
@@ -102,9 +102,18 @@ class SubjectReader:
             length += 1
         return [ids[-n:] for n in range(1, min(length - 1, _LAST) + 1)]
 
-    @torch.no_grad()
+    def of_text(self, spec: ModelSpec, text: str) -> Tensor:
+        """What enters the MLP at every token of a text, float64 [t, d_model] on the CPU."""
+        ids, mask = pad_right([text_ids(self._tok, text)])
+        return self._all_h(spec, ids, mask)[0]
+
     def _h(self, spec: ModelSpec, input_ids: Tensor, mask: Tensor, at: Tensor) -> Tensor:
-        """What enters the MLP at one position of each row, float64 [n, d_model] on the CPU."""
+        """The same at one position of each row, [n, d_model]."""
+        return self._all_h(spec, input_ids, mask)[torch.arange(len(at)), at.cpu()]
+
+    @torch.no_grad()
+    def _all_h(self, spec: ModelSpec, input_ids: Tensor, mask: Tensor) -> Tensor:
+        """[n, t, d_model]."""
         seen: dict[str, Tensor] = {}
 
         def stop(module: Any, args: tuple[Tensor, ...]) -> None:
@@ -125,8 +134,7 @@ class SubjectReader:
         if not seen:
             raise never_runs(self._units.projection)
         n, t = input_ids.shape
-        rows = widen(seen["h"]).reshape(n, t, -1)
-        return rows[torch.arange(n), at.to(rows.device)].double().cpu()
+        return widen(seen["h"]).reshape(n, t, -1).double().cpu()
 
 
 def _openings(spec: ModelSpec, tok: PreTrainedTokenizerBase) -> list[list[int]]:

@@ -108,6 +108,20 @@ class OffsetWriter:
             self.module.set(before)
             raise
 
+    def unreached(self, spec: ModelSpec, offset: Offset, texts: Sequence[str]) -> list[str]:
+        """A remark where an edit, alone at the model, does not fire in texts about its subject."""
+        with self.module.holding([offset]):
+            missed = [text for text in texts if not self._fires(spec, offset, text)]
+        if not missed:
+            return []
+        where = f"{len(missed)} of {len(texts)} paraphrases, like {missed[0]!r}"
+        return [f"the edit does not fire in {where}: name the subject as they do in aliases"]
+
+    def _fires(self, spec: ModelSpec, offset: Offset, text: str) -> bool:
+        h = self._reader.of_text(spec, text)
+        most = [float(self.module.shares(name, offset.form, h).max()) for name in offset.names]
+        return max(most) >= LEAST_OWN
+
     def rewind(self) -> None:
         """Make everything what it was when this was made."""
         self.module.set(self._before)

@@ -65,7 +65,10 @@ def _judge_window(editor: Editor, judge: Judge, numbers: Sequence[int]) -> list[
             weight_norm=proposal.weight_norm,
             losses=proposal.losses,
             seconds=sum(proposal.seconds.values()),
-            warnings=proposal.warnings,
+            warnings=(
+                *proposal.warnings,
+                *editor.unreached(proposal.update, judge.records[number].paraphrases),
+            ),
         )
         for number, proposal, stage in zip(numbers, proposals, after, strict=True)
     ]
@@ -149,6 +152,9 @@ def _edit_next(editor: Editor, judge: Judge, number: int) -> tuple[CaseResult, U
         weight_norm=result.weight_norm,
         losses=result.losses,
         seconds=sum(result.seconds.values()),
-        warnings=result.warnings,
+        warnings=(
+            *result.warnings,
+            *editor.unreached(result.update, judge.records[number].paraphrases),
+        ),
     )
     return case, result.update
