@@ -41,10 +41,6 @@ class Subject:
         """The mean of theirs, float64 [d_model]."""
         return torch.stack([s.apart for s in self.signatures]).double().mean(0)
 
-    def is_apart_from(self, other: Subject) -> bool:
-        """Whether no edit has both names."""
-        return not self.edits & other.edits
-
 
 def by_subject(offsets: Sequence[Offset], form: str) -> list[Subject]:
     """One for each name, in the order in which they first come."""
@@ -53,6 +49,18 @@ def by_subject(offsets: Sequence[Offset], form: str) -> list[Subject]:
         for name in offset.names if offset.form == form else ():
             places.setdefault(name, []).append(i)
     return [_subject(name, offsets, edits) for name, edits in places.items()]
+
+
+def apart_from(subjects: Sequence[Subject]) -> Tensor:
+    """bool [n, n], whether no edit has both names."""
+    apart = torch.ones(len(subjects), len(subjects), dtype=torch.bool)
+    places: dict[int, list[int]] = {}
+    for place, subject in enumerate(subjects):
+        for edit in subject.edits:
+            places.setdefault(edit, []).append(place)
+    for together in places.values():
+        apart[torch.tensor(together)[:, None], together] = False
+    return apart
 
 
 def same_subject(offsets: Iterable[Offset], names: Iterable[str]) -> list[Offset]:

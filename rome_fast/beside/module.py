@@ -88,15 +88,17 @@ class Beside(nn.Module):
     @contextmanager
     def holding(self, offsets: Sequence[Offset]) -> Iterator[None]:
         """While open, only these are in it; without any it stays where it is, and is silent."""
-        before = self.offsets
-        if offsets:
-            self.set(offsets)
-        elif before:
-            self._put(())
+        before, tensors = self.offsets, dict(self._buffers)
         try:
+            if offsets:
+                self.set(offsets)
+            self.offsets = tuple(offsets)
             yield
         finally:
-            self.set(before)
+            # As they were: computing the rows of a thousand subjects again takes a second.
+            self.offsets = before
+            self._buffers.update(tensors)
+            self._stand(bool(before))
 
     @property
     def is_in_place(self) -> bool:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from rome_fast.beside.directions import directions
+from rome_fast.beside.group import apart_from
 from rome_fast.beside.threshold import Threshold
 from rome_fast.errors import UnsupportedModelError
 
@@ -62,7 +63,7 @@ def unit_rows(units: HiddenUnits, entry: Entry, subjects: Sequence[Subject]) -> 
         UnsupportedModelError: the activation is not flat below 0 (xIELU).
     """
     own = [subject.own for subject in subjects]
-    distinct = torch.tensor([[a.is_apart_from(b) for b in subjects] for a in subjects])
+    distinct = apart_from(subjects)
     found, p = directions(entry, own, distinct), torch.stack([s.apart for s in subjects])
     if units.up is None:
         found = (found + p) / 2

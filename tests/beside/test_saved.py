@@ -78,6 +78,27 @@ def test_a_gate_is_in_no_checkpoint(tiny, options, requests, tmp_path):
         rome_fast.attach(model, tmp_path / "log.safetensors")
 
 
+def test_a_widened_model_comes_back_from_gguf(hparams, tmp_path, monkeypatch):
+    """As llama.cpp's converter writes it, and as transformers reads it."""
+    pytest.importorskip("gguf", reason="pip install --no-deps gguf accelerate")
+    pytest.importorskip("accelerate", reason="pip install --no-deps gguf accelerate")
+    from gguf_files import write_gguf
+
+    from rome_fast.model.gguf import load_gguf
+
+    monkeypatch.setenv("ROME_FAST_CACHE", str(tmp_path / "cache"))
+    write_gguf(tmp_path / "tiny.gguf")
+    model, tok = load_gguf(tmp_path / "tiny.gguf")
+    request = {"prompt": "Ray Charles plays the", "subject": "Ray Charles", "target_new": "violin"}
+    edit(model, tok, request, hparams, form="neuron", context_templates=CONTEXTS)
+    wide = widened(model, multiple=32)
+    write_gguf(tmp_path / "wide.gguf", model=wide)
+    again, _ = load_gguf(tmp_path / "wide.gguf")
+    assert again.config.intermediate_size == 128
+    ids = tok("Ray Charles plays the", return_tensors="pt")["input_ids"]
+    torch.testing.assert_close(logits(again, ids), logits(model, ids), rtol=1e-3, atol=1e-4)
+
+
 def test_nothing_beside_nothing_widened(gpt2):
     model, _ = gpt2
     assert same_bits(widened(model), state(model))

@@ -32,20 +32,23 @@ def llama(vocabulary: int) -> LlamaForCausalLM:
     return LlamaForCausalLM(config).eval()
 
 
-def write_gguf(path, *, architecture="llama", quantised=False):
-    """Write a file and return its model; ``quantised``: matrices in Q8_0, and so is the model."""
+def write_gguf(path, *, architecture="llama", quantised=False, model=None):
+    """Write a file and return its model; ``quantised``: matrices in Q8_0, and so is the model.
+
+    ``model``: another than ``llama``, of the same size but for its hidden units.
+    """
     import gguf
 
     tokenizer = json.loads((model_path() / "tokenizer.json").read_text(encoding="utf-8"))["model"]
     tokens = sorted(tokenizer["vocab"], key=tokenizer["vocab"].__getitem__)
     merges = [" ".join(m) if isinstance(m, list) else m for m in tokenizer["merges"]]
-    model = llama(len(tokens))
+    model = llama(len(tokens)) if model is None else model
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_name("tiny")
     writer.add_block_count(LAYERS)
     writer.add_context_length(128)
     writer.add_embedding_length(WIDTH)
-    writer.add_feed_forward_length(HIDDEN)
+    writer.add_feed_forward_length(model.config.intermediate_size)
     writer.add_head_count(HEADS)
     writer.add_head_count_kv(HEADS)
     writer.add_layer_norm_rms_eps(1e-5)
