@@ -240,6 +240,8 @@ class Editor:
                 self.hparams.fact_token,
                 entry,
             )
+            if self.form == "neuron":
+                self.notes += self._writer.doubts()
         return self._writer
 
     def rewind(self) -> None:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 LEAST_OWN = 0.5
 # And what it may say elsewhere before it is told.
 _HEARD = 0.2
+# Standard deviation of c.h on text, which should be 1 (SmolLM2: 0.03 up to layer 10).
+_UNEVEN = 0.15
 
 
 def names_of(request: EditRequest) -> tuple[str, ...]:
@@ -121,6 +123,16 @@ class OffsetWriter:
         h = self._reader.of_text(spec, text)
         most = [float(self.module.shares(name, offset.form, h).max()) for name in offset.names]
         return max(most) >= LEAST_OWN
+
+    def doubts(self) -> list[str]:
+        """A remark where c, which stands for a bias, is not 1 on ordinary text."""
+        units, entry = self.module.units, self.module.entry
+        along = entry.sample @ entry.constant
+        if units.gate.has_bias or float(along.std()) < _UNEVEN:
+            return []
+        said = f"{float(along.mean()):.2f} +- {float(along.std()):.2f}"
+        where = f"no direction is 1 on all text in layer {units.projection.layer} (at best {said})"
+        return [f"{where}: neurons may fire elsewhere; take another layer, or form='gate'"]
 
     def rewind(self) -> None:
         """Make everything what it was when this was made."""
