@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from rome_fast.beside.module import Beside
     from rome_fast.session.retention import RetainedMoment
-    from rome_fast.types import EditRequest
+    from rome_fast.types import EditRequest, Offset
 
 
 class Ledger:
@@ -44,6 +44,7 @@ class Ledger:
         self.log, self.history, self.retained = log, history, retained
         self._journal, self._keys = journal, keys
         self._beside: Beside | None = None
+        self._earlier: tuple[Offset, ...] = ()
         self._held = log, log.holding()
         # Numbers of edits by fact, taken out or not; of the first ``_n_in_facts`` edits.
         self._facts: dict[object, list[int]] = {}
@@ -61,7 +62,8 @@ class Ledger:
     def stand(self, beside: Beside) -> None:
         """Let this module hold the offsets of the log, from now on."""
         if self._beside is None:
-            self._beside = beside
+            # What others have put there before is a part of the model, like their updates.
+            self._beside, self._earlier = beside, beside.offsets
             self._settle()
 
     def holding(self) -> list[LoggedEdit]:
@@ -122,7 +124,7 @@ class Ledger:
         with self.attempt():
             self.history.replay([])
             if self._beside is not None:
-                self._beside.set([])
+                self._beside.set(self._earlier)
             yield
             self._settle()
 
@@ -207,7 +209,7 @@ class Ledger:
         if rewrite or self.history.updates != tuple(updates):
             self.history.replay(updates)
         if self._beside is not None:
-            self._beside.set(offsets_of(edits))
+            self._beside.set([*self._earlier, *offsets_of(edits)])
         if self.retained is not None:
             gone = {*released, *(n for edit in edits for n in edit.released)}
             keys = {e.edit_id: self._keys[e.edit_id] for e in edits if e.form == "weight"}

@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers import same_bits, state
 
-from rome_fast import EditLog, Session
+from rome_fast import EditLog, Session, edit
 from rome_fast.beside.module import Beside
 from rome_fast.errors import (
     EditLogError,
@@ -170,3 +170,21 @@ def test_what_a_session_of_one_form_does_not_do(tiny, options, requests):
         del beside(model).units.projection.module._modules["rome_fast_beside"]
         with pytest.raises(SessionError, match="taken away or replaced"):
             session.edit(requests[1])
+
+
+@FORMS
+def test_what_stood_there_before_stays(tiny, options, requests, form):
+    """Edits of others are a part of the model that a Session edits."""
+    model, tok = tiny
+    plain = {name: options[name] for name in ("hparams", "context_templates")}
+    earlier = edit(model, tok, requests[3], form=form, **plain)
+    before = rows(model)
+    with Session(model, tok, form=form, **options) as session:
+        session.edit(requests[0])
+        assert len(beside(model).offsets) == 2
+        with pytest.raises(SessionError, match="open Session"):
+            earlier.revert()
+        session.undo()
+        assert same(rows(model), before)
+    earlier.revert()
+    assert beside(model) is None
