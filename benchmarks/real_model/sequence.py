@@ -25,6 +25,7 @@ from benchmarks.real_model.judging import RealModelJudge, interval, means
 from benchmarks.real_model.records import known_records
 from benchmarks.support.results import SHARED
 from rome_fast.bench.setting import setting
+from rome_fast.beside.module import Beside
 from rome_fast.evaluate.drift import Drift
 from rome_fast.evaluate.records import EditRecord
 from rome_fast.hparams import RomeHparams
@@ -61,6 +62,7 @@ class Sequences:
             "edit_many": lambda: self.plain(None),
             f"edit_many, {WIKITEXT_PER_DIM} keys a dimension": lambda: self.plain(self.wikitext()),
             "Session": self.session,
+            "Session, neurons": lambda: self.session(form="neuron"),
             f"Session, {ENOUGH_KEYS} keys a dimension": lambda: self.session(self.ordinary()),
             "edit_many, kmeng01's update": lambda: self.plain(None, "original"),
             "edit_many, all solved as one": self.at_once,
@@ -80,8 +82,8 @@ class Sequences:
         options = {"order": "independent", "window": window, "progress": False}
         rome_fast.edit_many(self.model, self.tok, self.requests, self.hparams, **options)
 
-    def session(self, second_moment: Any = None) -> None:
-        options = {"second_moment": second_moment}
+    def session(self, second_moment: Any = None, form: str = "weight") -> None:
+        options = {"second_moment": second_moment, "form": form}
         with rome_fast.Session(self.model, self.tok, self.hparams, **options) as session:
             for _ in session.stream(self.requests, progress=False):
                 pass
@@ -111,6 +113,9 @@ class Sequences:
         with torch.no_grad():
             made["norm"] = float((self.projection.weight - before).norm() / before.norm())
             self.projection.weight.copy_(before)
+        standing = Beside.at(self.projection)
+        if standing is not None:
+            standing.set([])
         return made
 
 
