@@ -147,10 +147,12 @@ def opened(
     with open_model(model) as spec:
         editor = Editor(spec, tok, hparams, variant, backend, form=form)
         editor.prepare(context_templates, second_moment, requests)
+        if form != "weight":
+            editor.writer()
         try:
             yield editor
         except BaseException:
-            editor.rewind()
+            editor.edits.rewind()
             raise
         finally:
             editor.history.close()

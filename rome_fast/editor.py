@@ -5,16 +5,13 @@ Orchestration only; this is the one file that knows the order of the steps.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 
 from rome_fast.beside.entry import Entry
-from rome_fast.beside.group import same_subject
-from rome_fast.beside.module import Beside
 from rome_fast.beside.writer import OffsetUndo, OffsetWriter, names_of
 from rome_fast.errors import (
     EditFailedError,
@@ -23,6 +20,7 @@ from rome_fast.errors import (
     InvalidRequestError,
 )
 from rome_fast.hparams import RomeHparams, defaults_for
+from rome_fast.layer_edits import LayerEdits
 from rome_fast.model.open_model import EditSite
 from rome_fast.model.spec import ModelSpec, check_tokenizer, max_positions
 from rome_fast.moment.collect.collection import ENOUGH_KEYS
@@ -101,9 +99,13 @@ class Editor:
             hparams, note = defaults_for(spec)
             self.notes += [note] if note else []
         self._tokens: dict[tuple[EditRequest, ...], TokenizedEdit] = {}
-        self._writer: OffsetWriter | None = None
         self._take(hparams)
         self.timings.lap("prepare")
+
+    @property
+    def history(self) -> WeightHistory:
+        """Of the weight."""
+        return self.edits.history
 
     @property
     def model(self) -> PreTrainedModel:
@@ -118,7 +120,7 @@ class Editor:
         )
         self.projection, self.backend = site.projection, site.backend
         self.notes += site.notes
-        self.history = WeightHistory(self.projection, self.backend)
+        self.edits = LayerEdits(self.projection, self.backend)
         self._search = KeyValueSearch(
             self.spec, self.tok, self.projection, self.hparams, self._asked_backend
         )
@@ -233,53 +235,16 @@ class Editor:
         return self.report(requests, found, updates, undos, weight_norm)
 
     def writer(self, entry: Entry | None = None) -> OffsetWriter:
-        """What makes offsets; made when the first is. ``entry``: its statistics, if known."""
-        if self._writer is None:
-            self._writer = OffsetWriter(
+        """What makes offsets. ``entry``: its statistics, if known."""
+        if self.edits.writer is None:
+            self.edits.writer = OffsetWriter(
                 *(self.spec, self.tok, self.projection, self.context_templates),
                 self.hparams.fact_token,
                 entry,
             )
             if self.form == "neuron":
-                self.notes += self._writer.doubts()
-        return self._writer
-
-    def rewind(self) -> None:
-        """Make the model what it was when this was made."""
-        self.history.rewind(0)
-        if self._writer is not None:
-            self._writer.rewind()
-
-    @property
-    def updates(self) -> list[Update]:
-        """All that is in the model, of the weight and beside it."""
-        standing = Beside.at(self.projection)
-        return [*self.history.updates, *(() if standing is None else standing.offsets)]
-
-    def set(self, updates: Sequence[Update]) -> None:
-        """Make these all that is in the model."""
-        self.history.replay([u for u in updates if isinstance(u, RankOneUpdate)])
-        if self._writer is not None:
-            self._writer.module.set([u for u in updates if isinstance(u, Offset)])
-
-    def put(self, update: Update) -> None:
-        """Add one to the model."""
-        if isinstance(update, RankOneUpdate):
-            self.history.add(update)
-        else:
-            module = self.writer().module
-            module.set([*module.offsets, update])
-
-    @contextmanager
-    def with_update(self, update: Update) -> Iterator[None]:
-        """While open, one more is in the model."""
-        if isinstance(update, RankOneUpdate):
-            with self.history.written(update):
-                yield
-        else:
-            module = self.writer().module
-            with module.holding([*module.offsets, update]):
-                yield
+                self.notes += self.edits.writer.doubts()
+        return self.edits.writer
 
     def n_apart(self, requests: Sequence[EditRequest]) -> int:
         """How many can be searched at once: not what has a subject with offsets, or one's before.
@@ -289,26 +254,14 @@ class Editor:
         seen: set[str] = set()
         for n, request in enumerate(requests):
             names = set(names_of(request))
-            if self._offsets_of(request) or (self.form != "weight" and seen & names):
+            if self.edits.of_subject(request) or (self.form != "weight" and seen & names):
                 return max(n, 1)
             seen |= names
         return len(requests)
 
-    def _offsets_of(self, request: EditRequest) -> list[Offset]:
-        """What stands beside the MLP for this request's subject."""
-        standing = Beside.at(self.projection)
-        return [] if standing is None else same_subject(standing.offsets, names_of(request))
-
-    def _for_search(self, requests: Sequence[EditRequest]) -> AbstractContextManager[None]:
-        """While open, offsets of other subjects are away: what is found depends on none of them."""
-        standing = Beside.at(self.projection)
-        if standing is None:
-            return nullcontext()
-        return standing.holding([o for request in requests for o in self._offsets_of(request)])
-
     def find(self, requests: Sequence[EditRequest]) -> list[KeyValue]:
         """Keys and values of a window of requests on the weights as they are now."""
-        with self._for_search(requests):
+        with self.edits.for_search(requests):
             found = self._search.find(self.spec, self._encoded(requests), self.timings)
         readings = self._read_raw([f.tokens for f in found])
         found = [replace(f, raw_before=raw) for f, raw in zip(found, readings, strict=True)]
@@ -442,17 +395,9 @@ class Editor:
 
     def _encoded(self, requests: Sequence[EditRequest]) -> list[TokenizedEdit]:
         """Each request is encoded once, also one that begins the next window."""
-        known, keys = self._tokens, [(r, *self._kept_facts(r)) for r in requests]
+        known, keys = self._tokens, [(r, *self.edits.kept_facts(r)) for r in requests]
         self._tokens = {k: known[k] if k in known else self._encode(*k) for k in keys}
         return [self._tokens[key] for key in keys]
-
-    def _kept_facts(self, request: EditRequest) -> list[EditRequest]:
-        """Facts of this subject whose offsets fire with the new one; written as it writes it."""
-        return [
-            replace(offset.request, subject=request.subject, aliases=())
-            for offset in self._offsets_of(request)
-            if not offset.request.same_fact(request)
-        ]
 
     def _encode(self, request: EditRequest, *kept: EditRequest) -> TokenizedEdit:
         fact_token = self.hparams.fact_token

@@ -51,11 +51,11 @@ def _judge_window(editor: Editor, judge: Judge, numbers: Sequence[int]) -> list[
     else:
         after = []
         for number, update in zip(numbers, updates, strict=True):
-            with editor.with_update(update):
+            with editor.edits.having(update):
                 after += judge.stages([number])
     if judge.texts:
         for i, update in enumerate(updates):
-            with editor.with_update(update):
+            with editor.edits.having(update):
                 after[i] = _with_drift(after[i], judge.drift())
     return [
         judge.case(
@@ -108,7 +108,7 @@ def judge_in_sequence(
         if is_kept := number in journal.cases:
             case, update = journal.cases[number], journal.updates[number]
             if update is not None:
-                editor.put(update)
+                editor.edits.add(update)
         else:
             case, update = _edit_next(editor, judge, number)
         cases.append(case)
@@ -136,13 +136,13 @@ def judge_in_sequence(
 def _edit_next(editor: Editor, judge: Judge, number: int) -> tuple[CaseResult, Update | None]:
     if number in judge.unaskable:
         return judge.case(number, {}, error=judge.unaskable[number]), None
-    before = editor.updates
+    before = editor.edits.updates
     try:
         [result] = editor.edit([judge.records[number].request], strict=False)
         judge.timings.lap("edit")
         [stage] = judge.stages([number])
     except REFUSALS as error:
-        editor.set(before)
+        editor.edits.set(before)
         [stage] = judge.stages([number])
         return judge.case(number, {"edit_time": stage}, error=_reason(error)), None
     case = judge.case(

@@ -148,7 +148,7 @@ class _Run:
             )
         if self._drift:
             self._drift["after"] = self._judge.drift()
-        self._editor.rewind()
+        self._editor.edits.rewind()
         return self._result(setting, cases, retention)
 
     def _begin(self, numbers: Sequence[int]) -> None:

@@ -173,7 +173,7 @@ def _session_parts(
         if entry is not None:
             ledger.stand(editor.writer(entry).module)
     except BaseException:  # also Ctrl-C: all edits of a journal are in the weight, or none
-        editor.rewind()
+        editor.edits.rewind()
         raise
     return SessionParts(editor, settings, ledger, lock, baseline, checks, taken_out, stack)
 
