@@ -17,6 +17,7 @@ from benchmarks.real_model.tables import (
     sequence_in_readme,
     sequence_table,
 )
+from benchmarks.session.arena_tables import arena_table
 from benchmarks.support.tables import Columns, Row, beside, read, table, times
 
 SPEED: Columns = {
@@ -211,6 +212,7 @@ def documents() -> dict[str, list[str]]:
         + changes_table()
         + first_tokens_table(),
         "docs/numerics.md": keys_table(3) + joint_table() + factors + half_precision_table(),
+        "docs/forms.md": arena_table(),
         "docs/sessions.md": sequence_table() + sequences[200] + sequences[500] + cost_table(),
         "docs/evaluation.md": evaluation_table(),
         "docs/tracing.md": tracing_tables(),
