@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from rome_fast.beside.entry import Entry
 
-# What a group of h weighs against all text together (docs/forms.md has the study).
+# What a group of h weighs against all text together.
 OTHER_SUBJECTS = 3.0
 OTHER_COMPANY = 0.03
 SPREAD = 1.0

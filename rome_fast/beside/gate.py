@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rome_fast.beside.entry import Entry
     from rome_fast.beside.group import Subject
 
-# docs/forms.md has the study. A subject whose own contexts are not as near gets a wider gate: as
+# A subject whose own contexts are not as near gets a wider gate: as
 # far as they are, and a little more, but not farther than the least.
 NEAR, _LEAST, _MORE = 0.45, 0.2, 0.03
 

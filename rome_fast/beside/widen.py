@@ -38,6 +38,8 @@ _Part = tuple[UnitMap, "Tensor | None", "Tensor | None"]
 def widened(model: PreTrainedModel, multiple: int = 64) -> PreTrainedModel:
     """A copy of the model with its neurons as units of its own, and zeros in all other layers.
 
+    The model itself where nothing stands beside it.
+
     Its configuration says under ``rome_fast`` how many units were the model's own, and how many
     are edits of which layer.
 
@@ -58,6 +60,8 @@ def widened(model: PreTrainedModel, multiple: int = 64) -> PreTrainedModel:
     plain = unwrapped(model)
     found = [module for _, module in base_modules(plain) if isinstance(module, Beside)]
     besides = {beside.units.projection.layer: beside for beside in found}
+    if not besides:
+        return plain
     _check_no_gate(besides)
     with ExitStack() as stack:
         rows = {layer: beside.rows("neuron") for layer, beside in besides.items()}
@@ -67,9 +71,8 @@ def widened(model: PreTrainedModel, multiple: int = 64) -> PreTrainedModel:
     for _, module in list(base_modules(made)):
         if isinstance(module, Beside):
             module.set([])
-    if rows:
-        with open_model(made) as spec:
-            _widen_layers_(spec, rows, multiple)
+    with open_model(made) as spec:
+        _widen_layers_(spec, rows, multiple)
     return made
 
 

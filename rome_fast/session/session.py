@@ -299,7 +299,7 @@ class Session:
         save_checks(self.checks, Path(path))
 
     def save_pretrained(self, folder: str | Path, *, multiple: int = 64) -> None:
-        """Write the edited model, which transformers and others load; and its tokenizer.
+        """Write the edited model as a plain checkpoint, and its tokenizer.
 
         Neurons become units of the MLP, which grows in all layers (docs/forms.md).
 
