@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from rome_fast.beside.entry import Entry
-from rome_fast.beside.writer import OffsetUndo, OffsetWriter, names_of
+from rome_fast.beside.writer import Made, OffsetUndo, OffsetWriter, names_of
 from rome_fast.errors import (
     EditFailedError,
     HparamsError,
@@ -210,10 +210,7 @@ class Editor:
     def _edit_beside(self, requests: Sequence[EditRequest]) -> list[EditResult]:
         found = self.find(requests)
         weight_norm, before = self.weight_norm(), self.writer().module.offsets
-        made = [
-            self.writer().make(self.spec, self.form, request, f)
-            for request, f in zip(requests, found, strict=True)
-        ]
+        made = [self.made(request, f) for request, f in zip(requests, found, strict=True)]
         remarks = self.writer().add(made)
         offsets = [m.offset for m in made]
         undos = [OffsetUndo(self.writer().module, offset, before) for offset in offsets]
@@ -245,6 +242,11 @@ class Editor:
             if self.form == "neuron":
                 self.notes += self.edits.writer.doubts()
         return self.edits.writer
+
+    def made(self, request: EditRequest, found: KeyValue) -> Made:
+        """The offset of a request, not yet at the model."""
+        delta = found.value.value_delta
+        return self.writer().make(self.spec, self.form, request, found.tokens, delta)
 
     def n_apart(self, requests: Sequence[EditRequest]) -> int:
         """How many can be searched at once: not what has a subject with offsets, or one's before.
@@ -369,7 +371,7 @@ class Editor:
                 solved = apply_update_(self.history, self.constraint(found), self.second_moment)
             return solved, []
         writer = self.writer()
-        made = writer.make(self.spec, self.form, request, found)
+        made = self.made(request, found)
         with writer.module.holding(writer.module.offsets):
             [remarks] = writer.add([made])
         return made.offset, remarks
@@ -391,7 +393,7 @@ class Editor:
     def offset_of(self, request: EditRequest, delta: Tensor) -> Offset:
         """An offset of a value that is known."""
         [tokens] = self._encoded([request])
-        return self.writer().offset(self.spec, self.form, request, tokens, delta)
+        return self.writer().make(self.spec, self.form, request, tokens, delta).offset
 
     def _encoded(self, requests: Sequence[EditRequest]) -> list[TokenizedEdit]:
         """Each request is encoded once, also one that begins the next window."""

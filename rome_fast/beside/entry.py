@@ -15,18 +15,15 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 from rome_fast.atomic_files import write_whole
 from rome_fast.cache import cache_dir
 from rome_fast.errors import SecondMomentError
-from rome_fast.model.activations import never_runs
 from rome_fast.model.spec import DownProjection, ModelSpec, embedding_rows, max_positions
 from rome_fast.model.structure import is_conv1d
 from rome_fast.moment.collect.corpus import Corpus
 from rome_fast.moment.collect.forward import KeyReader
-from rome_fast.moment.collect.ordinary import ORDINARY_TEXT
+from rome_fast.moment.collect.ordinary import LENGTH, ORDINARY_TEXT, text_hash
 from rome_fast.moment.collect.packing import Row, pack_rows
 from rome_fast.moment.collect.progress import Progress
 from rome_fast.moment.provenance import provenance
@@ -42,7 +39,7 @@ if TYPE_CHECKING:
 TOKENS_PER_DIM = 32
 # Tokens of them that thresholds are compared with.
 N_SAMPLE = 2048
-_LENGTH, _ROWS_AT_ONCE = 256, 4
+_ROWS_AT_ONCE = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,10 +96,13 @@ def ordinary_entry(spec: ModelSpec, tok: PreTrainedTokenizerBase, units: HiddenU
     Raises:
         SecondMomentError: the cached file is damaged; the message names it.
     """
-    key = [provenance(spec, tok, units.projection), TOKENS_PER_DIM, _LENGTH, N_SAMPLE]
-    text = hashlib.sha256(ORDINARY_TEXT.read_bytes()).hexdigest()
-    digest = hashlib.sha256(json.dumps([*key, text], sort_keys=True).encode()).hexdigest()
+    read = [TOKENS_PER_DIM, LENGTH, N_SAMPLE, text_hash()]
+    key = json.dumps([provenance(spec, tok, units.projection), *read], sort_keys=True)
+    digest = hashlib.sha256(key.encode()).hexdigest()
     path = cache_dir() / "entries" / f"{digest[:32]}.safetensors"
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file, save_file
+
     if path.exists():
         try:
             return Entry(**load_file(path))
@@ -121,17 +121,17 @@ def collect_entry(
 ) -> Entry:
     """The same of other texts, as ``collect_second_moment`` takes them; nothing is cached."""
     entry = entry_of(units)
-    length = min(_LENGTH, max_positions(spec.model) or _LENGTH)
+    length = min(LENGTH, max_positions(spec.model) or LENGTH)
     budget = TOKENS_PER_DIM * entry.d_key
     moment = SecondMoment(
         entry.d_key + 1, dtype=torch.float64, device=entry.weight.device, damping="auto"
     )
-    sample: list[Tensor] = []
-    every = max(budget // N_SAMPLE, 1)
+    sample = [torch.empty(0, entry.d_key, device="cpu")]
+    # Odd, so that it divides no row's length: all places of a row are in the sample.
+    every = budget // N_SAMPLE | 1
 
     def take(_: DownProjection, h: Tensor, rows: list[Row]) -> None:
         wide = h.double()
-        # In steps that no row's length is a multiple of: all places of a row are in the sample.
         first = -moment.count % every
         sample.append(wide[first::every].float().cpu())
         moment.add(torch.cat([wide, wide.new_ones(len(wide), 1)], 1))
@@ -143,8 +143,6 @@ def collect_entry(
         while batch := list(islice(rows, _ROWS_AT_ONCE)):
             reader.read(batch, take)
             bar.update(moment.count, None)
-    if not moment.count:
-        raise never_runs(units.projection)
     return Entry.of(moment, torch.cat(sample)[:N_SAMPLE])
 
 

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     from rome_fast.model.spec import DownProjection, ModelSpec
     from rome_fast.prompt.encode import TokenizedEdit
-    from rome_fast.value.window import KeyValue
 
 # After its bare prompt an edit must reach its subject with this share of what was found.
 LEAST_OWN = 0.5
@@ -69,22 +68,7 @@ class OffsetWriter:
             spec, tok, self.module.units, self.module.entry, context_templates, fact_token
         )
 
-    def make(self, spec: ModelSpec, form: str, request: EditRequest, found: KeyValue) -> Made:
-        """The offset of one request."""
-        return self._made(spec, form, request, found.tokens, found.value.value_delta)
-
-    def offset(
-        self,
-        spec: ModelSpec,
-        form: str,
-        request: EditRequest,
-        tokens: TokenizedEdit,
-        delta: Tensor,
-    ) -> Offset:
-        """The same of a value [d_value] that is known; it is not asked whether it can be told."""
-        return self._made(spec, form, request, tokens, delta).offset
-
-    def _made(
+    def make(
         self,
         spec: ModelSpec,
         form: str,
@@ -92,6 +76,7 @@ class OffsetWriter:
         tokens: TokenizedEdit,
         delta: Tensor,
     ) -> Made:
+        """The offset of one request, for what was found: delta [d_value]."""
         names = self._reader.read(spec, request, tokens)
         signatures = {name: read.signature for name, read in names.items()}
         return Made(Offset(form, request, signatures, delta.cpu()), names)

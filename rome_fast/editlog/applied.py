@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rome_fast.beside.module import Beside
-from rome_fast.errors import EditLogError, NonFiniteError, RevertError
+from rome_fast.errors import NonFiniteError, RevertError
 from rome_fast.model.open_model import open_model
 from rome_fast.model.owner import check_free
 from rome_fast.model.spec import DownProjection
@@ -105,8 +105,6 @@ def _besides(
         for projection in projections:
             name = f"{projection.name}.weight"
             if log.offsets(name):
-                if Beside.at(projection) is not None:
-                    raise EditLogError(f"{name} has edits beside it already: revert those first")
                 found.append(Beside(HiddenUnits.of(spec, projection), log.entries[name]))
     return tuple(found)
 

@@ -7,11 +7,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rome_fast.beside.module import NAME, Beside
 from rome_fast.errors import EditLogError
 from rome_fast.model.hashes import fingerprint, sampled_hash
 from rome_fast.model.spec import DownProjection
 from rome_fast.model.stored import as_stored, stored_dtype
-from rome_fast.model.wrappers import base_parameters
+from rome_fast.model.wrappers import base_modules, base_parameters
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -67,6 +68,12 @@ class Base:
 
     def check(self, model: PreTrainedModel) -> None:
         """Raise EditLogError, naming the weight, unless the model is this one, unedited."""
+        for name, module in base_modules(model):
+            if isinstance(module, Beside):
+                edited = name.removesuffix(f".{NAME}")
+                raise EditLogError(
+                    f"{edited}.weight has edits beside it already: revert those first"
+                )
         parameters, as_widened = base_parameters(model), False
         for name, then in self.edited.items():
             now = parameters.get(name)

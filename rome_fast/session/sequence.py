@@ -173,10 +173,7 @@ class Sequencer:
         """Put offsets beside the weight."""
         writer = self._editor.writer()
         self._ledger.stand(writer.module)
-        made = [
-            writer.make(self._editor.spec, self._editor.form, request, f)
-            for request, f in zip(requests, found, strict=True)
-        ]
+        made = [self._editor.made(request, f) for request, f in zip(requests, found, strict=True)]
         return [
             Change(m.offset, tuple(remarks))
             for m, remarks in zip(made, writer.add(made), strict=True)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 # Paragraphs in English and Chinese, and code, one a line, in an order drawn once. Another text
 # gives other bits to every edit that is given no second moment: it stays as it is.
 ORDINARY_TEXT = Path(__file__).with_name("ordinary_text.txt")
-_LENGTH = 256
+LENGTH = 256
 
 
 def ordinary_second_moment(
@@ -70,7 +70,7 @@ def ordinary_second_moments(
         fresh = collect_second_moment(
             *(spec.model, tok, ORDINARY_TEXT, layers),
             tokens=keys_per_dim * d_key,
-            max_length=_LENGTH,
+            max_length=LENGTH,
             dtype=dtype,
             source="ordinary text",
             title=f"first {'edit' if keys_per_dim == ENOUGH_KEYS else 'Session'} of this model: "
@@ -105,12 +105,12 @@ def _cache_path(
     dtype: torch.dtype,
     keys_per_dim: int,
 ) -> Path:
-    read = [keys_per_dim, _LENGTH, _text_hash()]
+    read = [keys_per_dim, LENGTH, text_hash()]
     key = [provenance(spec, tok, projection), str(dtype), *read]
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     return cache_dir() / "second_moments" / f"{digest[:32]}.safetensors"
 
 
 @cache
-def _text_hash() -> str:
+def text_hash() -> str:
     return hashlib.sha256(ORDINARY_TEXT.read_bytes()).hexdigest()
