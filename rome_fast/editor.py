@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from rome_fast.beside.entry import Entry
-from rome_fast.beside.writer import Made, OffsetUndo, OffsetWriter, names_of
+from rome_fast.beside.writer import Made, OffsetUndo, OffsetWriter
 from rome_fast.errors import (
     EditFailedError,
     HparamsError,
@@ -255,7 +255,7 @@ class Editor:
         """
         seen: set[str] = set()
         for n, request in enumerate(requests):
-            names = set(names_of(request))
+            names = set(request.names)
             if self.edits.of_subject(request) or (self.form != "weight" and seen & names):
                 return max(n, 1)
             seen |= names

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from rome_fast.beside.group import same_subject
 from rome_fast.beside.module import Beside
-from rome_fast.beside.writer import names_of
 from rome_fast.types import Offset, RankOneUpdate
 from rome_fast.update.undo import WeightHistory
 
@@ -75,7 +74,7 @@ class LayerEdits:
     def of_subject(self, request: EditRequest) -> list[Offset]:
         """What stands beside the MLP for this request's subject."""
         standing = Beside.at(self._projection)
-        return [] if standing is None else same_subject(standing.offsets, names_of(request))
+        return [] if standing is None else same_subject(standing.offsets, request.names)
 
     def kept_facts(self, request: EditRequest) -> list[EditRequest]:
         """Facts of this subject whose offsets fire with the new one; written as it writes it."""

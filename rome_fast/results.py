@@ -74,7 +74,7 @@ class Call:
             window=self.window,
             backend=self.backend,
             variant=self.hparams.variant,
-            second_moment="identity" if self.second_moment is None else str(self.second_moment),
+            second_moment=second_moment_name(self.second_moment, update),
             context_templates=self.context_templates,
             warnings=(
                 *sink.findings(tokens, found.keys),
@@ -102,6 +102,13 @@ class Call:
             n_keys=None if moment is None else moment.count,
             weight_dtype=str(self.projection.weight.dtype).removeprefix("torch."),
         )
+
+
+def second_moment_name(moment: SecondMoment | None, update: Update | None = None) -> str:
+    """What a result says of C; an edit beside the weight is solved without."""
+    if update is not None and not isinstance(update, RankOneUpdate):
+        return "none"
+    return "identity" if moment is None else str(moment)
 
 
 def _size_findings(update: Update, weight_norm: float) -> list[str]:

@@ -30,11 +30,6 @@ _HEARD = 0.2
 _UNEVEN = 0.15
 
 
-def names_of(request: EditRequest) -> tuple[str, ...]:
-    """The ways of writing its subject."""
-    return (request.subject, *request.aliases)
-
-
 class OffsetWriter:
     """Reads subjects, and sets what stands beside one MLP.
 

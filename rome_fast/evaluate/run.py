@@ -22,6 +22,7 @@ from rome_fast.evaluate.modes import judge_alone, judge_in_sequence
 from rome_fast.evaluate.result import CaseResult, Checkpoint
 from rome_fast.model.hashes import config_hash, fingerprint, model_hash, tokenizer_hash, versions
 from rome_fast.moment.collect.ranks import Ranks
+from rome_fast.results import second_moment_name
 from rome_fast.timings import progress_bar
 
 if TYPE_CHECKING:
@@ -195,7 +196,7 @@ def _setting(
         "weight_name": f"{projection.name}.weight",
         "hparams": json.loads(json.dumps(asdict(editor.hparams))),
         "backend": editor.backend,
-        "second_moment": _name_of(editor),
+        "second_moment": "none" if editor.form != "weight" else second_moment_name(moment),
         "second_moment_hash": None if moment is None else fingerprint(moment.moment_sum),
         "context_templates": list(editor.context_templates),
         "n_records": len(records),
@@ -203,13 +204,6 @@ def _setting(
         "held_texts": {"n": len(held_texts), "hash": _hash(list(held_texts))},
         "versions": versions(),
     }
-
-
-def _name_of(editor: Editor) -> str:
-    """Of the second moment."""
-    if editor.form != "weight":
-        return f"none: form={editor.form!r}"
-    return "identity" if editor.second_moment is None else str(editor.second_moment)
 
 
 def _hash(value: Any) -> str:

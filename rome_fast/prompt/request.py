@@ -89,6 +89,11 @@ class EditRequest:
         return self.prompt.replace(SLOT, self.subject, 1)
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """The ways of writing its subject."""
+        return (self.subject, *self.aliases)
+
+    @property
     def conversation(self) -> Chat | None:
         """The messages before the prompt, and what the template is given; None for plain text."""
         return None if self.chat is None else Chat(self.chat, self.chat_template_kwargs or ())
