@@ -12,12 +12,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from benchmarks.real_model.tables import SCORES
 from benchmarks.support.tables import Columns, read, table
 
 COLUMNS: Columns = {
     "holds": lambda r: f"{100 * r['holds']:.1f}" if r.get("holds") else "",
-    "rewrite": lambda r: f"{100 * r['ES']:.1f}",
-    "paraphrase": lambda r: f"{100 * r['PS']:.1f}",
+    **{name: SCORES[name] for name in ("rewrite", "paraphrase")},
     "greedy": lambda r: f"{100 * r['PS_greedy']:.1f}",
     "neighbours": lambda r: f"{100 * r['NS_untouched']:.1f}",
     "unchanged": lambda r: f"{100 * r['unchanged_untouched']:.1f}",

@@ -18,15 +18,10 @@ _SLOPES = (12.0, 48.0)
 
 @dataclass(frozen=True)
 class Threshold:
-    """A unit answers where w.h exceeds ``at``: act(slope * (w.h - at)).
-
-    Attributes:
-        others: the highest response of everything that it is told apart from.
-    """
+    """A unit answers where w.h exceeds ``at``: act(slope * (w.h - at))."""
 
     at: float
     slope: float
-    others: float
 
     @classmethod
     def above(cls, others: Tensor) -> Threshold:
@@ -35,4 +30,4 @@ class Threshold:
         at = min(max((1 + high) / 2, _LOWEST), _HIGHEST)
         least, most = _SLOPES
         slope = min(max(_SILENT / max(at - max(high, 0.0), 1e-6), least), most)
-        return cls(at, slope, high)
+        return cls(at, slope)
