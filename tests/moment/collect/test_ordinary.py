@@ -57,7 +57,7 @@ def test_more_of_it_is_asked_for_and_cached_apart(gpt2, cache, monkeypatch, tmp_
     short = tmp_path / "short.txt"
     short.write_text("Forty words are all that there is of this text.\n" * 20)
     monkeypatch.setattr(ordinary, "ORDINARY_TEXT", short)
-    monkeypatch.setattr(ordinary, "_text_hash", ordinary._text_hash.__wrapped__)
+    monkeypatch.setattr(ordinary, "text_hash", ordinary.text_hash.__wrapped__)
     assert ordinary_at(model, tok, keys_per_dim=32).count < 32 * many.d_key
 
 
@@ -83,7 +83,7 @@ def test_it_is_cached_by_all_that_determines_it(gpt2, cache, monkeypatch, tmp_pa
     other = tmp_path / "other.txt"
     other.write_text("Another text of the package.\n" * 400)
     monkeypatch.setattr(ordinary, "ORDINARY_TEXT", other)
-    monkeypatch.setattr(ordinary, "_text_hash", ordinary._text_hash.__wrapped__)
+    monkeypatch.setattr(ordinary, "text_hash", ordinary.text_hash.__wrapped__)
     assert "cached" not in ordinary_at(model, tok).source
     assert len(list(cache.iterdir())) == 7
 
