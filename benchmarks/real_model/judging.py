@@ -66,6 +66,16 @@ class RealModelJudge:
         """One row a record, of the model as its weights are now."""
         return self._rows(score_encoded(self.model, self._encoded), range(len(self.records)))
 
+    def now_of(self, record: int) -> Row:
+        """The row of one record, of the model as it is now."""
+        mine = [n for n, ask in enumerate(self._asked) if ask.record == record]
+        places = [place for n in mine for place in (2 * n, 2 * n + 1)]
+        scores = list(self._before)
+        found = score_encoded(self.model, [self._encoded[place] for place in places])
+        for place, score in zip(places, found, strict=True):
+            scores[place] = score
+        return self._rows(scores, range(len(self.records)))[record]
+
     def __call__(self, updates: Sequence[RankOneUpdate | None]) -> list[Row]:
         """One row a record, each under its own update; None: the edit was refused."""
         made = [i for i, update in enumerate(updates) if update is not None]

@@ -1,6 +1,6 @@
 """Which form when: edits of the real model in all three forms, judged at the same facts.
 
-    python -m benchmarks.session.arena --work FOLDER --sizes 1 80 300 --searched 300 \
+    python -m benchmarks.session.arena --work FOLDER --sizes 80 300 --searched 300 \
         --out benchmarks/results/arena.json
 
 CounterFact facts, one a subject, those that the model knows first. What is found for each is kept
@@ -19,11 +19,12 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from benchmarks.real_model.judging import RealModelJudge, interval, means
+from benchmarks.session.arena_asks import ArenaAsks
 from benchmarks.session.arena_facts import ArenaFacts
 from benchmarks.support.results import SHARED
 from rome_fast.bench.setting import setting
@@ -39,11 +40,21 @@ from rome_fast.update.solve import build_constraint
 from rome_fast.update.undo import WeightHistory
 from rome_fast.value.key import Keys
 
-N_TEXTS, LENGTH = 200, 64
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+N_TEXTS, LENGTH = 1000, 16
 RETAIN = 0.01  # a Session's own
 HEARD = 0.2  # of an edit
 FORMS = ("weight", "neuron", "gate")
 Row = dict[str, Any]
+
+
+def held_texts(tok: PreTrainedTokenizerBase) -> list[list[int]]:
+    """Beginnings of paragraphs that no statistic has read, as ids."""
+    lines = (SHARED / "wikitext" / "wikitext-2-valid.txt").read_text("utf-8").splitlines()
+    long = [ids for ids in tok(lines)["input_ids"] if len(ids) >= LENGTH]
+    return [ids[:LENGTH] for ids in long[:N_TEXTS]]
 
 
 class Arena:
@@ -56,9 +67,8 @@ class Arena:
         self.judge = RealModelJudge(
             facts.model, facts.tok, facts.projection, facts.records[:judged]
         )
-        lines = (SHARED / "wikitext" / "wikitext-2-valid.txt").read_text("utf-8").splitlines()
-        held = [ids for ids in facts.tok(lines)["input_ids"] if len(ids) >= LENGTH]
-        self.texts = [ids[:LENGTH] for ids in held[:N_TEXTS]]
+        self.asks = ArenaAsks(facts.model, facts.tok, facts.records[:judged])
+        self.texts = held_texts(facts.tok)
         self.drift = Drift.baseline(facts.model, facts.tok, list(map(facts.tok.decode, self.texts)))
         self.before = self.drift.measure(facts.model)["perplexity"]
 
@@ -69,20 +79,30 @@ class Arena:
             row = {"form": form, "n": n, "seconds": time.perf_counter() - began}
             drift = self.drift.measure(self.facts.model)
             row |= {"perplexity": drift["perplexity"] / self.before, "kl": drift["kl"]}
-            row |= {"heard": heard, "rows": self.judge.now()}
+            row |= {"heard": heard, "rows": self.judge.now(), **self.asks.now()}
             row["holds"] = self._hold(min(n, self.searched))
         return row
 
-    def alone(self) -> Row:
-        """Each judged fact edited alone, in the weight: what no sequence is expected to beat."""
+    def alone(self, form: str) -> Row:
+        """Each judged fact edited alone: what a sequence is compared with."""
+        n = len(self.judge.records)
+        line = {"form": f"{form}, each alone", "n": 1}
+        if form != "weight":
+            beside = Beside(self.facts.units, self.facts.entry)
+            rows = []
+            for i, offset in enumerate(self.facts.offsets(form, n, n)):
+                beside.set([offset])
+                rows.append(self.judge.now_of(i))
+            beside.set([])
+            return {**line, "rows": rows}
         updates: list[RankOneUpdate | None] = []
-        for found in self.facts.search(len(self.judge.records)):
+        for found in self.facts.search(n):
             try:
                 constraint = found.constraint(self.facts.hparams.variant)
                 updates += solve_updates(self.facts.projection, [constraint], self.facts.moment)
             except EditRejectedError:
                 updates.append(None)
-        return {"form": "weight, each alone", "n": 1, "rows": self.judge(updates)}
+        return {**line, "rows": self.judge(updates)}
 
     def _hold(self, n: int) -> float:
         """Share of the first ``n`` facts whose target is the greedy answer."""
@@ -175,7 +195,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--layer", type=int)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[1, 80, 300])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[80, 300])
     parser.add_argument("--searched", type=int, default=300)
     parser.add_argument("--judged", type=int, default=80)
     parser.add_argument("--forms", nargs="+", default=FORMS)
@@ -187,21 +207,22 @@ def main() -> None:
     path = args.work / f"arena-layer-{layer}-{args.searched}-{args.judged}.jsonl"
     rows = [json.loads(line) for line in path.open()] if path.exists() else []
     done = {(row["form"], row["n"]) for row in rows}
-    todo = [("unedited", 0), ("alone", 1), *((f, n) for n in args.sizes for f in args.forms)]
+    todo = [("unedited", 0), *((f"{form}, each alone", 1) for form in args.forms)]
+    todo += [(form, n) for n in args.sizes for form in args.forms]
     for form, n in todo:
-        name = {"alone": "weight, each alone"}.get(form, form)
-        if (name, n) in done:
+        if (form, n) in done:
             continue
         if form == "unedited":
-            row: Row = {"form": form, "n": 0, "rows": arena.judge.unedited()}
+            row: Row = {"form": form, "n": 0, "rows": arena.judge.unedited(), **arena.asks.now()}
         else:
-            row = arena.alone() if form == "alone" else arena.run(form, n)
+            row = arena.alone(form.partition(",")[0]) if n == 1 else arena.run(form, n)
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         rows.append(row)
         shown = summary(row, arena.judge.records, arena.facts.records[: row["n"]])
         print({k: round(v, 4) if isinstance(v, float) else v for k, v in shown.items()}, flush=True)
-    report = {"setting": setting(), "layer": layer, "searched": args.searched}
+    about = {"layer": layer, "searched": args.searched, "asked": arena.asks.numbers}
+    report: Row = {"setting": setting(), **about}
     report["lines"] = [summary(r, arena.judge.records, arena.facts.records[: r["n"]]) for r in rows]
     args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 # Tokens of the texts before a subject's last tokens, and the most of the latter.
 _LENGTHS = (0, 1, 2, 3, 4, 6, 8, 12)
-_LAST = 4
+_LAST = 2
 
 
 @dataclass(frozen=True, eq=False)
