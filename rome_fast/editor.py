@@ -56,6 +56,22 @@ def check_form(form: object) -> str:
     return form
 
 
+def checked_hparams(spec: ModelSpec, given: object) -> tuple[RomeHparams, str | None]:
+    """What to edit with, and a remark; None: the defaults for the model.
+
+    Raises:
+        HparamsError: it is something else.
+    """
+    if given is None:
+        return defaults_for(spec)
+    if not isinstance(given, RomeHparams):
+        raise HparamsError(
+            f"hparams must be a RomeHparams, got {type(given).__name__}: "
+            "RomeHparams.from_file(path) reads files"
+        )
+    return given, None
+
+
 @dataclass(frozen=True, eq=False)
 class Proposal:
     """An edit that was solved on the present weights, but not written into them.
@@ -90,14 +106,8 @@ class Editor:
         self._asked_backend, self._changes = backend, {"variant": variant, "v_stop_loss": stop_loss}
         self._is_derived = hparams is None
         check_tokenizer(self.model, tok)
-        if not isinstance(hparams, RomeHparams | None):
-            raise HparamsError(
-                f"hparams must be a RomeHparams, got {type(hparams).__name__}: "
-                "RomeHparams.from_file(path) reads files"
-            )
-        if hparams is None:
-            hparams, note = defaults_for(spec)
-            self.notes += [note] if note else []
+        hparams, note = checked_hparams(spec, hparams)
+        self.notes += [note] if note else []
         self._tokens: dict[tuple[EditRequest, ...], TokenizedEdit] = {}
         self._take(hparams)
         self.timings.lap("prepare")

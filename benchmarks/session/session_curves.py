@@ -38,7 +38,7 @@ from rome_fast.prompt.readback import greedy_continuations, read_targets
 from rome_fast.prompt.target import find_target_ids
 
 POINTS = (1, 10, 30, 60, 100, 150, 200, 250, 300, 350, 400, 450, 500)
-UNGUARDED: dict[str, Any] = {"retain": 0.0, "stop_loss": None, "guard": Guard(math.inf)}
+UNGUARDED: dict[str, Any] = {"retain": 0.0, "stop_loss": 0.05, "guard": Guard(math.inf)}
 WAYS: dict[str, dict[str, Any]] = {
     "kmeng01's update": {**UNGUARDED, "variant": "original"},
     "r-ROME": {**UNGUARDED, "variant": "mean_key"},
@@ -117,7 +117,9 @@ class Bench:
     def curve(self, way: dict[str, Any]) -> list[dict[str, Any]]:
         """A row at every point of one way; the model is as before on return."""
         rows = []
-        with Session(self.model, self.tok, health=HealthCheck(every=0), **way) as session:
+        with Session(
+            self.model, self.tok, form="weight", health=HealthCheck(every=0), **way
+        ) as session:
             weight = self.model.get_parameter(next(iter(session.log.base.edited)))
             before = weight.detach().clone()
             for n, fact in enumerate(self.facts, 1):

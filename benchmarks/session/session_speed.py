@@ -71,7 +71,7 @@ def seconds_of(case: dict[str, Any], journal: Path, health: HealthCheck | None) 
         seconds = time.perf_counter() - begin
         results[-1]._undo.history.rewind(0)
     else:
-        own = {"journal": journal, "health": health, "stop_loss": None}
+        own = {"journal": journal, "health": health, "stop_loss": STOP_LOSS, "form": "weight"}
         with Session(model, tok, case["hparams"], **own, **given) as session:
             results = session.edit_many(requests, progress=False)
             seconds = time.perf_counter() - begin

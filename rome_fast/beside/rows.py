@@ -15,7 +15,7 @@ import torch
 
 from rome_fast.beside.directions import directions
 from rome_fast.beside.group import apart_from
-from rome_fast.beside.threshold import Threshold
+from rome_fast.beside.threshold import SILENT, Threshold
 from rome_fast.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -87,6 +87,11 @@ def unit_rows(units: HiddenUnits, entry: Entry, subjects: Sequence[Subject]) -> 
         return UnitRows(gate, gate_bias, None, None, deltas * shares)
     up_bias = deltas.new_zeros(len(deltas)) if units.up.has_bias else None
     return UnitRows(gate, gate_bias, shares * p, up_bias, deltas)
+
+
+def is_silent(activation: Activation) -> bool:
+    """Whether it is flat below zero (SiLU, GELU, ReLU; not xIELU)."""
+    return bool(activation(torch.tensor(-SILENT)).abs() < MOST_LEFT)
 
 
 def _thresholds(

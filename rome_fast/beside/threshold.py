@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 # lower, where rarer tokens answer, and not higher, where paraphrases do not.
 _LOWEST, _HIGHEST = 0.5, 0.8
 # So far below its threshold a unit is silent: SiLU(-9) is -1e-3, GELU(-9) is 0.
-_SILENT = 9.0
+SILENT = 9.0
 _SLOPES = (12.0, 48.0)
 
 
@@ -29,5 +29,5 @@ class Threshold:
         high = float(others.max()) if len(others) else 0.0
         at = min(max((1 + high) / 2, _LOWEST), _HIGHEST)
         least, most = _SLOPES
-        slope = min(max(_SILENT / max(at - max(high, 0.0), 1e-6), least), most)
+        slope = min(max(SILENT / max(at - max(high, 0.0), 1e-6), least), most)
         return cls(at, slope)

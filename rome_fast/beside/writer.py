@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 from rome_fast.beside.entry import Entry, ordinary_entry
 from rome_fast.beside.group import Subject, by_subject
 from rome_fast.beside.module import Beside
+from rome_fast.beside.rows import is_silent
 from rome_fast.beside.subject import ReadSubject, SubjectReader
-from rome_fast.errors import EditRejectedError, HparamsError, RevertError
+from rome_fast.errors import EditRejectedError, HparamsError, RevertError, UnsupportedModelError
 from rome_fast.model.owner import check_free
 from rome_fast.model.units import HiddenUnits
 from rome_fast.types import EditRequest, Offset
@@ -22,12 +23,25 @@ if TYPE_CHECKING:
     from rome_fast.model.spec import DownProjection, ModelSpec
     from rome_fast.prompt.encode import TokenizedEdit
 
+# Where subjects are read.
+_LOOKED_UP = "subject_last"
 # After its bare prompt an edit must reach its subject with this share of what was found.
 LEAST_OWN = 0.5
 # And what it may say elsewhere before it is told.
 _HEARD = 0.2
 # Standard deviation of c.h on text, which should be 1 (SmolLM2: 0.03 up to layer 10).
 _UNEVEN = 0.15
+
+
+def takes_neurons(spec: ModelSpec, projection: DownProjection, fact_token: str) -> bool:
+    """Whether the MLP can have units that fire for a subject; a small forward."""
+    if fact_token != _LOOKED_UP:
+        return False
+    try:
+        units = HiddenUnits.of(spec, projection)
+    except UnsupportedModelError:
+        return False
+    return is_silent(units.activation)
 
 
 class OffsetWriter:
@@ -49,10 +63,10 @@ class OffsetWriter:
         fact_token: str,
         entry: Entry | None = None,
     ) -> None:
-        if fact_token != "subject_last":
+        if fact_token != _LOOKED_UP:
             raise HparamsError(
                 f"hparams.fact_token is {fact_token!r}: edits that only fire for their subject "
-                'are looked up at its last token, "subject_last"'
+                f'are looked up at its last token, "{_LOOKED_UP}"'
             )
         standing = Beside.at(projection)
         if standing is None:

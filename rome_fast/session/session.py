@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 class Session:
-    """Edits one weight of ``model``, one fact after the other, in place.
+    """Edits one layer of ``model``, one fact after the other, in place.
 
     Earlier edits are retained, updates out of proportion are held back, a fact that is edited again
     replaces what was edited before, and the model's health is checked on the way. ``with`` or
@@ -48,16 +48,18 @@ class Session:
         model, tok, hparams, second_moment, context_templates, variant, backend: as in
             ``rome_fast.edit``; no second moment given: that of eight times as much ordinary text,
             as far as it reaches.
-        form: of its edits, unless a call says another; as in ``rome_fast.edit``. A Session that is
-            not of ``"weight"`` reads no second moment, and makes no edits of that form.
+        form: of its edits, unless a call says another; as in ``rome_fast.edit``. None: "neuron",
+            or "weight" where a second moment is given or the MLP can have no neurons. A Session
+            that is not of "weight" reads no second moment, and makes no edits of that form.
         journal: a file to which each edit is written before it is acknowledged; ``Session.resume``
             goes on from it, whatever ended the process.
-        retain: weight of each edited key against all ordinary ones together; 0: earlier edits are
-            not protected from later ones.
+        retain: of edits in the weight, what each edited key weighs against all ordinary ones
+            together; 0: earlier edits are not protected from later ones.
         stop_loss: overrides ``hparams.v_stop_loss``: a longer search makes the target surer, but by
-            a larger update, which in a sequence costs more than it gains. None: the hparams' own.
+            a larger update, which in the weight costs other facts. None: 0.3 for the weight, the
+            hparams' own for other forms.
         anchor: rescale each solved value v* to the mean norm of the first ``anchor`` ones; 0: off.
-        guard: what is done with updates out of proportion.
+        guard: what is done with updates of the weight that are out of proportion.
         health: what is checked, how often, and what is done when the model is unwell.
 
     Attributes:
@@ -79,17 +81,16 @@ class Session:
         context_templates: Sequence[str] | None = None,
         variant: str | None = None,
         backend: str = "auto",
-        form: str = "weight",
+        form: str | None = None,
         journal: str | Path | None = None,
         retain: float = 0.01,
-        stop_loss: float | None = 0.3,
+        stop_loss: float | None = None,
         anchor: int = 0,
         guard: Guard | None = None,
         health: HealthCheck | None = None,
     ) -> None:
         options = {
             "backend": backend,
-            "form": form,
             "retain": retain,
             "anchor": anchor,
             "guard": Guard() if guard is None else guard,
@@ -99,7 +100,7 @@ class Session:
         self._begin(
             start_new(
                 model, tok, hparams, variant, stop_loss, context_templates, second_moment, journal,
-                options,
+                form, options,
             )
         )  # fmt: skip
 

@@ -10,16 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from rome_fast.beside.writer import takes_neurons
 from rome_fast.editlog import EditLog
 from rome_fast.editlog.base import Base
 from rome_fast.editlog.journal import Record, replay
-from rome_fast.editor import Editor
+from rome_fast.editor import Editor, checked_hparams
 from rome_fast.errors import JournalError
 from rome_fast.hparams import RomeHparams
 from rome_fast.model.hashes import tokenizer_hash
 from rome_fast.model.lock import ModelLock
-from rome_fast.model.open_model import open_model
+from rome_fast.model.open_model import EditSite, open_model
 from rome_fast.model.owner import owned, shared_lock
+from rome_fast.model.spec import ModelSpec, check_tokenizer
 from rome_fast.moment.collect.collection import ENOUGH_KEYS_OF_A_SEQUENCE
 from rome_fast.moment.second_moment import SecondMoment
 from rome_fast.session.baseline import Baseline
@@ -32,6 +34,10 @@ from rome_fast.session.settings import Settings
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+# Of searches for the weight: the damage that an update does there grows with its size.
+STOP_LOSS = 0.3
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,11 +71,17 @@ def start_new(
     context_templates: Sequence[str] | None,
     second_moment: object,
     journal: str | Path | None,
+    form: str | None,
     options: Mapping[str, Any],
 ) -> SessionParts:
     """Begin a Session with its arguments; ``options`` are the remaining fields of Settings."""
     with open_model(model) as spec, ExitStack() as stack:
-        editor = Editor(spec, tok, hparams, variant, options["backend"], stop_loss, options["form"])
+        check_tokenizer(model, tok)
+        if form is None:
+            form = _own_form(spec, hparams, second_moment)
+        if stop_loss is None and form == "weight":
+            stop_loss = STOP_LOSS
+        editor = Editor(spec, tok, hparams, variant, options["backend"], stop_loss, form)
         file = None
         if journal is not None:
             file = stack.enter_context(closing(Journal(journal)))
@@ -78,6 +90,7 @@ def start_new(
         settings = Settings(
             hparams=editor.hparams,
             context_templates=tuple(editor.context_templates),
+            form=editor.form,
             **options,
         )
         log = EditLog(Base.of(spec.model, editor.projection, editor.history.base))
@@ -89,6 +102,15 @@ def start_new(
             # Last: an opening that fails leaves no journal behind.
             _begin(file, parts, second_moment)
         return replace(parts, resources=stack.pop_all())
+
+
+def _own_form(spec: ModelSpec, hparams: RomeHparams | None, second_moment: object) -> str:
+    """Neurons, where the MLP can have them and nothing speaks of the weight."""
+    hparams, _ = checked_hparams(spec, hparams)
+    if second_moment is not None:
+        return "weight"
+    site = EditSite.of(spec, hparams.layer, hparams.shared_expert, "auto")
+    return "neuron" if takes_neurons(spec, site.projection, hparams.fact_token) else "weight"
 
 
 def resume(

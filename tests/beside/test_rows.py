@@ -14,6 +14,7 @@ from rome_fast.beside.directions import direction_apart
 from rome_fast.beside.entry import Entry
 from rome_fast.beside.module import Beside
 from rome_fast.beside.widen import widened
+from rome_fast.beside.writer import takes_neurons
 from rome_fast.errors import UnsupportedModelError
 from rome_fast.model.hashes import fingerprint
 from rome_fast.model.spec import ModelSpec
@@ -131,3 +132,11 @@ def test_the_widened_model_has_the_logits_of_the_units_beside(member, tmp_path):
     # Gemma rounds a constant of the embedding to the dtype that it is loaded in.
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     assert float((found - unedited).abs().max()) > 1e-2
+
+
+@pytest.mark.parametrize("member", [m for m in ZOO if m.name in ("Llama", *NOT_SILENT)], ids=str)
+def test_whether_a_layer_takes_neurons(member):
+    spec, units = prepared(member)
+    takes = takes_neurons(spec, units.projection, "subject_last")
+    assert takes == (member.name not in NOT_SILENT)
+    assert not takes_neurons(spec, units.projection, "subject_first")

@@ -188,3 +188,21 @@ def test_what_stood_there_before_stays(tiny, options, requests, form):
         assert same(rows(model), before)
     earlier.revert()
     assert beside(model) is None
+
+
+def test_a_session_edits_in_neurons_unless_told_otherwise(gpt2, options, requests):
+    model, tok = gpt2
+    before = state(model)
+    with Session(model, tok, **options) as session:
+        assert session.form == "neuron"
+        assert session.edit(requests[0]).form == "neuron"
+        assert all(torch.equal(before[name], tensor) for name, tensor in model.named_parameters())
+    with Session(copy.deepcopy(model), tok, second_moment="identity", **options) as session:
+        assert session.form == "weight"
+
+
+def test_where_no_neuron_can_be_it_edits_the_weight(gpt2, options, settings):
+    model, tok = gpt2
+    first = settings["hparams"].replace(fact_token="subject_first")
+    with Session(model, tok, **{**options, "hparams": first}) as session:
+        assert session.form == "weight"

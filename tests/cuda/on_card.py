@@ -196,10 +196,10 @@ def test_a_session_replays_to_the_same_bits(card):
     other = copy.deepcopy(model)
     requests = [{**REQUEST, "subject": s} for s in ("Steve Jobs", "Ada Lovelace", "Marie Curie")]
     own = {"health": rome_fast.HealthCheck(every=0)}
-    with rome_fast.Session(model, tok, **options(model), **own) as session:
+    with rome_fast.Session(model, tok, **options(model), **own, form="weight") as session:
         session.edit_many(requests, progress=False)
         session.undo(2)
-    with rome_fast.Session(other, tok, **options(other), **own) as session:
+    with rome_fast.Session(other, tok, **options(other), **own, form="weight") as session:
         session.edit(requests[0])
     assert same_bits(model, state(other))
 

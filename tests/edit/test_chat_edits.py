@@ -125,7 +125,7 @@ def test_a_session_edits_logs_and_resumes_chats(chatting, settings, tmp_path):
     model, tok = chatting
     unedited = state(model)
     options = {**settings, "health": HealthCheck(every=0, texts=["It is a house."])}
-    with Session(model, tok, journal=tmp_path / "journal", **options) as session:
+    with Session(model, tok, journal=tmp_path / "journal", **options, form="weight") as session:
         results = session.edit_many(REQUESTS[1:], progress=False)
         # The first prompt again, which is another fact in a chat; then that fact again.
         assert session.edit(REQUESTS[0]).replaced == ()
@@ -148,7 +148,7 @@ def test_a_session_edits_logs_and_resumes_chats(chatting, settings, tmp_path):
 def test_a_session_asks_for_what_it_retains_in_the_chat(chatting, settings):
     model, tok = chatting
     options = {**settings, "health": HealthCheck(every=0, texts=["It is a house."])}
-    with Session(model, tok, **options) as session:
+    with Session(model, tok, **options, form="weight") as session:
         session.edit_many([REQUESTS[0], REQUESTS[4]], progress=False)
         assert session.health().retention == 1
         # Another template asks something else; a plain prompt would not notice.

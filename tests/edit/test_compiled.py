@@ -92,7 +92,9 @@ def test_it_says_the_new_fact_and_is_not_compiled_again(compiled, settings):
 @pytest.mark.covering(compiled=[in_place])
 def test_a_session_edits_it_and_its_log_is_that_of_the_plain_model(compiled, settings):
     compiled, plain, tok, ids = compiled
-    with rome_fast.Session(compiled.model, tok, health=UNWATCHED, **settings) as session:
+    with rome_fast.Session(
+        compiled.model, tok, health=UNWATCHED, **settings, form="weight"
+    ) as session:
         compiled.logits(ids)  # compiled with the Session's hooks on
         n_graphs = compiled.n_graphs
         session.edit(REQUEST)
@@ -119,7 +121,9 @@ def test_a_forward_waits_for_the_edit(compiled, settings, early):
         compiled.logits(ids)
         done.set()
 
-    with rome_fast.Session(compiled.model, tok, health=UNWATCHED, **settings) as session:
+    with rome_fast.Session(
+        compiled.model, tok, health=UNWATCHED, **settings, form="weight"
+    ) as session:
         thread = threading.Thread(target=run)
         with session._lock.editing():
             thread.start()

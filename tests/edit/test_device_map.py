@@ -45,7 +45,7 @@ def test_a_model_in_parts_is_edited_as_a_whole_one(tiny, settings, tmp_path, com
     assert result.prob_after == pytest.approx(expected.prob_after, rel=1e-5)
     result.revert()
     assert same_bits(model, before)
-    with rome_fast.Session(model, tok, health=UNWATCHED, **settings) as session:
+    with rome_fast.Session(model, tok, health=UNWATCHED, **settings, form="weight") as session:
         assert session.edit(REQUEST).rank_after == 1
         log = session.log
         session.undo()

@@ -189,7 +189,7 @@ def test_where_no_row_fits_the_error_says_what_it_takes(tiny, settings, known, m
 
 def test_a_session_refuses_what_does_not_fit_and_goes_on(gpt2, settings):
     model, tok = gpt2
-    with rome_fast.Session(model, tok, **settings) as session:
+    with rome_fast.Session(model, tok, **settings, form="weight") as session:
         limit = pytest.MonkeyPatch()
         with limit.context() as patch:
             patch.setattr(window, "free_bytes", lambda *_: 1)

@@ -62,7 +62,7 @@ def test_the_base_weight_is_edited_exactly_and_undone(tiny, settings, kind):
 def test_logs_and_adapters_are_those_of_the_plain_model(tiny, settings, kind, tmp_path):
     model, tok = tiny
     wrapped, before = adapted(model, kind), state(model)
-    with rome_fast.Session(wrapped, tok, health=UNWATCHED, **settings) as session:
+    with rome_fast.Session(wrapped, tok, health=UNWATCHED, **settings, form="weight") as session:
         result = session.edit(REQUEST)
         log = session.log
     assert list(log.base.edited) == [result.weight_name]
@@ -85,7 +85,9 @@ def test_logs_and_adapters_are_those_of_the_plain_model(tiny, settings, kind, tm
 def test_a_log_of_the_plain_model_goes_beneath_an_adapter(tiny, settings):
     model, tok = tiny
     wrapped = adapted(model)
-    with rome_fast.Session(copy.deepcopy(model), tok, health=UNWATCHED, **settings) as session:
+    with rome_fast.Session(
+        copy.deepcopy(model), tok, health=UNWATCHED, **settings, form="weight"
+    ) as session:
         session.edit(REQUEST)
         log = session.log
     before = state(wrapped)

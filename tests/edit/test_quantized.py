@@ -83,7 +83,7 @@ def test_refused_and_the_adapter_of_the_model_in_float32_works(kind, settings, t
         "in bfloat16 or float32 (loaded so, or model.dequantize()) in a rome_fast.Session, write "
         "session.log.to_lora(path), and load that adapter on this model with PEFT"
     )
-    with rome_fast.Session(model, tok, health=UNWATCHED, **settings) as session:
+    with rome_fast.Session(model, tok, health=UNWATCHED, **settings, form="weight") as session:
         session.edit(REQUEST)
         session.log.to_lora(tmp_path / "adapter")
         with pytest.raises(QuantizedWeightError, match="cannot be edited in place"):
@@ -102,7 +102,7 @@ def test_the_adapter_of_the_dequantised_model_works(settings, tmp_path):
     quantise = REAL["bitsandbytes 4 bit"][1]
     whole, quantised = (quantise(model, tmp_path / "model").eval() for _ in range(2))
     whole.dequantize()
-    with rome_fast.Session(whole, tok, health=UNWATCHED, **settings) as session:
+    with rome_fast.Session(whole, tok, health=UNWATCHED, **settings, form="weight") as session:
         session.edit(REQUEST)
         session.log.to_lora(tmp_path / "adapter")
     assert says(whole, tok) == "capital" and says(quantised, tok) != "capital"
@@ -159,7 +159,7 @@ def test_a_plain_weight_among_quantised_ones_is_edited(settings, tmp_path):
         expected = head(hidden)[1:, 2:]
         with reading_only(head, torch.tensor([1]), torch.tensor([2])):
             torch.testing.assert_close(head(hidden), expected)
-    with rome_fast.Session(quantised, tok, health=UNWATCHED, **settings) as session:
+    with rome_fast.Session(quantised, tok, health=UNWATCHED, **settings, form="weight") as session:
         assert session.edit(REQUEST).success
         log = session.log
     assert says(quantised, tok) == "capital"

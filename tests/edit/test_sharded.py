@@ -41,12 +41,12 @@ def by_tensor_parallel(model, mesh):
 def test_refused_by_name_and_an_edit_before_it_stays(mesh, llama, settings, shard, dim):
     model, tok = llama
     sharded = shard(copy.deepcopy(model), mesh)
-    with rome_fast.Session(model, tok, health=UNWATCHED, **settings) as session:
+    with rome_fast.Session(model, tok, health=UNWATCHED, **settings, form="weight") as session:
         session.edit(REQUEST)
         log = session.log
     for attempt in (
         lambda: rome_fast.edit(sharded, tok, REQUEST, **settings),
-        lambda: rome_fast.Session(sharded, tok, **settings),
+        lambda: rome_fast.Session(sharded, tok, **settings, form="weight"),
         lambda: rome_fast.RomeHparams.for_model(sharded),
         lambda: log.apply(sharded),
     ):

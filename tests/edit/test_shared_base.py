@@ -63,7 +63,7 @@ def test_what_others_write_is_the_base_of_the_next_edit(model, edit, gpt2, setti
     elif how == "another Parameter":
         module.weight = torch.nn.Parameter(module.weight.detach().clone())
     else:
-        with rome_fast.Session(model, gpt2[1], **settings) as session:
+        with rome_fast.Session(model, gpt2[1], **settings, form="weight") as session:
             session.edit(REQUESTS[2])
     before = state(model)
     second = edit(REQUESTS[1])

@@ -34,7 +34,7 @@ def test_all_else_runs(gpt2, settings, hparams, tmp_path, elsewhere):
     loaded = rome_fast.SecondMoment.load(tmp_path / "c.safetensors")
     assert torch.equal(loaded.moment(), moment.moment())
     options = {**settings, "second_moment": loaded}
-    with rome_fast.Session(model, tok, **options, journal=tmp_path / "j") as session:
+    with rome_fast.Session(model, tok, **options, journal=tmp_path / "j", form="weight") as session:
         assert session.edit(REQUEST).edit_id == 1
         assert session.health().retention is not None
         session.log.save(tmp_path / "log.safetensors")

@@ -150,7 +150,7 @@ def test_a_log_is_not_reverted_while_a_session_edits_the_weight(gpt2, settings):
     log, _ = edited(model, tok, settings, REQUESTS[:1])
     before = state(model)
     applied = log.apply(model)
-    with Session(model, tok, **settings, health=HealthCheck(every=0)):
+    with Session(model, tok, **settings, health=HealthCheck(every=0), form="weight"):
         with pytest.raises(SessionError, match=f"{NAME} is being edited by an open Session"):
             applied.revert()
     applied.revert()
@@ -227,7 +227,7 @@ def test_what_is_no_log(tmp_path, content, message):
 def test_a_log_is_not_written_over_a_journal(gpt2, settings, tmp_path):
     model, tok = gpt2
     path = tmp_path / "edits.journal"
-    with Session(model, tok, **settings, journal=path) as session:
+    with Session(model, tok, **settings, journal=path, form="weight") as session:
         session.edit(REQUESTS[0])
         with pytest.raises(EditLogError, match=r"edits\.journal' is a Session's journal"):
             session.log.save(path)

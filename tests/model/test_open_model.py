@@ -38,7 +38,7 @@ def test_an_edit_looks_through_the_model_once(gpt2, settings, walks):
 
 
 def test_so_does_each_edit_of_a_session(gpt2, settings, walks):
-    with rome_fast.Session(*gpt2, **settings, health=UNWATCHED) as session:
+    with rome_fast.Session(*gpt2, **settings, health=UNWATCHED, form="weight") as session:
         for subject in ("Steve Jobs", "Ada Lovelace", "Marie Curie"):
             walks.clear()
             session.edit({**REQUEST, "subject": subject})
@@ -99,6 +99,6 @@ def test_a_site_that_cannot_be_had_is_refused(gpt2, settings, monkeypatch):
     monkeypatch.setattr(rome_fast.ops, "_why_not_native", lambda _: "no compiler")
     with pytest.raises(BackendUnavailableError, match="no compiler"):
         EditSite.of(spec, 1, False, "native")
-    with rome_fast.Session(*gpt2, **settings, health=UNWATCHED):
+    with rome_fast.Session(*gpt2, **settings, health=UNWATCHED, form="weight"):
         with pytest.raises(SessionError, match="is being edited by an open Session"):
             EditSite.of(spec, 1, False, "auto")

@@ -29,5 +29,5 @@ def options(settings):
 def gpt2_session(gpt2, options):
     """(session, model) of the miniature GPT-2."""
     model, tok = gpt2
-    with Session(model, tok, **options) as session:
+    with Session(model, tok, **options, form="weight") as session:
         yield session, model

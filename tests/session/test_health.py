@@ -51,7 +51,7 @@ def test_figures_are_those_of_the_model(tiny, options, requests):
     )
     base = weight.detach().clone()
     check = HealthCheck(every=0, texts=TEXTS, prompts=PROMPTS)
-    with Session(model, tok, **{**options, "health": check}) as session:
+    with Session(model, tok, **{**options, "health": check}, form="weight") as session:
         assert session.health().problems == ()
         results = session.edit_many(requests, progress=False)
         health = session.health()
@@ -83,7 +83,7 @@ def test_the_first_look_may_come_late(gpt2, options, requests):
     model, tok = gpt2
     figures = []
     for early in (True, False):
-        with Session(model, tok, **options) as session:
+        with Session(model, tok, **options, form="weight") as session:
             if early:
                 session.health()
             session.edit_many(requests[:3], progress=False)
@@ -101,7 +101,7 @@ def unwell(**more):
 
 def test_warn_goes_on(gpt2, options, requests):
     model, tok = gpt2
-    with Session(model, tok, **{**options, "health": unwell()}) as session:
+    with Session(model, tok, **{**options, "health": unwell()}, form="weight") as session:
         session.edit(requests[0])
         with pytest.warns(SessionWarning, match=r"UNHEALTHY: perplexity is .* \(limit 0\.0\)"):
             session.edit(requests[1])
@@ -111,7 +111,7 @@ def test_warn_goes_on(gpt2, options, requests):
 def test_stop_ends_the_sequence_until_it_is_healthy_again(gpt2, options, requests, monkeypatch):
     model, tok = gpt2
     check = unwell(on_unhealthy="stop")
-    with Session(model, tok, **{**options, "health": check}) as session:
+    with Session(model, tok, **{**options, "health": check}, form="weight") as session:
         stream = session.stream(requests, progress=False)
         with pytest.warns(SessionWarning, match="UNHEALTHY"):
             assert [next(stream).edit_id, next(stream).edit_id] == [1, 2]
@@ -133,7 +133,7 @@ def test_rollback_goes_back_to_the_last_healthy_look(gpt2, options, requests, mo
     check = HealthCheck(
         every=2, texts=TEXTS, max_perplexity=1e9, on_unhealthy="rollback", min_retention=0.0
     )
-    with Session(model, tok, **{**options, "health": check}) as session:
+    with Session(model, tok, **{**options, "health": check}, form="weight") as session:
         session.edit_many(requests[:2], progress=False)
         healthy = state(model)
         session.edit(requests[2])
@@ -148,7 +148,7 @@ def test_rollback_goes_back_to_the_last_healthy_look(gpt2, options, requests, mo
 def test_every_counts_edits_not_calls(gpt2, options, requests):
     model, tok = gpt2
     check = HealthCheck(every=3, texts=TEXTS, max_perplexity=1e9, min_retention=0.0)
-    with Session(model, tok, **{**options, "health": check}) as session:
+    with Session(model, tok, **{**options, "health": check}, form="weight") as session:
         session.edit_many(requests, order="independent", window=2, progress=False)
         assert [look.last_edit for look in session.checks] == [4]
         session.undo(3)
@@ -167,7 +167,7 @@ def test_curve_as_data_and_as_a_picture(gpt2, options, requests, tmp_path):
         min_retention=0.0,
         min_neighbourhood=0.0,
     )
-    with Session(model, tok, **{**options, "health": check}) as session:
+    with Session(model, tok, **{**options, "health": check}, form="weight") as session:
         session.edit_many(requests, progress=False)
         session.save_checks(tmp_path / "curve.json")
         session.save_checks(tmp_path / "curve.svg")
@@ -219,7 +219,7 @@ def test_a_ruined_model_is_unhealthy(gpt2, options, requests):
     place = 40
     assert place < len(text_ids(tok, LONG))
     check = HealthCheck(every=2, texts=[LONG], on_unhealthy="rollback", min_retention=0.0)
-    with Session(model, tok, **{**options, "health": check}, retain=0.0) as session:
+    with Session(model, tok, **{**options, "health": check}, retain=0.0, form="weight") as session:
         weight = model.transformer.h[1].mlp.c_proj.weight
         before = weight.detach().clone()
         session.edit(requests[0])
@@ -235,7 +235,7 @@ def test_a_ruined_model_is_unhealthy(gpt2, options, requests):
 def test_a_perplexity_beyond_floats_is_unhealthy(gpt2, options, requests):
     model, tok = gpt2
     check = HealthCheck(every=0, texts=TEXTS)
-    with Session(model, tok, **{**options, "health": check}) as session:
+    with Session(model, tok, **{**options, "health": check}, form="weight") as session:
         assert session.health().healthy
         model.transformer.wte.weight.data.mul_(1e6)
         assert session.health().problems == ("perplexity is not finite",)
@@ -254,14 +254,20 @@ def test_what_cannot_be_looked_at_is_refused_at_once(gpt2, options, tmp_path, fi
     model, tok = gpt2
     journal = tmp_path / "edits.journal"
     with pytest.raises(InvalidArgumentError, match=message):
-        Session(model, tok, **{**options, "health": HealthCheck(**fields)}, journal=journal)
+        Session(
+            model,
+            tok,
+            **{**options, "health": HealthCheck(**fields)},
+            journal=journal,
+            form="weight",
+        )
     assert not journal.exists()
 
 
 def test_a_look_that_fails_is_a_warning(gpt2, options, requests, monkeypatch):
     model, tok = gpt2
     check = HealthCheck(every=1, texts=TEXTS, max_perplexity=1e9, min_retention=0.0)
-    with Session(model, tok, **{**options, "health": check}) as session:
+    with Session(model, tok, **{**options, "health": check}, form="weight") as session:
 
         def full(fields):
             raise JournalError("the disk is full")
@@ -277,7 +283,7 @@ def test_a_look_that_fails_is_a_warning(gpt2, options, requests, monkeypatch):
 def test_a_rollback_that_cannot_be_written_down_stops(gpt2, options, requests, monkeypatch):
     model, tok = gpt2
     check = unwell(on_unhealthy="rollback")
-    with Session(model, tok, **{**options, "health": check}) as session:
+    with Session(model, tok, **{**options, "health": check}, form="weight") as session:
 
         def full(numbers):
             raise JournalError("the disk is full")
@@ -294,7 +300,9 @@ def test_resume_remembers_a_stop(gpt2, options, requests, tmp_path):
     (model, tok), (fresh, _) = gpt2, copy.deepcopy(gpt2)
     path = tmp_path / "edits.journal"
     check = unwell(on_unhealthy="stop")
-    with Session(model, tok, **{**options, "health": check}, journal=path) as session:
+    with Session(
+        model, tok, **{**options, "health": check}, journal=path, form="weight"
+    ) as session:
         session.edit(requests[0])
         with pytest.warns(SessionWarning, match="UNHEALTHY"):
             session.edit(requests[1])
@@ -312,7 +320,7 @@ def test_rollback_brings_back_what_was_taken_out_since(
     check = HealthCheck(
         every=3, texts=TEXTS, max_perplexity=1e9, on_unhealthy="rollback", min_retention=0.0
     )
-    session = Session(model, tok, **{**options, "health": check}, journal=path)
+    session = Session(model, tok, **{**options, "health": check}, journal=path, form="weight")
     session.edit_many(requests[:2], progress=False)
     session.revert(1)
     session.edit(requests[2])  # a healthy look: 2 and 3 hold
@@ -337,7 +345,7 @@ def test_rollback_brings_back_what_was_taken_out_since(
 def test_warnings_point_at_the_caller(gpt2, options, requests):
     model, tok = gpt2
     check = HealthCheck(every=1, texts=TEXTS, max_perplexity=0.0)
-    with Session(model, tok, **{**options, "health": check}) as session:
+    with Session(model, tok, **{**options, "health": check}, form="weight") as session:
         with pytest.warns():
             for request in requests[:2]:
                 session.edit(request)  # so that it is edited again below, which warns

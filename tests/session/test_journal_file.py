@@ -20,7 +20,7 @@ def opened(gpt2, options, requests, tmp_path):
     """(session, model, journal) after one edit."""
     model, tok = gpt2
     path = tmp_path / "edits.journal"
-    with Session(model, tok, **options, journal=path) as session:
+    with Session(model, tok, **options, journal=path, form="weight") as session:
         session.edit(requests[0])
         yield session, model, path
 
@@ -175,7 +175,7 @@ def test_a_relative_path_stays_where_it_was(gpt2, options, requests, tmp_path, m
     model, tok = gpt2
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path)
-    with Session(model, tok, **options, journal="edits.journal") as session:
+    with Session(model, tok, **options, journal="edits.journal", form="weight") as session:
         session.edit(requests[0])
         monkeypatch.chdir("elsewhere")
         session.edit(requests[1])
@@ -209,9 +209,9 @@ def test_an_opening_that_fails_leaves_no_journal(gpt2, options, requests, tmp_pa
     poor = SecondMoment(256)
     poor.add(torch.randn(10, 256))
     with pytest.raises(SecondMomentError):
-        Session(model, tok, **{**options, "second_moment": poor}, journal=path)
+        Session(model, tok, **{**options, "second_moment": poor}, journal=path, form="weight")
     assert not path.exists()
-    with Session(model, tok, **options, journal=path) as session:
+    with Session(model, tok, **options, journal=path, form="weight") as session:
         session.edit(requests[0])
 
 
@@ -227,15 +227,15 @@ def test_a_folder_that_cannot_be_synced_is_a_journal_error(gpt2, options, tmp_pa
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", fails_for_folders)
         with pytest.raises(JournalError, match=r"cannot be written: .*Invalid argument"):
-            Session(model, tok, **options, journal=path)
+            Session(model, tok, **options, journal=path, form="weight")
     assert [file.name for file in tmp_path.iterdir()] == ["edits.journal.lock"]
-    Session(model, tok, **options, journal=path).close()
+    Session(model, tok, **options, journal=path, form="weight").close()
 
 
 def test_what_is_no_regular_file_is_refused(gpt2, options, tmp_path):
     model, tok = gpt2
     with pytest.raises(JournalError, match="is no regular file: name another"):
-        Session(model, tok, **options, journal=tmp_path)
+        Session(model, tok, **options, journal=tmp_path, form="weight")
     assert not tmp_path.with_name(f"{tmp_path.name}.lock").exists()
 
 
@@ -244,9 +244,9 @@ def test_a_folder_that_cannot_be_made(gpt2, options, tmp_path):
     (tmp_path / "file").write_text("")
     before = state(model)
     with pytest.raises(JournalError, match="cannot be opened"):
-        Session(model, tok, **options, journal=tmp_path / "file" / "edits.journal")
+        Session(model, tok, **options, journal=tmp_path / "file" / "edits.journal", form="weight")
     assert same_bits(model, before)
-    Session(model, tok, **options).close()
+    Session(model, tok, **options, form="weight").close()
 
 
 @pytest.mark.parametrize("how", ["permissions", "simulated"])
@@ -269,10 +269,10 @@ def test_a_read_only_folder(gpt2, options, tmp_path, monkeypatch, how):
         monkeypatch.setattr(os, "open", refuses)
     before = state(model)
     with pytest.raises(JournalError, match=r"cannot be opened: .*Permission denied"):
-        Session(model, tok, **options, journal=folder / "edits.journal")
+        Session(model, tok, **options, journal=folder / "edits.journal", form="weight")
     assert same_bits(model, before)
     assert not any(folder.iterdir())
-    Session(model, tok, **options).close()
+    Session(model, tok, **options, form="weight").close()
 
 
 def test_an_edit_is_on_the_disk_before_it_is_acknowledged(
@@ -282,7 +282,7 @@ def test_an_edit_is_on_the_disk_before_it_is_acknowledged(
     path, synced = tmp_path / "edits.journal", []
     fsync = os.fsync
     monkeypatch.setattr(os, "fsync", lambda handle: (fsync(handle), synced.append(1))[0])
-    with Session(model, tok, **options, journal=path) as session:
+    with Session(model, tok, **options, journal=path, form="weight") as session:
         opened = len(synced)
         for n, request in enumerate(requests[:3], 1):
             session.edit(request)

@@ -35,7 +35,9 @@ def collected(monkeypatch):
 def begun(gpt2, options, requests, path, moment):
     """A journal with one edit; returns the edited model."""
     model, tok = copy.deepcopy(gpt2)
-    with Session(model, tok, **{**options, "second_moment": moment}, journal=path) as session:
+    with Session(
+        model, tok, **{**options, "second_moment": moment}, journal=path, form="weight"
+    ) as session:
         session.edit(requests[0])
     return model
 

@@ -28,7 +28,7 @@ from rome_fast.prompt.target import find_target_ids
 
 def test_edits_hold_and_are_numbered(tiny, options, requests):
     model, tok = tiny
-    with Session(model, tok, **options) as session:
+    with Session(model, tok, **options, form="weight") as session:
         results = [session.edit(request) for request in requests[:4]]
         assert [result.edit_id for result in results] == [1, 2, 3, 4]
         assert all(result.rank_after == 1 for result in results)
@@ -46,8 +46,8 @@ def test_without_safeguards_a_session_is_edit_many(tiny, options, settings, requ
     model, tok = tiny
     with rome_fast.trial(model, tok, requests, progress=False, **settings):
         bits = state(model)
-    unguarded = {"retain": 0.0, "stop_loss": None, "guard": rome_fast.Guard(float("inf"))}
-    with Session(model, tok, **options, **unguarded) as session:
+    unguarded = {"retain": 0.0, "stop_loss": 0.05, "guard": rome_fast.Guard(float("inf"))}
+    with Session(model, tok, **options, **unguarded, form="weight") as session:
         session.edit_many(requests, progress=False)
     assert same_bits(model, bits)
 
@@ -57,7 +57,7 @@ def test_without_safeguards_a_session_is_edit_many(tiny, options, settings, requ
 def test_undo_of_everything_gives_every_bit_back(tiny, options, requests, dtype):
     model, tok = tiny
     before = state(model.to(dtype))
-    with Session(model, tok, **options) as session:
+    with Session(model, tok, **options, form="weight") as session:
         session.edit_many(requests, progress=False)
         assert not same_bits(model, before)
         assert session.undo(len(requests)) == [6, 5, 4, 3, 2, 1]
@@ -71,7 +71,7 @@ def test_revert_in_the_middle_is_a_replay_without_it(tiny, options, requests, dt
     model, tok = tiny
     model.to(dtype)
     fresh = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    with Session(model, tok, **options) as session:
+    with Session(model, tok, **options, form="weight") as session:
         session.edit_many(requests, progress=False)
         whole = state(model)
         session.revert(3)
@@ -144,7 +144,7 @@ def test_nothing_to_undo(gpt2_session, requests):
 
 def test_the_same_fact_again_replaces_what_was_edited(tiny, options, requests):
     model, tok = tiny
-    with Session(model, tok, **options) as session:
+    with Session(model, tok, **options, form="weight") as session:
         session.edit(requests[0])
         before_first = state(model)
         session.undo()
@@ -233,7 +233,7 @@ def test_a_failed_replacement_leaves_the_old_edit(gpt2_session, requests):
 def test_a_window_of_independent_requests(tiny, options, requests):
     model, tok = tiny
     longer = options["hparams"].replace(v_num_grad_steps=15, v_lr=0.3)
-    with Session(model, tok, **{**options, "hparams": longer}) as session:
+    with Session(model, tok, **{**options, "hparams": longer}, form="weight") as session:
         again = {**requests[0], "target_new": "near"}
         stream = session.stream(
             [*requests[:4], again], order="independent", window=4, progress=False
@@ -324,9 +324,9 @@ def test_requests_that_are_no_list_are_refused_by_the_call(gpt2_session, request
 
 def test_a_second_session_on_a_weight_is_refused(gpt2, options, requests):
     model, tok = gpt2
-    with Session(model, tok, **options) as session:
+    with Session(model, tok, **options, form="weight") as session:
         for other in (
-            lambda: Session(model, tok, **options),
+            lambda: Session(model, tok, **options, form="weight"),
             lambda: rome_fast.edit(
                 model, tok, requests[0], **{k: v for k, v in options.items() if k != "health"}
             ),
@@ -335,24 +335,24 @@ def test_a_second_session_on_a_weight_is_refused(gpt2, options, requests):
             with pytest.raises(SessionError, match=r"is being edited by an open Session"):
                 other()
         elsewhere = {**options, "hparams": options["hparams"].replace(layers=[0])}
-        Session(model, tok, **elsewhere).close()
-    Session(model, tok, **options).close()
+        Session(model, tok, **elsewhere, form="weight").close()
+    Session(model, tok, **options, form="weight").close()
 
 
 def test_a_session_that_is_forgotten_lets_go(gpt2, options):
     model, tok = gpt2
     n_hooks = len(model._forward_pre_hooks)
-    session = Session(model, tok, **options)
+    session = Session(model, tok, **options, form="weight")
     assert len(model._forward_pre_hooks) == n_hooks + 1
     del session
     gc.collect()
     assert len(model._forward_pre_hooks) == n_hooks
-    Session(model, tok, **options).close()
+    Session(model, tok, **options, form="weight").close()
 
 
 def test_a_closed_session_edits_nothing(gpt2, options, requests):
     model, tok = gpt2
-    with Session(model, tok, **options) as session:
+    with Session(model, tok, **options, form="weight") as session:
         result = session.edit(requests[0])
     session.close()  # twice is once
     edited = state(model)
@@ -420,7 +420,7 @@ def test_an_error_after_the_write_needs_no_memory_to_be_undone(
     def no_memory(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    with Session(model, tok, **options) as session:
+    with Session(model, tok, **options, form="weight") as session:
         session.edit(requests[0])
         before = state(model)
         monkeypatch.setattr(session._editor, "report", no_memory)
@@ -463,7 +463,7 @@ def test_an_edit_from_before_the_session_is_not_reverted_under_it(
 ):
     model, tok = gpt2
     outside = rome_fast.edit(model, tok, requests[0], **settings)
-    with Session(model, tok, **options) as session:
+    with Session(model, tok, **options, form="weight") as session:
         before = state(model)
         with pytest.raises(SessionError, match="is being edited by an open Session"):
             outside.revert()
@@ -491,24 +491,24 @@ def test_bad_options_are_named(gpt2, options, monkeypatch, change, message):
     monkeypatch.setattr("rome_fast.editor.Editor.prepare", None)  # nothing is sampled before
     before = state(model)
     with pytest.raises(InvalidArgumentError, match=message):
-        Session(model, tok, **{**options, **change})
+        Session(model, tok, **{**options, **change}, form="weight")
     assert same_bits(model, before)
     assert not model._forward_pre_hooks
     monkeypatch.undo()
-    Session(model, tok, **options).close()  # nothing was kept
+    Session(model, tok, **options, form="weight").close()  # nothing was kept
 
 
 def test_a_bad_stop_loss_is_named(gpt2, options):
     model, tok = gpt2
     with pytest.raises(HparamsError, match=r"hparams\.v_stop_loss must be a finite number >= 0"):
-        Session(model, tok, **options, stop_loss=-0.1)
+        Session(model, tok, **options, stop_loss=-0.1, form="weight")
 
 
 def test_half_precision_is_the_float32_sum_rounded_once(gpt2, options, requests):
     model, tok = gpt2
     weight = model.bfloat16().transformer.h[1].mlp.c_proj.weight
     total = weight.detach().float()
-    with Session(model, tok, **options) as session:
+    with Session(model, tok, **options, form="weight") as session:
         for result in session.stream(requests, progress=False):
             total += result.update.dense()
     assert torch.equal(weight, total.bfloat16())
@@ -517,7 +517,7 @@ def test_half_precision_is_the_float32_sum_rounded_once(gpt2, options, requests)
 def test_rejections_do_not_stop_a_sequence(gpt2, options, requests):
     model, tok = gpt2
     long = {**requests[1], "target_new": "river " * 600}
-    with Session(model, tok, **options) as session:
+    with Session(model, tok, **options, form="weight") as session:
         results = session.edit_many([requests[0], long, requests[2]], progress=False)
         assert [result.success for result in results] == [True, False, True]
         assert [result.edit_id for result in results] == [1, None, 2]
@@ -532,7 +532,7 @@ def test_rejections_do_not_stop_a_sequence(gpt2, options, requests):
 def test_a_bad_request_of_a_window_costs_the_others_nothing(gpt2, options, requests):
     model, tok = gpt2
     long = {**requests[1], "target_new": "river " * 600}
-    with Session(model, tok, **options) as session:
+    with Session(model, tok, **options, form="weight") as session:
         results = list(
             session.edit_many([requests[0], long, requests[2]], order="independent", progress=False)
         )
@@ -543,7 +543,7 @@ def test_a_bad_request_of_a_window_costs_the_others_nothing(gpt2, options, reque
 
 def test_defaults_sample_what_they_need(gpt2):
     model, tok = gpt2
-    with Session(model, tok) as session:
+    with Session(model, tok, form="weight") as session:
         assert session.log.base.edited
     assert HealthCheck().every == 50
 
@@ -563,7 +563,7 @@ def disk_full_at(session, monkeypatch, edit_id):
 def test_an_error_in_a_window_hides_no_results(gpt2, options, requests, monkeypatch):
     model, tok = gpt2
     long = {**requests[2], "target_new": "river " * 600}
-    with Session(model, tok, **options) as session:
+    with Session(model, tok, **options, form="weight") as session:
         disk_full_at(session, monkeypatch, 3)
         given = []
         stream = session.stream(
@@ -582,7 +582,9 @@ def test_redo_after_a_window_that_failed_in_part(gpt2, options, requests):
     """Two edits of one fact would hold."""
     model, tok = gpt2
     long = {**requests[1], "target_new": "river " * 600}
-    with Session(model, tok, **options, guard=rome_fast.Guard(action="stop")) as session:
+    with Session(
+        model, tok, **options, guard=rome_fast.Guard(action="stop"), form="weight"
+    ) as session:
         session.edit(requests[0])
         session.undo()
         again = {**requests[0], "target_new": "near"}
@@ -598,7 +600,7 @@ def test_a_stream_does_not_edit_again_what_was_rolled_back(gpt2, options, reques
     check = HealthCheck(
         every=2, texts=["A short story about tea."], max_perplexity=0.0, on_unhealthy="rollback"
     )
-    with Session(model, tok, **{**options, "health": check}) as session:
+    with Session(model, tok, **{**options, "health": check}, form="weight") as session:
         stream = session.stream(requests, progress=False)
         next(stream)
         for last in (2, 4, 6):
@@ -611,7 +613,7 @@ def test_a_stream_does_not_edit_again_what_was_rolled_back(gpt2, options, reques
 
 def test_a_rejection_keeps_no_tensors_alive(gpt2, options, requests):
     model, tok = gpt2
-    with Session(model, tok, **options) as session:
+    with Session(model, tok, **options, form="weight") as session:
         model.transformer.h[3].mlp.c_fc.weight.data[0, 0] = math.inf
         [rejected] = session.edit_many(requests[:1], progress=False)
     error = rejected.error

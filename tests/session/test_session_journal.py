@@ -23,7 +23,7 @@ def written(gpt2, options, requests, tmp_path):
     """(journal, pristine model and tok, edited model) after six edits, an undo and a revert."""
     pristine, (model, tok) = copy.deepcopy(gpt2), gpt2
     path = tmp_path / "edits.journal"
-    with Session(model, tok, **options, journal=path) as session:
+    with Session(model, tok, **options, journal=path, form="weight") as session:
         session.edit_many(requests, progress=False)
         session.undo()
         session.revert(2)
@@ -77,10 +77,10 @@ def test_ctrl_c_while_a_journal_is_resumed_leaves_the_unedited_model(written, mo
 def test_a_resumed_session_edits_as_one_that_never_stopped(gpt2, options, requests, tmp_path):
     (model, tok), (other, _), (third, _) = gpt2, copy.deepcopy(gpt2), copy.deepcopy(gpt2)
     own = {"retain": 0.5, "anchor": 2, "guard": Guard(2.0, "reject"), "stop_loss": 0.4}
-    with Session(model, tok, **options, **own) as session:
+    with Session(model, tok, **options, **own, form="weight") as session:
         session.edit_many(requests, progress=False)
     path = tmp_path / "edits.journal"
-    with Session(other, tok, **options, **own, journal=path) as session:
+    with Session(other, tok, **options, **own, journal=path, form="weight") as session:
         session.edit_many(requests[:3], progress=False)
     with Session.resume(path, third, tok, second_moment="identity") as session:
         assert session._sequencer._settings.guard == Guard(2.0, "reject")
@@ -170,9 +170,11 @@ def test_an_existing_journal_is_not_overwritten(written, options):
     path, (model, tok), _ = written
     data = path.read_bytes()
     with pytest.raises(JournalError, match=r"exists already: Session\.resume"):
-        Session(model, tok, **options, journal=path)
+        Session(model, tok, **options, journal=path, form="weight")
     assert path.read_bytes() == data
-    Session(model, tok, **options).close()  # neither the weight nor the file is still held
+    Session(
+        model, tok, **options, form="weight"
+    ).close()  # neither the weight nor the file is still held
     Session.resume(path, model, tok, second_moment="identity").close()
 
 
@@ -219,7 +221,7 @@ def test_looks_at_the_health_are_kept(gpt2, options, requests, tmp_path):
             min_neighbourhood=0.0,
         ),
     }
-    with Session(model, tok, **own, journal=path) as session:
+    with Session(model, tok, **own, journal=path, form="weight") as session:
         session.edit_many(requests[:5], progress=False)
         checks = session.checks
     assert [check.last_edit for check in checks] == [2, 4]

@@ -39,7 +39,7 @@ def run_all(*targets):
 def test_two_threads_that_edit_are_one_after_the_other(gpt2, options, requests):
     model, tok = gpt2
     fresh = copy.deepcopy(model)
-    with Session(model, tok, **options) as session:
+    with Session(model, tok, **options, form="weight") as session:
         run_all(
             lambda: [session.edit(request) for request in requests[:3]],
             lambda: [session.edit(request) for request in requests[3:]],
@@ -61,7 +61,7 @@ def test_a_thread_that_generates_sees_whole_models_only(gpt2, options, requests)
         while not done.is_set():
             seen.append(model(ids).logits)
 
-    with Session(model, tok, **options) as session:
+    with Session(model, tok, **options, form="weight") as session:
 
         def edit():
             try:
@@ -137,13 +137,13 @@ def saved_and_loaded(model):
 )
 def test_a_copy_of_the_model_does_not_pass_the_lock(gpt2, options, requests, copied):
     model, tok = gpt2
-    with Session(model, tok, **options) as session:
+    with Session(model, tok, **options, form="weight") as session:
         session.edit(requests[0])
         other = copied(model)
         assert same_bits(other, model.state_dict())
         with session._lock.editing():
             run_all(lambda: other(torch.tensor([[1, 2, 3]])))
-        with Session(other, tok, **options) as second:
+        with Session(other, tok, **options, form="weight") as second:
             second.edit(requests[1])
     assert not model._forward_pre_hooks
 
@@ -231,7 +231,10 @@ def test_a_reader_that_stops_waiting_holds_up_no_editor(gpt2_session, requests, 
 def test_two_sessions_on_two_layers_are_one_after_the_other(gpt2, options, requests):
     model, tok = gpt2
     elsewhere = {**options, "hparams": options["hparams"].replace(layers=[0])}
-    with Session(model, tok, **options) as one, Session(model, tok, **elsewhere) as other:
+    with (
+        Session(model, tok, **options, form="weight") as one,
+        Session(model, tok, **elsewhere, form="weight") as other,
+    ):
         run_all(
             lambda: [one.edit(request) for request in requests[:3]],
             lambda: [other.edit(request) for request in requests[3:]],
@@ -245,7 +248,7 @@ def test_an_edit_of_another_layer_waits_for_the_session(gpt2, options, settings,
     model, tok = gpt2
     elsewhere = {**settings, "hparams": settings["hparams"].replace(layers=[0])}
     searching, go_on, events = threading.Event(), threading.Event(), []
-    with Session(model, tok, **options) as session:
+    with Session(model, tok, **options, form="weight") as session:
         find = session._editor.find
 
         def slow(window):
@@ -278,7 +281,7 @@ def test_an_edit_of_another_layer_waits_for_the_session(gpt2, options, settings,
 
 def test_close_waits_for_the_edit_that_is_being_made(gpt2, options, requests):
     model, tok = gpt2
-    session = Session(model, tok, **options)
+    session = Session(model, tok, **options, form="weight")
     find, searching = session._editor.find, threading.Event()
 
     def slow(window):
@@ -294,12 +297,12 @@ def test_close_waits_for_the_edit_that_is_being_made(gpt2, options, requests):
         assert len(session.log) == 1, "closed in the middle of an edit"
 
     run_all(close, lambda: session.edit(requests[0]))
-    Session(model, tok, **options).close()
+    Session(model, tok, **options, form="weight").close()
 
 
 def test_an_edit_that_waited_for_close_is_refused(gpt2, options, requests):
     model, tok = gpt2
-    session, entered = Session(model, tok, **options), threading.Event()
+    session, entered = Session(model, tok, **options, form="weight"), threading.Event()
 
     def close():
         with session._lock.editing():
@@ -325,7 +328,7 @@ def test_a_block_may_wait_for_a_generation_in_another_thread(gpt2, options, requ
     if compiled:
         model.compile(backend="eager")
     ids = torch.tensor([tok("The founder is Steve Jobs")["input_ids"]])
-    with Session(model, tok, **options) as session:
+    with Session(model, tok, **options, form="weight") as session:
         inside = threading.Event()
 
         def read():

@@ -38,7 +38,7 @@ def test_an_edit_that_replaces_another_is_not_made(gpt2, options, requests, tmp_
     again = {**requests[0], "target_new": "near"}
     path = tmp_path / "edits.journal"
     many = [again, requests[1]]
-    with Session(model, tok, **options, journal=path) as session:
+    with Session(model, tok, **options, journal=path, form="weight") as session:
         quiet(lambda: session.edit(requests[0]))
         before = state(model)
         verbs = {
@@ -58,7 +58,9 @@ def test_an_edit_that_replaces_another_is_not_made(gpt2, options, requests, tmp_
 def test_edits_after_which_the_model_is_found_unwell_are_taken_out(gpt2, options, requests, quiet):
     warnings.simplefilter("ignore", EditWarning)
     model, tok = gpt2
-    with Session(model, tok, **{**options, "health": HealthCheck(**UNWELL)}) as session:
+    with Session(
+        model, tok, **{**options, "health": HealthCheck(**UNWELL)}, form="weight"
+    ) as session:
         quiet(lambda: session.edit(requests[0]))
         before = state(model)
         with pytest.raises(SessionWarning, match="UNHEALTHY"):

@@ -17,6 +17,6 @@ def edited(model, tok, settings, requests=REQUESTS, **options):
     """(log, edited copy of the model)."""
     model = copy.deepcopy(model)
     health = HealthCheck(every=0)
-    with Session(model, tok, **settings, **options, health=health) as session:
+    with Session(model, tok, **settings, **options, health=health, form="weight") as session:
         session.edit_many(requests, progress=False)
         return session.log, model
