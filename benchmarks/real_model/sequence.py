@@ -61,9 +61,11 @@ class Sequences:
         self.ways = {
             "edit_many": lambda: self.plain(None),
             f"edit_many, {WIKITEXT_PER_DIM} keys a dimension": lambda: self.plain(self.wikitext()),
-            "Session": self.session,
-            "Session, neurons": lambda: self.session(form="neuron"),
-            f"Session, {ENOUGH_KEYS} keys a dimension": lambda: self.session(self.ordinary()),
+            "Session": lambda: self.session(form="neuron"),
+            "Session, weight": self.session,
+            f"Session, weight, {ENOUGH_KEYS} keys a dimension": lambda: self.session(
+                self.ordinary()
+            ),
             "edit_many, kmeng01's update": lambda: self.plain(None, "original"),
             "edit_many, all solved as one": self.at_once,
             "edit_many, C = I": lambda: self.plain("identity"),

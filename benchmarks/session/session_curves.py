@@ -36,6 +36,7 @@ from rome_fast.evaluate.drift import Drift
 from rome_fast.prompt.ids import text_ids
 from rome_fast.prompt.readback import greedy_continuations, read_targets
 from rome_fast.prompt.target import find_target_ids
+from rome_fast.types import FORMS
 
 POINTS = (1, 10, 30, 60, 100, 150, 200, 250, 300, 350, 400, 450, 500)
 UNGUARDED: dict[str, Any] = {"retain": 0.0, "stop_loss": 0.05, "guard": Guard(math.inf)}
@@ -55,6 +56,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     **{f"retain={weight:g}": {"retain": weight} for weight in (0.0, 1e-3, 0.01, 0.1, 1.0)},
     **{f"stop_loss={loss:g}": {"stop_loss": loss} for loss in (0.1, 0.2, 0.5)},
 }
+# A Session in each form: --forms.
+IN_FORMS: dict[str, dict[str, Any]] = {form: {"form": form} for form in FORMS}
 FIGURES = ("success", "paraphrase", "neighbours", "perplexity")
 # Sentences about subjects that are not edited, for perplexity.
 N_TEXTS = 100
@@ -117,9 +120,8 @@ class Bench:
     def curve(self, way: dict[str, Any]) -> list[dict[str, Any]]:
         """A row at every point of one way; the model is as before on return."""
         rows = []
-        with Session(
-            self.model, self.tok, form="weight", health=HealthCheck(every=0), **way
-        ) as session:
+        options = {"form": "weight", "health": HealthCheck(every=0), **way}
+        with Session(self.model, self.tok, **options) as session:
             weight = self.model.get_parameter(next(iter(session.log.base.edited)))
             before = weight.detach().clone()
             for n, fact in enumerate(self.facts, 1):
@@ -162,6 +164,7 @@ def main() -> None:
     parser.add_argument("--neighbours", type=int, default=400, help="prompts of other subjects")
     parser.add_argument("--seed", type=int, default=0, help="which facts are drawn")
     parser.add_argument("--options", action="store_true", help="a Session's options, not the ways")
+    parser.add_argument("--forms", action="store_true", help="a Session in each form")
     parser.add_argument("--out", type=Path, default=None)
     args = parser.parse_args()
     warnings.simplefilter("ignore", rome_fast.errors.EditWarning)
@@ -169,7 +172,7 @@ def main() -> None:
     alone = bench.alone(min(200, args.edits))
     bits = bench.judge(bench.facts, bench.near)
     curves = {}
-    ways = OPTIONS if args.options else WAYS
+    ways = OPTIONS if args.options else IN_FORMS if args.forms else WAYS
     for name, way in ways.items():
         curves[name] = bench.curve(way)
         assert bench.judge(bench.facts, bench.near) == bits, "the model is not what it was"
