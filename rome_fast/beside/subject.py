@@ -7,17 +7,15 @@ Most of what stands at a subject's last token is that token: ' Association' answ
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from rome_fast.beside.directions import direction_apart
-from rome_fast.model.activations import never_runs
-from rome_fast.model.intercept import StopForwardError
-from rome_fast.model.precision import widen
-from rome_fast.model.spec import ModelSpec, embedding_rows, input_device
+from rome_fast.beside.entry import entry_of
+from rome_fast.model.activations import read_activations
+from rome_fast.model.spec import ModelSpec, embedding_rows
 from rome_fast.moment.collect.corpus import Corpus
 from rome_fast.moment.collect.ordinary import ORDINARY_TEXT
 from rome_fast.prompt.encode import TokenizedEdit, encode
@@ -111,30 +109,10 @@ class SubjectReader:
         """The same at one position of each row, [n, d_model]."""
         return self._all_h(spec, input_ids, mask)[torch.arange(len(at)), at.cpu()]
 
-    @torch.no_grad()
     def _all_h(self, spec: ModelSpec, input_ids: Tensor, mask: Tensor) -> Tensor:
         """[n, t, d_model]."""
-        seen: dict[str, Tensor] = {}
-
-        def stop(module: Any, args: tuple[Tensor, ...]) -> None:
-            seen["h"] = args[0]
-            raise StopForwardError
-
-        handle = self._units.gate.module.register_forward_pre_hook(stop)
-        device = input_device(spec.model)
-        try:
-            with suppress(StopForwardError):
-                spec.model(
-                    input_ids=input_ids.to(device),
-                    attention_mask=mask.to(device),
-                    use_cache=False,
-                )
-        finally:
-            handle.remove()
-        if not seen:
-            raise never_runs(self._units.projection)
-        n, t = input_ids.shape
-        return widen(seen["h"]).reshape(n, t, -1).double().cpu()
+        entry = entry_of(self._units)
+        return read_activations(spec.model, entry, input_ids, mask)[0].double().cpu()
 
 
 def _openings(spec: ModelSpec, tok: PreTrainedTokenizerBase) -> list[list[int]]:
