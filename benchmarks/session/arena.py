@@ -60,7 +60,9 @@ def held_texts(tok: PreTrainedTokenizerBase) -> list[list[int]]:
 class Arena:
     """The facts of one layer, what is asked, and the ways to put them into the model."""
 
-    def __init__(self, work: Path, layer: int | None, judged: int, searched: int) -> None:
+    def __init__(
+        self, work: Path, layer: int | None, judged: int, searched: int, n_texts: int
+    ) -> None:
         self.facts = ArenaFacts(work, layer)
         self.searched = searched
         facts = self.facts
@@ -68,7 +70,7 @@ class Arena:
             facts.model, facts.tok, facts.projection, facts.records[:judged]
         )
         self.asks = ArenaAsks(facts.model, facts.tok, facts.records[:judged])
-        self.texts = held_texts(facts.tok)
+        self.texts = held_texts(facts.tok)[:n_texts]
         self.drift = Drift.baseline(facts.model, facts.tok, list(map(facts.tok.decode, self.texts)))
         self.before = self.drift.measure(facts.model)["perplexity"]
 
@@ -198,11 +200,12 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[80, 300])
     parser.add_argument("--searched", type=int, default=300)
     parser.add_argument("--judged", type=int, default=80)
+    parser.add_argument("--texts", type=int, default=N_TEXTS)
     parser.add_argument("--forms", nargs="+", default=FORMS)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     warnings.simplefilter("ignore")
-    arena = Arena(args.work, args.layer, args.judged, args.searched)
+    arena = Arena(args.work, args.layer, args.judged, args.searched, args.texts)
     layer = arena.facts.hparams.layer
     path = args.work / f"arena-layer-{layer}-{args.searched}-{args.judged}.jsonl"
     rows = [json.loads(line) for line in path.open()] if path.exists() else []
