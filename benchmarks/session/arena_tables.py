@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
 
 from benchmarks.real_model.tables import SCORES
-from benchmarks.support.tables import Columns, read, table
+from benchmarks.support.tables import Columns, Row, read, table
 
 COLUMNS: Columns = {
     "holds": lambda r: f"{100 * r['holds']:.1f}" if r.get("holds") else "",
@@ -21,24 +20,75 @@ COLUMNS: Columns = {
     "greedy": lambda r: f"{100 * r['PS_greedy']:.1f}",
     "neighbours": lambda r: f"{100 * r['NS_untouched']:.1f}",
     "unchanged": lambda r: f"{100 * r['unchanged_untouched']:.1f}",
-    "perplexity": lambda r: f"{r.get('perplexity', 1):.4f}",
+    "perplexity": lambda r: f"{r['perplexity']:.4f}" if "perplexity" in r else "",
     "heard": lambda r: f"{r['heard']:.4f}" if r.get("heard") else "",
+}
+ASKED: Columns = {
+    "answer is the target": lambda r: f"{100 * r['answers']:.1f}",
+    "in a chat": lambda r: f"{100 * r['chat']:.1f}",
+    "other questions, same answer": lambda r: f"{100 * r['same_subject']:.1f}",
+    "two hops": lambda r: f"{100 * r['two_hops']:.1f}",
+    "KL": lambda r: f"{r.get('kl', 0):.4f}",
+}
+DETECTED: Columns = {
+    "own prompt": lambda r: f"{100 * r['own prompt']:.0f}",
+    "paraphrases": lambda r: f"{100 * r['paraphrases']:.0f}",
+    "last word elsewhere": lambda r: f"{100 * r['last word elsewhere']:.0f}",
+    "text": lambda r: f"{r['text']:.4f}",
+}
+TAKEN: Columns = {
+    "of what the layer writes": lambda r: f"{r['written']:.2%}",
+    "perplexity": lambda r: f"{r['perplexity']:.4f}",
+    "KL": lambda r: f"{r['kl']:.4f}",
 }
 # Specificity on CounterFact after so many edits of Llama 3 8B, in percent (unedited: 89.5): the
 # AlphaEdit paper (arXiv 2410.02355), and for 10,000 edits NeuralDB's (arXiv 2507.18028).
 PUBLISHED = (("AlphaEdit", 2000, 67.9), ("AlphaEdit", 10000, 54.0), ("NeuralDB", 10000, 85.6))
 
 
-def _name(row: dict[str, Any]) -> str:
-    return row["form"] if row["form"] in ("unedited", "weight, each alone") else f"`{row['form']}`"
+def _name(row: Row) -> str:
+    form, *alone = row["form"].split(", ")
+    return form if form == "unedited" else ", ".join([f"`{form}`", *alone])
+
+
+def _lines(name: str = "arena") -> list[Row]:
+    lines: list[Row] = sorted(read(name)["lines"], key=lambda row: row["n"])
+    return lines
 
 
 def arena_table() -> list[str]:
     """All lines at the default layer, by number of edits."""
-    lines = sorted(read("arena")["lines"], key=lambda row: row["n"])
-    rows = [(f"{row['n']} {_name(row)}", row) for row in lines if row["n"] != 1]
-    alone = [(_name(row), row) for row in lines if row["form"] == "weight, each alone"]
-    return table("edits, form", COLUMNS, [*rows[:1], *alone, *rows[1:]])
+    rows = [(f"{row['n']} {_name(row)}", row) for row in _lines()]
+    return table("edits, form", COLUMNS, rows)
+
+
+def asked_table() -> list[str]:
+    """What else the edited model says."""
+    rows = [(f"{row['n']} {_name(row)}", row) for row in _lines() if "chat" in row]
+    return table("edits, form", ASKED, rows)
+
+
+def layers_table() -> list[str]:
+    """Neurons and gates in other layers."""
+    found = read("arena-layers")["layers"]
+    rows = [
+        (f"{layer} {_name(row)}", row)
+        for layer, lines in found.items()
+        for row in lines
+        if row["n"]
+    ]
+    return table("layer, form", COLUMNS, rows)
+
+
+def detectors_table() -> list[str]:
+    """All detectors where one of fifty neighbours is reached."""
+    found = read("detectors")["detectors"]
+    return table("what is compared", DETECTED, [(name, row["0.02"]) for name, row in found.items()])
+
+
+def taken_table() -> list[str]:
+    """What silencing units costs."""
+    return table("units", TAKEN, [(str(row["taken"]), row) for row in read("taken-units")["rows"]])
 
 
 def draw(path: Path) -> None:

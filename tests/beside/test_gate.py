@@ -68,8 +68,13 @@ def test_it_opens_where_the_formula_says(entry, subjects):
 
 def test_a_subject_that_varies_has_a_wider_gate(entry, subjects):
     near = gate_rows(entry, subjects).near
-    assert float(near[-1]) < float(near[:-1].min()) <= NEAR + 1e-6
-    assert float(near.min()) >= _LEAST - 1e-6
+    owns = [subject.own for subject in subjects]
+    turned = owns[-1] - 1.5 * owns[-1].mean(0) * torch.tensor([[1.0]] + [[0.0]] * 5).double()
+    wide = Subject("wide", (Signature(turned.float(), subjects[-1].apart.float()),),
+                   subjects[-1].delta, subjects[-1].edits)  # fmt: skip
+    wider = gate_rows(entry, [*subjects[:-1], wide]).near
+    assert float(wider[-1]) < float(near[-1]) <= NEAR + 1e-6
+    assert float(wider[-1]) >= _LEAST - 1e-6
 
 
 def test_many_subjects_close_no_gate(entry, subjects):
