@@ -1,6 +1,7 @@
 """The arena in other layers: how edits that only fire for their subject do there.
 
-    python -m benchmarks.session.arena_layers --work FOLDER --out benchmarks/results/arena-layers.json
+    python -m benchmarks.session.arena_layers --work FOLDER \
+        --out benchmarks/results/arena-layers.json
 
 Few facts are searched in each layer; further subjects, with the values of these, make the crowd.
 """
@@ -22,7 +23,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--layers", type=int, nargs="+", default=LAYERS)
-    parser.add_argument("--searched", type=int, default=20)
+    parser.add_argument("--searched", type=int, default=16)
     parser.add_argument("--n", type=int, default=100)
     parser.add_argument("--texts", type=int, default=100)
     parser.add_argument("--out", type=Path, required=True)
