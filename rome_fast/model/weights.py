@@ -35,8 +35,9 @@ def check_weight(name: str, module: nn.Module, model: PreTrainedModel) -> None:
     if method is not None:
         raise QuantizedWeightError(
             f"{name} is quantised ({method}) and cannot be edited in place: edit the same model "
-            "in bfloat16 or float32 (loaded so, or model.dequantize()) in a rome_fast.Session, "
-            "write session.log.to_lora(path), and load that adapter on this model with PEFT"
+            "in bfloat16 or float32 (loaded so, or model.dequantize()) in a Session(..., "
+            "form='weight'), write session.log.to_lora(path), and load that adapter on this model "
+            "with PEFT"
         )
     cure = _cure_of_rebuilt(module)
     if cure is not None:

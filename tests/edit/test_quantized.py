@@ -80,8 +80,9 @@ def test_refused_and_the_adapter_of_the_model_in_float32_works(kind, settings, t
     name = "transformer.h.1.mlp.c_proj" if make is tiny_gpt2 else "model.layers.1.mlp.down_proj"
     assert str(refusal.value) == (
         f"{name}.weight is quantised ({said}) and cannot be edited in place: edit the same model "
-        "in bfloat16 or float32 (loaded so, or model.dequantize()) in a rome_fast.Session, write "
-        "session.log.to_lora(path), and load that adapter on this model with PEFT"
+        "in bfloat16 or float32 (loaded so, or model.dequantize()) in a Session(..., "
+        "form='weight'), write session.log.to_lora(path), and load that adapter on this model "
+        "with PEFT"
     )
     with rome_fast.Session(model, tok, health=UNWATCHED, **settings, form="weight") as session:
         session.edit(REQUEST)
@@ -167,3 +168,20 @@ def test_a_plain_weight_among_quantised_ones_is_edited(settings, tmp_path):
         log.apply(model)
     applied = log.apply(REAL["torchao int8"][1](model, None))
     applied.revert()
+
+
+def test_neurons_need_a_layer_that_is_not_quantised(settings):
+    model, tok = tiny_llama()
+    quantised = REAL["torchao int8"][1](model, None).eval()
+    hparams = settings["hparams"]
+    for call in (
+        lambda: rome_fast.Session(quantised, tok, hparams),
+        lambda: rome_fast.edit(quantised, tok, REQUEST, hparams, form="neuron"),
+    ):
+        with pytest.raises(QuantizedWeightError, match="cannot be edited in place"):
+            call()
+    plain = copy.deepcopy(quantised)
+    plain.model.layers[1].mlp = copy.deepcopy(model.model.layers[1].mlp)
+    rome_fast.edit(plain, tok, REQUEST, hparams, form="neuron")
+    with pytest.raises(QuantizedWeightError):
+        rome_fast.widened(plain)
