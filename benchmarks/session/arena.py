@@ -28,11 +28,13 @@ from benchmarks.session.arena_asks import ArenaAsks
 from benchmarks.session.arena_facts import ArenaFacts
 from benchmarks.support.results import SHARED
 from rome_fast.bench.setting import setting
+from rome_fast.beside.entry import entry_of
 from rome_fast.beside.module import Beside
 from rome_fast.errors import EditRejectedError
 from rome_fast.evaluate.drift import Drift
 from rome_fast.evaluate.records import EditRecord, Question
 from rome_fast.evaluate.scoring import score
+from rome_fast.model.activations import read_activations
 from rome_fast.session.retention import RetainedMoment
 from rome_fast.types import RankOneUpdate
 from rome_fast.update.joint import solve_updates
@@ -162,15 +164,10 @@ class Arena:
 
     def _h(self) -> Iterator[torch.Tensor]:
         """What enters the MLP in the held texts."""
-        module, seen = self.facts.units.gate.module, []
-        handle = module.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-        try:
-            for start in range(0, len(self.texts), 16):
-                ids = torch.tensor(self.texts[start : start + 16])
-                self.facts.model.model(input_ids=ids, use_cache=False)
-                yield seen.pop()
-        finally:
-            handle.remove()
+        entry = entry_of(self.facts.units)
+        for start in range(0, len(self.texts), 16):
+            ids = torch.tensor(self.texts[start : start + 16])
+            yield read_activations(self.facts.model, entry, ids, torch.ones_like(ids))[0]
 
 
 def _borrowed(keys: Keys, own: torch.Tensor) -> Keys:

@@ -25,6 +25,8 @@ from benchmarks.session.arena import held_texts
 from benchmarks.session.arena_facts import ArenaFacts
 from rome_fast.bench.setting import setting
 from rome_fast.beside.directions import directions
+from rome_fast.beside.entry import entry_of
+from rome_fast.model.activations import read_activations
 from rome_fast.model.open_model import open_model
 from rome_fast.prompt.ids import pad_right, text_ids
 
@@ -105,18 +107,12 @@ class Asked:
                     self.prompts.setdefault(group, []).append((i, h))
         self.text = torch.cat(list(self._h(texts)))
 
-    @torch.no_grad()
     def _h(self, rows: Sequence[Sequence[int]]) -> Iterator[Tensor]:
-        module, seen = self._facts.units.gate.module, []
-        handle = module.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-        try:
-            for start in range(0, len(rows), 16):
-                ids, mask = pad_right(rows[start : start + 16])
-                self._facts.model.model(input_ids=ids, attention_mask=mask, use_cache=False)
-                for h, used in zip(seen.pop(), mask.bool(), strict=True):
-                    yield h[used]
-        finally:
-            handle.remove()
+        entry = entry_of(self._facts.units)
+        for start in range(0, len(rows), 16):
+            ids, mask = pad_right(rows[start : start + 16])
+            found, _ = read_activations(self._facts.model, entry, ids, mask)
+            yield from (h[used] for h, used in zip(found, mask.bool(), strict=True))
 
     @torch.no_grad()
     def row(self, detector: Detector) -> dict[str, Any]:
