@@ -23,7 +23,8 @@ else:
         prompts=[near.prompt for f in facts[30::90] for near in f.neighborhood_prompts],
         on_unhealthy="stop",
     )
-    session = rome_fast.Session(model, tok, journal=journal, health=check)
+    # The weight: an adapter holds no neurons.
+    session = rome_fast.Session(model, tok, form="weight", journal=journal, health=check)
 
 with session:
     done = {edit.request for edit in session.log.holding()}
