@@ -124,7 +124,7 @@ class Arena:
         beside = Beside(self.facts.units, self.facts.entry)
         beside.set(self.facts.offsets(form, n, self.searched))
         try:
-            yield self._heard(beside, form)
+            yield self._heard(beside, form, n)
         finally:
             beside.set([])
 
@@ -150,24 +150,22 @@ class Arena:
             history.rewind(0)
 
     @torch.no_grad()
-    def _heard(self, beside: Beside, form: str) -> float:
-        """Share of the held texts' tokens at which any edit is heard."""
-        n_heard = n = 0
-        for h in self._h():
+    def _heard(self, beside: Beside, form: str, n: int) -> float:
+        """Share of tokens of held texts that name no edited subject at which an edit is heard."""
+        names = [record.request.subject.casefold() for record in self.facts.records[:n]]
+        texts = self.facts.tok.batch_decode(self.texts)
+        other = [not any(name in text.casefold() for name in names) for text in texts]
+        entry, shares = entry_of(self.facts.units), []
+        for start in range(0, len(self.texts), 16):
+            ids = torch.tensor(self.texts[start : start + 16])
+            h, _ = read_activations(self.facts.model, entry, ids, torch.ones_like(ids))
             if form == "gate":
                 heard = beside.rows("gate").nearest(h)[1]
             else:
                 activity = beside.rows("neuron").activity(beside.units.activation, h)
                 heard = (activity > HEARD).any(-1)
-            n_heard, n = n_heard + int(heard.sum()), n + heard.numel()
-        return n_heard / n
-
-    def _h(self) -> Iterator[torch.Tensor]:
-        """What enters the MLP in the held texts."""
-        entry = entry_of(self.facts.units)
-        for start in range(0, len(self.texts), 16):
-            ids = torch.tensor(self.texts[start : start + 16])
-            yield read_activations(self.facts.model, entry, ids, torch.ones_like(ids))[0]
+            shares.append(heard[other[start : start + 16]].double().flatten())
+        return float(torch.cat(shares).mean())
 
 
 def _borrowed(keys: Keys, own: torch.Tensor) -> Keys:
