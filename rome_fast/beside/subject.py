@@ -1,7 +1,9 @@
 """How a subject is told from everything else: its h in the edit's contexts, and in other company.
 
 Most of what stands at a subject's last token is that token: ' Association' answers nearly like
-'Iraq Football Association'. So its last tokens are read behind other texts as well.
+'Iraq Football Association'. So its last tokens are read behind other texts as well. And what stands
+at the first token of a text is nearly the same whatever that is: a subject of one token is compared
+with other first tokens.
 """
 
 from __future__ import annotations
@@ -40,7 +42,8 @@ class ReadSubject:
 
     Attributes:
         prompt: which of its own h is that of the bare prompt.
-        company: h of its last tokens in other company, [m, d_model]; not kept in logs.
+        company: h of its last tokens in other company, or of other first tokens, [m, d_model]; not
+            kept in logs.
     """
 
     signature: Signature
@@ -63,6 +66,8 @@ class SubjectReader:
         self._tok, self._units, self._entry = tok, units, entry
         self._templates, self._fact_token = context_templates, fact_token
         self._company = _openings(spec, tok)
+        n_leading = len(self._company[0])
+        self._first_tokens = [opening[: n_leading + 1] for opening in self._company[1:]]
 
     def read(
         self, spec: ModelSpec, request: EditRequest, edit: TokenizedEdit
@@ -83,10 +88,8 @@ class SubjectReader:
             for last in self._last_tokens(edit, subject)
             for opening in self._company
         ]
-        company = own[:0]
-        if others:
-            ids, mask = pad_right(others)
-            company = self._h(spec, ids, mask, mask.sum(1) - 1)
+        ids, mask = pad_right(others or self._first_tokens)
+        company = self._h(spec, ids, mask, mask.sum(1) - 1)
         apart = direction_apart(self._entry, own, company)
         signature = Signature(own.float(), apart.float())
         return ReadSubject(signature, rows.index(edit.prompt_row), company)
