@@ -8,6 +8,7 @@ turn: true subjects, other objects. They make the crowd; only searched ones are 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ import torch
 import rome_fast
 from benchmarks.real_model.values import Found, find_values
 from benchmarks.session.arena_records import arena_records
+from benchmarks.session.arena_values import kept_deltas
 from rome_fast.beside.entry import Entry, ordinary_entry
 from rome_fast.beside.subject import SubjectReader
 from rome_fast.edit import opened
@@ -27,6 +29,9 @@ from rome_fast.moment.collect.collection import ENOUGH_KEYS_OF_A_SEQUENCE
 from rome_fast.moment.collect.ordinary import ordinary_second_moment
 from rome_fast.prompt.encode import encode
 from rome_fast.types import Offset, Signature
+from rome_fast.value.batch import EditBatch
+from rome_fast.value.first_pass import run_first_pass
+from rome_fast.value.key import mean_keys
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,13 +71,28 @@ class ArenaFacts:
 
     def search(self, n: int) -> list[Found]:
         """The values of the first ``n`` records; those that are not kept are searched."""
-        found: list[Found] = []
-        for start in range(0, n, _WINDOW):
+        found = self._kept[: n - n % _WINDOW]
+        for start in range(len(found), n, _WINDOW):
             part = self.records[start : start + _WINDOW]
             options = {"templates": self.contexts, "window": _WINDOW}
             folder = self.work / "values"
             found += find_values(self.model, self.tok, part, self.hparams, folder, **options)
         return found[:n]
+
+    @cached_property
+    def _kept(self) -> list[Found]:
+        """Of values that are kept with the results, and the keys, which are read anew."""
+        found = []
+        with open_model(self.model) as spec:
+            for record, delta in zip(
+                self.records, kept_deltas(self.records, self.hparams), strict=False
+            ):
+                edit = encode(self.tok, record.request, self.contexts, self.hparams.fact_token)
+                batch = EditBatch.of([edit])
+                first = run_first_pass(spec, self.projection, batch)
+                [keys] = mean_keys(self.projection, batch, first)
+                found.append(Found(keys, delta, (), 0.0))
+        return found
 
     def read(self, n: int) -> list[Read]:
         """Signatures and keys of the first ``n`` records' subjects."""
