@@ -17,7 +17,12 @@ from benchmarks.real_model.tables import (
     sequence_in_readme,
     sequence_table,
 )
-from benchmarks.session.arena_tables import arena_table
+from benchmarks.session.arena_tables import (
+    arena_table,
+    asked_table,
+    detectors_table,
+    taken_table,
+)
 from benchmarks.support.tables import Columns, Row, beside, read, table, times
 
 SPEED: Columns = {
@@ -210,9 +215,11 @@ def documents() -> dict[str, list[str]]:
         + options_table()
         + layers_table()
         + changes_table()
-        + first_tokens_table(),
+        + first_tokens_table()
+        + detectors_table()
+        + taken_table(),
         "docs/numerics.md": keys_table(3) + joint_table() + factors + half_precision_table(),
-        "docs/forms.md": arena_table(),
+        "docs/forms.md": arena_table() + asked_table(),
         "docs/sessions.md": sequence_table() + sequences[200] + sequences[500] + cost_table(),
         "docs/evaluation.md": evaluation_table(),
         "docs/tracing.md": tracing_tables(),

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from benchmarks.real_model.tables import SCORES
 from benchmarks.support.tables import Columns, Row, read, table
+from rome_fast.types import FORMS
 
 COLUMNS: Columns = {
     "holds": lambda r: f"{100 * r['holds']:.1f}" if r.get("holds") else "",
@@ -27,7 +28,6 @@ ASKED: Columns = {
     "answer is the target": lambda r: f"{100 * r['answers']:.1f}",
     "in a chat": lambda r: f"{100 * r['chat']:.1f}",
     "other questions, same answer": lambda r: f"{100 * r['same_subject']:.1f}",
-    "two hops": lambda r: f"{100 * r['two_hops']:.1f}",
     "KL": lambda r: f"{r.get('kl', 0):.4f}",
 }
 DETECTED: Columns = {
@@ -51,9 +51,12 @@ def _name(row: Row) -> str:
     return form if form == "unedited" else ", ".join([f"`{form}`", *alone])
 
 
-def _lines(name: str = "arena") -> list[Row]:
-    lines: list[Row] = sorted(read(name)["lines"], key=lambda row: row["n"])
-    return lines
+def _lines() -> list[Row]:
+    def place(row: Row) -> tuple[int, int]:
+        form = row["form"].partition(",")[0]
+        return row["n"], ("unedited", *FORMS).index(form)
+
+    return sorted(read("arena")["lines"], key=place)
 
 
 def arena_table() -> list[str]:
@@ -100,7 +103,7 @@ def draw(path: Path) -> None:
     figure = Figure(figsize=(6.4, 5.4), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True)
     above.axhline(100 * unedited["NS_untouched"], color="black", lw=0.8, ls=":", label="unedited")
-    for form in ("weight", "neuron", "gate"):
+    for form in FORMS:
         rows = sorted((r for r in lines if r["form"] == form), key=lambda row: row["n"])
         sizes = [row["n"] for row in rows]
         above.plot(sizes, [100 * r["NS_untouched"] for r in rows], marker="o", ms=4, label=form)
