@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from operator import attrgetter
 
 import pytest
 import torch
@@ -134,7 +135,9 @@ def test_the_widened_model_has_the_logits_of_the_units_beside(member, tmp_path):
     assert float((found - unedited).abs().max()) > 1e-2
 
 
-@pytest.mark.parametrize("member", [m for m in ZOO if m.name in ("Llama", *NOT_SILENT)], ids=str)
+@pytest.mark.parametrize(
+    "member", [m for m in ZOO if m.name in ("Llama", *NOT_SILENT)], ids=attrgetter("name")
+)
 def test_whether_a_layer_takes_neurons(member):
     spec, units = prepared(member)
     takes = takes_neurons(spec, units.projection, "subject_last")
