@@ -97,7 +97,7 @@ def test_the_subject_gets_its_delta_and_nothing_else_anything(member, form):
     h, out, logits = run(spec, units)
     beside, offset = one_offset(units, h)
     if form == "neuron" and member.name in NOT_SILENT:
-        with pytest.raises(UnsupportedModelError, match=r"3\.\d% of an edit would reach all"):
+        with pytest.raises(UnsupportedModelError, match=r"\d\.\d% of an edit would reach all"):
             beside.set([offset])
         assert not beside.offsets
         return
