@@ -36,7 +36,7 @@ from rome_fast.evaluate.records import EditRecord, Question
 from rome_fast.evaluate.scoring import score
 from rome_fast.model.activations import read_activations
 from rome_fast.session.retention import RetainedMoment
-from rome_fast.types import RankOneUpdate
+from rome_fast.types import FORMS, RankOneUpdate
 from rome_fast.update.joint import solve_updates
 from rome_fast.update.solve import build_constraint
 from rome_fast.update.undo import WeightHistory
@@ -48,7 +48,6 @@ if TYPE_CHECKING:
 N_TEXTS, LENGTH = 1000, 16
 RETAIN = 0.01  # a Session's own
 HEARD = 0.2  # of an edit
-FORMS = ("weight", "neuron", "gate")
 Row = dict[str, Any]
 
 

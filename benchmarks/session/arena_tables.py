@@ -16,7 +16,7 @@ from benchmarks.support.tables import Columns, Row, read, table
 from rome_fast.types import FORMS
 
 COLUMNS: Columns = {
-    "holds": lambda r: f"{100 * r['holds']:.1f}" if r.get("holds") else "",
+    "holds": lambda r: f"{100 * r['holds']:.1f}" if "holds" in r else "",
     **{name: SCORES[name] for name in ("rewrite", "paraphrase")},
     "greedy": lambda r: f"{100 * r['PS_greedy']:.1f}",
     "neighbours": lambda r: f"{100 * r['NS_untouched']:.1f}",
@@ -69,18 +69,6 @@ def asked_table() -> list[str]:
     """What else the edited model says."""
     rows = [(f"{row['n']} {_name(row)}", row) for row in _lines() if "chat" in row]
     return table("edits, form", ASKED, rows)
-
-
-def layers_table() -> list[str]:
-    """Neurons and gates in other layers."""
-    found = read("arena-layers")["layers"]
-    rows = [
-        (f"{layer} {_name(row)}", row)
-        for layer, lines in found.items()
-        for row in lines
-        if row["n"]
-    ]
-    return table("layer, form", COLUMNS, rows)
 
 
 def detectors_table() -> list[str]:

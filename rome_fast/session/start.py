@@ -19,9 +19,9 @@ from rome_fast.errors import JournalError
 from rome_fast.hparams import RomeHparams
 from rome_fast.model.hashes import tokenizer_hash
 from rome_fast.model.lock import ModelLock
-from rome_fast.model.open_model import EditSite, open_model
+from rome_fast.model.open_model import open_model
 from rome_fast.model.owner import owned, shared_lock
-from rome_fast.model.spec import ModelSpec, check_tokenizer
+from rome_fast.model.spec import ModelSpec
 from rome_fast.moment.collect.collection import ENOUGH_KEYS_OF_A_SEQUENCE
 from rome_fast.moment.second_moment import SecondMoment
 from rome_fast.session.baseline import Baseline
@@ -76,7 +76,6 @@ def start_new(
 ) -> SessionParts:
     """Begin a Session with its arguments; ``options`` are the remaining fields of Settings."""
     with open_model(model) as spec, ExitStack() as stack:
-        check_tokenizer(model, tok)
         if form is None:
             form = _own_form(spec, hparams, second_moment)
         if stop_loss is None and form == "weight":
@@ -109,8 +108,8 @@ def _own_form(spec: ModelSpec, hparams: RomeHparams | None, second_moment: objec
     hparams, _ = checked_hparams(spec, hparams)
     if second_moment is not None:
         return "weight"
-    site = EditSite.of(spec, hparams.layer, hparams.shared_expert, "auto")
-    return "neuron" if takes_neurons(spec, site.projection, hparams.fact_token) else "weight"
+    projection = spec.down_projection(hparams.layer, hparams.shared_expert)
+    return "neuron" if takes_neurons(spec, projection, hparams.fact_token) else "weight"
 
 
 def resume(
