@@ -195,10 +195,11 @@ def test_a_session_edits_in_neurons_unless_told_otherwise(gpt2, options, request
     before = state(model)
     with Session(model, tok, **options) as session:
         assert session.form == "neuron"
+        assert session.hparams.v_stop_loss == options["hparams"].v_stop_loss
         assert session.edit(requests[0]).form == "neuron"
         assert all(torch.equal(before[name], tensor) for name, tensor in model.named_parameters())
     with Session(copy.deepcopy(model), tok, second_moment="identity", **options) as session:
-        assert session.form == "weight"
+        assert (session.form, session.hparams.v_stop_loss) == ("weight", 0.3)
 
 
 def test_where_no_neuron_can_be_it_edits_the_weight(gpt2, options, settings):
