@@ -26,6 +26,7 @@ import torch
 from benchmarks.real_model.judging import RealModelJudge, interval, means
 from benchmarks.session.arena_asks import ArenaAsks
 from benchmarks.session.arena_facts import ArenaFacts
+from benchmarks.session.arena_stream import Step, standing, stream
 from benchmarks.support.results import SHARED
 from rome_fast.bench.setting import setting
 from rome_fast.beside.entry import entry_of
@@ -75,10 +76,11 @@ class Arena:
         self.drift = Drift.baseline(facts.model, facts.tok, list(map(facts.tok.decode, self.texts)))
         self.before = self.drift.measure(facts.model)["perplexity"]
 
-    def run(self, form: str, n: int) -> Row:
-        """One line: the first ``n`` facts edited, and what the model says then."""
+    def run(self, form: str, n: int, order: int = 0, again: int = 0) -> Row:
+        """One line: the first ``n`` facts edited, as in ``stream``, and what the model says."""
         began = time.perf_counter()
-        with self._edited(form, n) as heard:
+        steps = stream(n, min(n, self.searched), order, again)
+        with self._edited(form, n, steps) as heard:
             row = {"form": form, "n": n, "seconds": time.perf_counter() - began}
             drift = self.drift.measure(self.facts.model)
             row |= {"perplexity": drift["perplexity"] / self.before, "kl": drift["kl"]}
@@ -93,7 +95,7 @@ class Arena:
         if form != "weight":
             beside = Beside(self.facts.units, self.facts.entry)
             rows = []
-            for i, offset in enumerate(self.facts.offsets(form, n, n)):
+            for i, offset in enumerate(self.facts.offsets(form, stream(n, n))):
                 beside.set([offset])
                 rows.append(self.judge.now_of(i))
             beside.set([])
@@ -114,35 +116,44 @@ class Arena:
         return statistics.fmean(s.exact for s in said) if said else 0.0
 
     @contextmanager
-    def _edited(self, form: str, n: int) -> Iterator[float]:
+    def _edited(self, form: str, n: int, steps: list[Step]) -> Iterator[float]:
         """While open, the first ``n`` facts are edited; yields the share of text that hears it."""
         if form == "weight":
-            with self._written(n):
+            with self._written(n, steps):
                 yield 0.0
             return
         beside = Beside(self.facts.units, self.facts.entry)
-        beside.set(self.facts.offsets(form, n, self.searched))
+        beside.set(self.facts.offsets(form, standing(steps)))
         try:
             yield self._heard(beside, form, n)
         finally:
             beside.set([])
 
     @contextmanager
-    def _written(self, n: int) -> Iterator[None]:
-        """As a Session writes them: each solved in the metric that retains those before it."""
+    def _written(self, n: int, steps: list[Step]) -> Iterator[None]:
+        """As a Session writes them: each solved in the metric that retains those before it.
+
+        Of a fact that is edited again, the earlier edit is taken out first.
+        """
         facts = self.facts
         history = WeightHistory(facts.projection, "native")
         retained = RetainedMoment(facts.moment, RETAIN, facts.projection, "native")
-        values = facts.search(min(n, self.searched))
-        keys = {}
+        values, reads = facts.search(min(n, self.searched)), facts.read(n)
+        keys: dict[int, torch.Tensor] = {}
+        updates: dict[int, RankOneUpdate] = {}
         try:
-            for i, read in enumerate(facts.read(n)):
-                found = values[i % len(values)]
-                own = found.keys if i < len(values) else _borrowed(found.keys, read.keys)
+            for fact, value in steps:
+                if fact in updates:
+                    del updates[fact], keys[fact]
+                    history.replay(list(updates.values()))
+                    retained.retain(keys)
+                found = values[value]
+                own = found.keys if fact == value else _borrowed(found.keys, reads[fact].keys)
                 constraint = build_constraint(facts.hparams.variant, own, found.value_delta)
                 with suppress(EditRejectedError):
-                    history.add(*solve_updates(facts.projection, [constraint], retained))
-                    keys[i] = constraint.denominator_keys
+                    [updates[fact]] = solve_updates(facts.projection, [constraint], retained)
+                    history.add(updates[fact])
+                    keys[fact] = constraint.denominator_keys
                     retained.retain(keys)
             yield
         finally:

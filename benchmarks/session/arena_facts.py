@@ -34,8 +34,11 @@ from rome_fast.value.first_pass import run_first_pass
 from rome_fast.value.key import mean_keys
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
+    from benchmarks.session.arena_stream import Step
     from rome_fast.evaluate.records import EditRecord
 
 _WINDOW = 4
@@ -110,18 +113,16 @@ class ArenaFacts:
                     partial.rename(path)
         return [kept[record.request.subject] for record in self.records[:n]]
 
-    def offsets(self, form: str, n: int, searched: int) -> list[Offset]:
-        """The first ``n`` edits in a form beside the weight."""
-        values = self.search(min(n, searched))
-        return [
-            Offset(
-                form,
-                record.request,
-                {record.request.subject: read.signature},
-                values[i % len(values)].value_delta,
-            )
-            for i, (record, read) in enumerate(zip(self.records, self.read(n), strict=False))
-        ]
+    def offsets(self, form: str, steps: Sequence[Step]) -> list[Offset]:
+        """Edits in a form beside the weight."""
+        reads = self.read(1 + max(step.fact for step in steps))
+        values = self.search(1 + max(step.value for step in steps))
+        made = []
+        for fact, value in steps:
+            request = self.records[fact].request
+            names = {request.subject: reads[fact].signature}
+            made.append(Offset(form, request, names, values[value].value_delta))
+        return made
 
     def _read_one(self, spec: object, reader: SubjectReader, record: EditRecord) -> Read:
         edit = encode(self.tok, record.request, self.contexts, self.hparams.fact_token)
