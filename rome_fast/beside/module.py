@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from rome_fast.beside.gate import GateRows, gate_rows
-from rome_fast.beside.group import by_subject
+from rome_fast.beside.group import Subject, by_subject
 from rome_fast.beside.rows import UnitRows, unit_rows
 
 if TYPE_CHECKING:
@@ -46,6 +46,8 @@ class Beside(nn.Module):
         super().__init__()
         self.units, self.entry = units, entry
         self.offsets: tuple[Offset, ...] = ()
+        # Whose the rows are, by form.
+        self._subjects: dict[str, list[Subject]] = {}
         self._handles: list[Any] = []
         # By thread: several may run the model at once.
         self._entered: dict[int, Tensor] = {}
@@ -68,12 +70,12 @@ class Beside(nn.Module):
 
     def _put(self, offsets: Sequence[Offset]) -> None:
         parts: dict[str, dict[str, Tensor | None]] = {}
-        neurons, gates = (by_subject(offsets, form) for form in _PARTS)
-        if neurons:
-            parts["neuron"] = vars(unit_rows(self.units, self.entry, neurons))
-        if gates:
-            parts["gate"] = vars(gate_rows(self.entry, gates))
-        self.offsets = tuple(offsets)
+        subjects = {form: by_subject(offsets, form) for form in _PARTS}
+        if subjects["neuron"]:
+            parts["neuron"] = vars(unit_rows(self.units, self.entry, subjects["neuron"]))
+        if subjects["gate"]:
+            parts["gate"] = vars(gate_rows(self.entry, subjects["gate"]))
+        self.offsets, self._subjects = tuple(offsets), subjects
         weight = self.units.projection.weight
         for form, names in _PARTS.items():
             for name in names:
@@ -88,15 +90,16 @@ class Beside(nn.Module):
     @contextmanager
     def holding(self, offsets: Sequence[Offset]) -> Iterator[None]:
         """While open, only these are in it; without any it stays where it is, and is silent."""
-        before, tensors = self.offsets, dict(self._buffers)
+        before, subjects, tensors = self.offsets, self._subjects, dict(self._buffers)
         try:
             if offsets:
                 self.set(offsets)
-            self.offsets = tuple(offsets)
+            else:
+                self.offsets, self._subjects = (), {}
             yield
         finally:
             # As they were: computing the rows of a thousand subjects again takes a second.
-            self.offsets = before
+            self.offsets, self._subjects = before, subjects
             self._buffers.update(tensors)
             self._stand(bool(before))
 
@@ -127,7 +130,7 @@ class Beside(nn.Module):
     def shares(self, name: str, form: str, h: Tensor) -> Tensor:
         """How much of a subject's offset tokens with these h [n, d_model] get, [n]: 1 is all."""
         rows = self.rows(form)
-        subjects = by_subject(self.offsets, form)
+        subjects = self._subjects[form]
         place = [subject.name for subject in subjects].index(name)
         if form == "gate":
             number, is_subject = rows.nearest(h.to(rows.apart))
@@ -135,11 +138,11 @@ class Beside(nn.Module):
             mine = torch.arange(len(sizes)).repeat_interleave(sizes).to(number.device) == place
             return (mine[number] & is_subject).double()
         values: Tensor = rows.activity(self.units.activation, h.to(rows.gate))[:, place]
-        return (
-            values.double()
-            if rows.up is not None
-            else values.double()
-            * float(rows.down[place].double().norm() / subjects[place].delta.double().norm())
+        if rows.up is not None:
+            return values.double()
+        # A plain MLP's columns are not the offsets, but what makes them of its activity.
+        return values.double() * float(
+            rows.down[place].double().norm() / subjects[place].delta.double().norm()
         )
 
     def _stand(self, is_there: bool) -> None:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rome_fast.beside.entry import Entry, ordinary_entry
-from rome_fast.beside.group import Subject, by_subject
 from rome_fast.beside.module import Beside
 from rome_fast.beside.rows import is_silent
 from rome_fast.beside.subject import ReadSubject, SubjectReader
@@ -133,20 +132,18 @@ class OffsetWriter:
         self.module.set(self._before)
 
     def _admit(self, made: Made) -> list[str]:
-        remarks = []
-        for subject in by_subject(self.module.offsets, made.offset.form):
-            read = made.names.get(subject.name)
-            if read is not None:
-                remarks += self._check(subject, read, made.offset.form)
+        remarks: list[str] = []
+        for name, read in made.names.items():
+            remarks += self._check(name, read, made.offset.form)
         return remarks
 
-    def _check(self, subject: Subject, read: ReadSubject, form: str) -> list[str]:
+    def _check(self, name: str, read: ReadSubject, form: str) -> list[str]:
         """Raise unless it fires after its prompt; remarks on where else it does, or does not."""
-        own = self.module.shares(subject.name, form, read.signature.own)
+        own = self.module.shares(name, form, read.signature.own)
         least = float(own[read.prompt])
         if least < LEAST_OWN:
             raise EditRejectedError(
-                f"subject {subject.name!r} cannot be told apart in layer "
+                f"subject {name!r} cannot be told apart in layer "
                 f"{self.module.units.projection.layer}: {least:.0%} of the edit would reach it "
                 "after its own prompt. A subject of one token that opens its texts has what all "
                 "first tokens have there: name another layer, or edit with form='weight'",
@@ -155,13 +152,11 @@ class OffsetWriter:
         remarks = []
         missing = int((own < LEAST_OWN).sum())
         if missing:
-            remarks.append(
-                f"in {missing} of {len(own)} contexts the edit hardly reaches {subject.name!r}"
-            )
-        heard = self.module.shares(subject.name, form, read.company) > _HEARD
+            remarks.append(f"in {missing} of {len(own)} contexts the edit hardly reaches {name!r}")
+        heard = self.module.shares(name, form, read.company) > _HEARD
         if heard.any():
             remarks.append(
-                f"{subject.name!r} is not wholly told apart from its last words in other company: "
+                f"{name!r} is not wholly told apart from its last words in other company: "
                 f"the edit is heard in {int(heard.sum())} of {len(heard)} such texts"
             )
         return remarks
