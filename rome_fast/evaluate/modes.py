@@ -61,8 +61,7 @@ def _judge_window(editor: Editor, judge: Judge, numbers: Sequence[int]) -> list[
         judge.case(
             number,
             {"after": stage},
-            update_norm=proposal.update.norm,
-            weight_norm=proposal.weight_norm,
+            **_norms(proposal.update, proposal.weight_norm),
             losses=proposal.losses,
             seconds=sum(proposal.seconds.values()),
             warnings=(
@@ -148,8 +147,7 @@ def _edit_next(editor: Editor, judge: Judge, number: int) -> tuple[CaseResult, U
     case = judge.case(
         number,
         {"edit_time": stage},
-        update_norm=result.update_norm,
-        weight_norm=result.weight_norm,
+        **_norms(result.update, result.weight_norm),
         losses=result.losses,
         seconds=sum(result.seconds.values()),
         warnings=(
@@ -158,3 +156,10 @@ def _edit_next(editor: Editor, judge: Judge, number: int) -> tuple[CaseResult, U
         ),
     )
     return case, result.update
+
+
+def _norms(update: Update, weight_norm: float) -> dict[str, float]:
+    """Of an update of the weight; what stands beside it changes nothing of it."""
+    if not isinstance(update, RankOneUpdate):
+        return {}
+    return {"update_norm": update.norm, "weight_norm": weight_norm}

@@ -86,7 +86,7 @@ class CaseResult:
         stages: by name, "before" and "after", in sequential mode also "edit_time"; none where the
             questions themselves could not be asked (``error`` says why).
         update_norm, weight_norm: Frobenius norms of the update and of the weight before it; None
-            where no edit was made.
+            where no edit was made, or one beside the weight.
         losses: of v* at each step, in order.
         seconds: wall-clock time of the edit.
         warnings: remarks for the user about the edit.

@@ -172,6 +172,17 @@ def test_bars_of_the_histogram_count_every_norm(single, tmp_path):
     assert sum(map(int, counts)) == 4
 
 
+def test_edits_beside_the_weight_have_no_norm_of_it(single, tmp_path):
+    cases = [replace(case, update_norm=None, weight_norm=None) for case in single.cases]
+    beside = replace(single, cases=tuple(cases), setting={**SETTING, "form": "neuron"})
+    html, shown = page(beside, tmp_path), " ".join(terminal(beside).split())
+    for text in (html, shown):
+        assert "one neuron for each subject" in text
+        assert "second moment identity" not in text
+    assert ">norm<" not in html and 'class="bar"' not in html and "norm" not in shown
+    assert ">norm<" in page(single, tmp_path) and "norm" in terminal(single)
+
+
 def test_a_thousand_cases_fold_and_lose_none(tmp_path):
     html = page(evaluation_of([case(i, holds=float(i % 7 > 0)) for i in range(1000)]), tmp_path)
     unfolded, folded = html.split("<summary>975 more</summary>")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rome_fast.evaluate.result import CaseResult, EvaluationData, Metric
@@ -117,6 +117,12 @@ def headline(evaluation: EvaluationData) -> str:
     return (
         f"{len(evaluation.cases)} edits of {setting['model']['name']}, "
         f"{'each alone' if setting['mode'] == 'single' else 'one after the other'}{refused}; "
-        f"{setting['weight_name']}, {setting['hparams']['variant']}, "
-        f"second moment {setting['second_moment']}"
+        f"{setting['weight_name']}, {_how(setting)}"
     )
+
+
+def _how(setting: Mapping[str, Any]) -> str:
+    form = setting.get("form", "weight")  # 0.1 knew no other, and wrote none
+    if form != "weight":
+        return f"one {form} for each subject"
+    return f"{setting['hparams']['variant']}, second moment {setting['second_moment']}"

@@ -80,13 +80,16 @@ def _cases(cases: list[CaseResult]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("", no_wrap=True)
     table.add_column("edit", overflow="fold", min_width=16)
-    for name in ("before", "after", "neighbours", "norm"):
+    # Where nothing was written into the weight, there is no norm.
+    has_norm = any(case.relative_norm is not None for case in cases)
+    for name in ("before", "after", "neighbours", *(["norm"] if has_norm else [])):
         table.add_column(name, justify="right", no_wrap=True)
     for case in cases:
         before, after = (
             case.stages[s].values if s in case.stages else {} for s in ("before", "after")
         )
         kept = after.get("neighborhood_unchanged")
+        norm = "" if case.relative_norm is None else f"{case.relative_norm:.1%}"
         table.add_row(
             str(case.case_id),
             Text(
@@ -95,6 +98,6 @@ def _cases(cases: list[CaseResult]) -> Table:
             f"{before['rewrite_prob']:.3f}" if before else "",
             f"{after['rewrite_prob']:.3f}" if after else "",
             "" if kept is None else f"{kept:.0%}",
-            "" if case.relative_norm is None else f"{case.relative_norm:.1%}",
+            *([norm] if has_norm else []),
         )
     return table
