@@ -82,11 +82,14 @@ class Arena:
         steps = stream(n, min(n, self.searched), order, again)
         with self._edited(form, n, steps) as heard:
             row = {"form": form, "n": n, "seconds": time.perf_counter() - began}
-            drift = self.drift.measure(self.facts.model)
-            row |= {"perplexity": drift["perplexity"] / self.before, "kl": drift["kl"]}
-            row |= {"heard": heard, "rows": self.judge.now(), **self.asks.now()}
-            row["holds"] = self._hold(min(n, self.searched))
+            row |= {"heard": heard, **self.asks.now(), **self.judged(n)}
         return row
+
+    def judged(self, n: int) -> Row:
+        """What the model says now, with the first ``n`` facts edited."""
+        drift = self.drift.measure(self.facts.model)
+        row = {"perplexity": drift["perplexity"] / self.before, "kl": drift["kl"]}
+        return {**row, "rows": self.judge.now(), "holds": self._hold(min(n, self.searched))}
 
     def alone(self, form: str) -> Row:
         """Each judged fact edited alone: what a sequence is compared with."""
@@ -119,7 +122,7 @@ class Arena:
     def _edited(self, form: str, n: int, steps: list[Step]) -> Iterator[float]:
         """While open, the first ``n`` facts are edited; yields the share of text that hears it."""
         if form == "weight":
-            with self._written(n, steps):
+            with self.as_a_session(n, steps):
                 yield 0.0
             return
         beside = Beside(self.facts.units, self.facts.entry)
@@ -130,7 +133,7 @@ class Arena:
             beside.set([])
 
     @contextmanager
-    def _written(self, n: int, steps: list[Step]) -> Iterator[None]:
+    def as_a_session(self, n: int, steps: list[Step]) -> Iterator[None]:
         """As a Session writes them: each solved in the metric that retains those before it.
 
         Of a fact that is edited again, the earlier edit is taken out first.

@@ -13,7 +13,7 @@ import json
 import warnings
 from pathlib import Path
 
-from benchmarks.session.arena import Arena, summary
+from benchmarks.session.arena import Arena, Row, summary
 from rome_fast.bench.setting import setting
 
 LAYERS = (2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12)
@@ -35,6 +35,8 @@ def main() -> None:
         arena = Arena(args.work, layer, args.searched, args.searched, args.texts)
         rows = [arena.alone("weight"), *(arena.run(form, args.n) for form in ("neuron", "gate"))]
         records = arena.facts.records
+        unedited: Row = {"form": "unedited", "n": 0, "rows": arena.judge.unedited()}
+        report["unedited"] = summary(unedited, arena.judge.records, [])
         lines = [summary(row, arena.judge.records, records[: row["n"]]) for row in rows]
         report["layers"][str(layer)] = lines
         print(layer, *lines, sep="\n", flush=True)

@@ -30,11 +30,31 @@ ASKED: Columns = {
     "other questions, same answer": lambda r: f"{100 * r['same_subject']:.1f}",
     "KL": lambda r: f"{r.get('kl', 0):.4f}",
 }
+IN_LAYERS: Columns = {
+    **{name: SCORES[name] for name in ("rewrite", "paraphrase")},
+    "neighbours": COLUMNS["neighbours"],
+    "unchanged": COLUMNS["unchanged"],
+    "perplexity": COLUMNS["perplexity"],
+    "heard": COLUMNS["heard"],
+}
+IN_ORDERS: Columns = {k: text for k, text in COLUMNS.items() if k not in ("greedy", "heard")}
+ON_THE_TOY: Columns = {
+    "rewrite": lambda r: f"{r['success']:.1f}",
+    "paraphrase": lambda r: f"{r['paraphrase']:.1f}",
+    "neighbours": lambda r: f"{r['neighbours']:.1f}",
+    "perplexity": lambda r: f"{r['perplexity']:.3f}",
+}
 DETECTED: Columns = {
     "own prompt": lambda r: f"{100 * r['own prompt']:.0f}",
     "paraphrases": lambda r: f"{100 * r['paraphrases']:.0f}",
     "last word elsewhere": lambda r: f"{100 * r['last word elsewhere']:.0f}",
     "text": lambda r: f"{r['text']:.4f}",
+}
+PLAIN: Columns = {
+    "paraphrases": lambda r: f"{r['paraphrase']:.1f}",
+    "neighbours": lambda r: f"{r['neighbours']:.1f}",
+    "perplexity": lambda r: f"{r['perplexity']:.3f}",
+    "last words elsewhere": lambda r: f"{r['company']:.1%}",
 }
 TAKEN: Columns = {
     "of what the layer writes": lambda r: f"{r['written']:.2%}",
@@ -71,6 +91,35 @@ def asked_table() -> list[str]:
     return table("edits, form", ASKED, rows)
 
 
+def layers_of_forms_table() -> list[str]:
+    """The forms in other layers."""
+    report = read("arena-layers")
+    rows = [
+        (f"{layer} {_name(row)}", row) for layer, lines in report["layers"].items() for row in lines
+    ]
+    return table("layer, form", IN_LAYERS, [("unedited", report["unedited"]), *rows])
+
+
+def orders_table() -> list[str]:
+    """The same facts in other orders, and some of them edited twice."""
+    rows = []
+    for row in read("arena-orders")["lines"]:
+        again = f", {row['again']} of them twice" if row["again"] else ""
+        rows.append((f"{_name(row)}, order {row['order']}{again}", row))
+    return table(f"{read('arena-orders')['n']} edits", IN_ORDERS, rows)
+
+
+def toy_table() -> list[str]:
+    """A Session in each form on the embedded model, after all edits."""
+    report = read("session-forms")
+    rows = [(f"`{r['way']}`", r) for r in report["points"] if r["edits"] == report["edits"]]
+    return table(
+        f"after {report['edits']} edits",
+        ON_THE_TOY,
+        [("one edit of the weight alone", report["alone"]), *rows],
+    )
+
+
 def detectors_table() -> list[str]:
     """All detectors where one of fifty neighbours is reached."""
     found = read("detectors")["detectors"]
@@ -80,6 +129,12 @@ def detectors_table() -> list[str]:
 def taken_table() -> list[str]:
     """What silencing units costs."""
     return table("units", TAKEN, [(str(row["taken"]), row) for row in read("taken-units")["rows"]])
+
+
+def plain_table() -> list[str]:
+    """The row of a plain MLP."""
+    rows = [(f"{r['w']:g}, {r['share']:g}", r) for r in read("plain-units")["rows"]]
+    return table("w, share", PLAIN, rows)
 
 
 def draw(path: Path) -> None:

@@ -1,8 +1,8 @@
 """Rows of hidden units: what is added to the maps of an MLP so that a subject is one unit more.
 
 Gated MLP (SwiGLU, GeGLU): gate row a (w - gamma c), up row p / s, down column delta.
-Plain MLP: row a (w - gamma c), down column delta / s, where w is the mean of w and p. A bias stands
-for c where the map has one: c.h = 1 on every token only as far as text says so.
+Plain MLP: row a (w - gamma c), down column delta / s, where w has a quarter of p in it. A bias
+stands for c where the map has one: c.h = 1 on every token only as far as text says so.
 """
 
 from __future__ import annotations
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from rome_fast.beside.group import Subject
     from rome_fast.model.units import Activation, HiddenUnits
 
+# How far a unit's threshold lies above the loudest of everything else, as a share of what is left.
+GATED_SHARE, PLAIN_SHARE = 0.5, 0.35
+# Of w in the one row that a plain MLP has; the rest is p.
+PLAIN_W = 0.75
 # Of an edit, what may reach a token that does not respond to it.
 MOST_LEFT = 0.01
 
@@ -65,9 +69,10 @@ def unit_rows(units: HiddenUnits, entry: Entry, subjects: Sequence[Subject]) -> 
     own = [subject.own for subject in subjects]
     distinct = apart_from(subjects)
     found, p = directions(entry, own, distinct), torch.stack([s.apart for s in subjects])
+    share = GATED_SHARE
     if units.up is None:
-        found = (found + p) / 2
-    thresholds = _thresholds(entry, own, found, distinct)
+        found, share = torch.lerp(p, found, PLAIN_W), PLAIN_SHARE
+    thresholds = _thresholds(entry, own, found, distinct, share)
     slopes = found.new_tensor([t.slope for t in thresholds])[:, None]
     at = found.new_tensor([t.at for t in thresholds])[:, None]
     activation = units.activation
@@ -95,13 +100,13 @@ def is_silent(activation: Activation) -> bool:
 
 
 def _thresholds(
-    entry: Entry, own: Sequence[Tensor], found: Tensor, distinct: Tensor
+    entry: Entry, own: Sequence[Tensor], found: Tensor, distinct: Tensor, share: float
 ) -> list[Threshold]:
     """Each above its responses to text, and to the subjects that it is to be told apart from."""
     text = (entry.sample.double() @ found.T).max(0).values
     means = torch.stack([rows.mean(0) for rows in own])
     others = (means @ found.T).masked_fill(~distinct.T, -torch.inf).max(0).values
-    return [Threshold.above(pair) for pair in torch.stack([text, others], 1)]
+    return [Threshold.above(pair, share) for pair in torch.stack([text, others], 1)]
 
 
 def _check_silence(units: HiddenUnits, depths: Tensor, shares: Tensor) -> None:

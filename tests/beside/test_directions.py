@@ -113,6 +113,10 @@ def test_too_few_tokens_are_refused():
     ("others", "at", "slope"),
     [([0.1, -3.0, 0.3], 0.65, 9 / 0.35), ([-2.0], 0.5, 18.0), ([0.9], 0.8, 48.0), ([], 0.5, 18.0)],
 )
-def test_a_threshold_lies_half_way_and_is_as_steep_as_it_must_be(others, at, slope):
-    found = Threshold.above(torch.tensor(others))
+def test_a_threshold_lies_between_and_is_as_steep_as_it_must_be(others, at, slope):
+    found = Threshold.above(torch.tensor(others), share=0.5)
     assert (found.at, found.slope) == (pytest.approx(at), pytest.approx(slope))
+
+
+def test_a_threshold_can_lie_nearer_to_the_others():
+    assert Threshold.above(torch.tensor([0.4]), share=0.35).at == pytest.approx(0.61)
