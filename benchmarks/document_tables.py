@@ -21,7 +21,11 @@ from benchmarks.session.arena_tables import (
     arena_table,
     asked_table,
     detectors_table,
+    layers_of_forms_table,
+    orders_table,
+    plain_table,
     taken_table,
+    toy_table,
 )
 from benchmarks.support.tables import Columns, Row, beside, read, table, times
 
@@ -217,9 +221,11 @@ def documents() -> dict[str, list[str]]:
         + changes_table()
         + first_tokens_table()
         + detectors_table()
+        + layers_of_forms_table()
+        + plain_table()
         + taken_table(),
         "docs/numerics.md": keys_table(3) + joint_table() + factors + half_precision_table(),
-        "docs/forms.md": arena_table() + asked_table(),
+        "docs/forms.md": arena_table() + asked_table() + orders_table() + toy_table(),
         "docs/sessions.md": sequence_table() + sequences[200] + sequences[500] + cost_table(),
         "docs/evaluation.md": evaluation_table(),
         "docs/tracing.md": tracing_tables(),

@@ -22,7 +22,7 @@ COLUMNS: Columns = {
     "neighbours": lambda r: f"{100 * r['NS_untouched']:.1f}",
     "unchanged": lambda r: f"{100 * r['unchanged_untouched']:.1f}",
     "perplexity": lambda r: f"{r['perplexity']:.4f}" if "perplexity" in r else "",
-    "heard": lambda r: f"{r['heard']:.4f}" if r.get("heard") else "",
+    "heard": lambda r: f"{r['heard']:.4f}" if "heard" in r and r["form"] != "weight" else "",
 }
 ASKED: Columns = {
     "answer is the target": lambda r: f"{100 * r['answers']:.1f}",
