@@ -20,6 +20,7 @@ from benchmarks.real_model.tables import (
 from benchmarks.session.arena_tables import (
     arena_table,
     asked_table,
+    cost_of_forms_table,
     detectors_table,
     layers_of_forms_table,
     orders_table,
@@ -225,7 +226,11 @@ def documents() -> dict[str, list[str]]:
         + plain_table()
         + taken_table(),
         "docs/numerics.md": keys_table(3) + joint_table() + factors + half_precision_table(),
-        "docs/forms.md": arena_table() + asked_table() + orders_table() + toy_table(),
+        "docs/forms.md": arena_table()
+        + asked_table()
+        + orders_table()
+        + toy_table()
+        + cost_of_forms_table(),
         "docs/sessions.md": sequence_table() + sequences[200] + sequences[500] + cost_table(),
         "docs/evaluation.md": evaluation_table(),
         "docs/tracing.md": tracing_tables(),

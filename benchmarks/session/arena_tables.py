@@ -50,6 +50,12 @@ DETECTED: Columns = {
     "last word elsewhere": lambda r: f"{100 * r['last word elsewhere']:.0f}",
     "text": lambda r: f"{r['text']:.4f}",
 }
+COST: Columns = {
+    "rows computed, s": lambda r: f"{r['rows_s']:.2f}",
+    "tokens/s": lambda r: f"{r['tokens_per_s']:.1f}",
+    "of the unedited model's": lambda r: f"{r['share_of_speed']:.3f}",
+    "from, to": lambda r: "{:.3f}, {:.3f}".format(*r["share_of_speed_range"]),
+}
 PLAIN: Columns = {
     "paraphrases": lambda r: f"{r['paraphrase']:.1f}",
     "neighbours": lambda r: f"{r['neighbours']:.1f}",
@@ -129,6 +135,12 @@ def detectors_table() -> list[str]:
 def taken_table() -> list[str]:
     """What silencing units costs."""
     return table("units", TAKEN, [(str(row["taken"]), row) for row in read("taken-units")["rows"]])
+
+
+def cost_of_forms_table() -> list[str]:
+    """What edits beside the MLP cost when they change, and when the model generates."""
+    lines = read("forms-speed")["lines"]
+    return table("edits, form", COST, [(f"{row['n']} {_name(row)}", row) for row in lines])
 
 
 def plain_table() -> list[str]:
