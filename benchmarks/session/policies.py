@@ -199,8 +199,11 @@ def _leading(squares: Tensor, energy: float) -> int:
 
 POLICIES: dict[str, Policy] = {
     **{f"joint, lam {lam:g}": partial(joint, lam=lam) for lam in (1e-6, 30, 100, 300, 1000)},
-    "joint, lam 100, prompt keys": partial(joint, lam=100.0, kind="prompt"),
-    "joint, lam 100, mean keys": partial(joint, lam=100.0, kind="mean"),
+    **{
+        f"joint, lam {lam:g}, {kind} keys": partial(joint, lam=lam, kind=kind)
+        for kind in ("prompt", "mean")
+        for lam in (100.0, 300.0, 1000.0)
+    },
     **{f"MEMIT_seq, lam {lam:g}": partial(memit_seq, lam=lam) for lam in (30, 100, 300)},
     **{f"ENCORE, ridge {r:g}": partial(memit_seq, lam=100.0, ridge=r) for r in (0.03, 0.3)},
     **{
@@ -215,7 +218,10 @@ POLICIES: dict[str, Policy] = {
     "norm anchors": partial(anchored, policy=partial(joint, lam=100.0)),
     "norm anchors, AlphaEdit": partial(anchored, policy=partial(alpha_edit, null=0.9, ridge=0.01)),
     **{
-        f"values x {s:g}": partial(scaled, policy=partial(joint, lam=100.0), share=s)
-        for s in (0.6, 0.8)
+        f"values x {s:g}, prompt keys, lam {lam:g}": partial(
+            scaled, policy=partial(joint, lam=lam, kind="prompt"), share=s
+        )
+        for s in (0.5, 0.6, 0.8)
+        for lam in (100.0, 300.0)
     },
 }
