@@ -26,7 +26,6 @@ from benchmarks.session.arena_tables import (
     orders_table,
     plain_table,
     taken_table,
-    toy_table,
 )
 from benchmarks.support.tables import Columns, Row, beside, read, table, times
 
@@ -174,6 +173,14 @@ def sequence_tables() -> dict[int, list[str]]:
     return tables
 
 
+def toy_forms_table() -> list[str]:
+    """A Session in each form on the embedded model, after all edits."""
+    report = read("session-forms")
+    rows = [(f"`{r['way']}`", r) for r in report["points"] if r["edits"] == report["edits"]]
+    one = [("one edit of the weight alone", report["alone"])]
+    return table(f"after {report['edits']} edits", SEQUENCE, one + rows)
+
+
 def options_table() -> list[str]:
     """A Session with one option changed, after all edits."""
     report = read("session-options")
@@ -229,7 +236,7 @@ def documents() -> dict[str, list[str]]:
         "docs/forms.md": arena_table()
         + asked_table()
         + orders_table()
-        + toy_table()
+        + toy_forms_table()
         + cost_of_forms_table(),
         "docs/sessions.md": sequence_table() + sequences[200] + sequences[500] + cost_table(),
         "docs/evaluation.md": evaluation_table(),

@@ -38,12 +38,6 @@ IN_LAYERS: Columns = {
     "heard": COLUMNS["heard"],
 }
 IN_ORDERS: Columns = {k: text for k, text in COLUMNS.items() if k not in ("greedy", "heard")}
-ON_THE_TOY: Columns = {
-    "rewrite": lambda r: f"{r['success']:.1f}",
-    "paraphrase": lambda r: f"{r['paraphrase']:.1f}",
-    "neighbours": lambda r: f"{r['neighbours']:.1f}",
-    "perplexity": lambda r: f"{r['perplexity']:.3f}",
-}
 DETECTED: Columns = {
     "own prompt": lambda r: f"{100 * r['own prompt']:.0f}",
     "paraphrases": lambda r: f"{100 * r['paraphrases']:.0f}",
@@ -113,17 +107,6 @@ def orders_table() -> list[str]:
         again = f", {row['again']} of them twice" if row["again"] else ""
         rows.append((f"{_name(row)}, order {row['order']}{again}", row))
     return table(f"{read('arena-orders')['n']} edits", IN_ORDERS, rows)
-
-
-def toy_table() -> list[str]:
-    """A Session in each form on the embedded model, after all edits."""
-    report = read("session-forms")
-    rows = [(f"`{r['way']}`", r) for r in report["points"] if r["edits"] == report["edits"]]
-    return table(
-        f"after {report['edits']} edits",
-        ON_THE_TOY,
-        [("one edit of the weight alone", report["alone"]), *rows],
-    )
 
 
 def detectors_table() -> list[str]:
