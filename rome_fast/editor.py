@@ -88,7 +88,11 @@ class Proposal:
 
 
 class Editor:
-    """What the requests of one call share. Everything is resolved before anything is written."""
+    """What the requests of one call share. Everything is resolved before anything is written.
+
+    Attributes:
+        solves_jointly: whether a Session solves its edits of the weight as one.
+    """
 
     def __init__(
         self,
@@ -101,6 +105,7 @@ class Editor:
         form: str = "weight",
     ) -> None:
         self.timings, self.form = Timings(), check_form(form)
+        self.solves_jointly = False
         self.spec, self.tok = spec, tok
         self.notes: list[str] = []
         self._asked_backend, self._changes = backend, {"variant": variant, "v_stop_loss": stop_loss}
@@ -259,14 +264,15 @@ class Editor:
         return self.writer().make(self.spec, self.form, request, found.tokens, delta)
 
     def n_apart(self, requests: Sequence[EditRequest]) -> int:
-        """How many can be searched at once: not what has a subject with offsets, or one's before.
+        """How many can be searched at once: not what has an edited subject, or that of one before.
 
-        Such a request is searched alone, with those offsets at the model.
+        Such a request is searched alone, with the edits of its subject at the model.
         """
         seen: set[str] = set()
         for n, request in enumerate(requests):
             names = set(request.names)
-            if self.edits.of_subject(request) or (self.form != "weight" and seen & names):
+            together = self.form != "weight" or self.solves_jointly
+            if self.edits.has_subject(request) or (together and seen & names):
                 return max(n, 1)
             seen |= names
         return len(requests)

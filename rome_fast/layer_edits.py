@@ -24,11 +24,13 @@ class LayerEdits:
     Attributes:
         history: of the weight.
         writer: what puts edits beside it; None as long as there are none to put.
+        solved: what a Session's edits in the weight make true, if they are solved as one.
     """
 
     def __init__(self, projection: DownProjection, backend: str) -> None:
         self.history = WeightHistory(projection, backend)
         self.writer: OffsetWriter | None = None
+        self.solved: Sequence[EditRequest] = ()
         self._projection = projection
 
     @property
@@ -76,13 +78,22 @@ class LayerEdits:
         standing = Beside.at(self._projection)
         return [] if standing is None else same_subject(standing.offsets, request.names)
 
+    def has_subject(self, request: EditRequest) -> bool:
+        """Whether a fact of this subject is edited in a way that fires with the new one."""
+        return bool(self.of_subject(request) or self._solved_with(request))
+
     def kept_facts(self, request: EditRequest) -> list[EditRequest]:
-        """Facts of this subject whose offsets fire with the new one; written as it writes it."""
+        """Facts of this subject whose edits fire with the new one; written as it writes it."""
+        facts = [o.request for o in self.of_subject(request)] + self._solved_with(request)
         return [
-            replace(offset.request, subject=request.subject, aliases=())
-            for offset in self.of_subject(request)
-            if not offset.request.same_fact(request)
+            replace(fact, subject=request.subject, aliases=())
+            for fact in facts
+            if not fact.same_fact(request)
         ]
+
+    def _solved_with(self, request: EditRequest) -> list[EditRequest]:
+        names = set(request.names)
+        return [fact for fact in self.solved if names.intersection(fact.names)]
 
     def for_search(self, requests: Sequence[EditRequest]) -> AbstractContextManager[None]:
         """While open, offsets of other subjects are away: what is found depends on none of them."""

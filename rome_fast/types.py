@@ -88,8 +88,35 @@ class Offset:
         return float(self.delta.double().norm())
 
 
+@dataclass(frozen=True, eq=False)
+class JointConstraint:
+    """What an edit asks of the weight where all edits are solved as one: its output at a key.
+
+    Attributes:
+        key: [d_key].
+        solved: C^-1 key, [d_key].
+        residual: [d_value], by how much the output shall move from the unedited weight's.
+        lam: what may stay unmet, in units of k . C^-1 k.
+        weight_layout: ``"out_in"`` or ``"in_out"``.
+    """
+
+    key: Tensor
+    solved: Tensor
+    residual: Tensor
+    lam: float
+    weight_layout: str
+
+    @property
+    def norm(self) -> float:
+        """Of the least change that moves the output so, were it the only edit; in C's metric."""
+        square = float(self.key.double() @ self.solved.double())
+        return float(self.solved.double().norm() * self.residual.double().norm()) / square
+
+
 # What an edit changes: the weight, or what its output is at one subject.
 Update = RankOneUpdate | Offset
+# What a log holds of an edit: that, or what is solved together with the log's other edits.
+LoggedUpdate = Update | JointConstraint
 
 
 @dataclass(frozen=True)

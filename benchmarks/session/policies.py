@@ -44,8 +44,9 @@ class Problem:
         return values, vectors
 
     def keys(self, kind: str) -> Tensor:
-        """[n, m, d_key]: ``"prompt"``, ``"mean"``, or ``"both"``."""
-        chosen = {"prompt": [self.prompt_keys], "mean": [self.mean_keys]}
+        """[n, m, d_key]: ``"prompt"``, ``"mean"``, half of each (``"middle"``), or ``"both"``."""
+        middle = (self.prompt_keys + self.mean_keys) / 2
+        chosen = {"prompt": [self.prompt_keys], "mean": [self.mean_keys], "middle": [middle]}
         return torch.stack(chosen.get(kind, [self.prompt_keys, self.mean_keys]), 1)
 
 
@@ -198,10 +199,10 @@ def _leading(squares: Tensor, energy: float) -> int:
 
 
 POLICIES: dict[str, Policy] = {
-    **{f"joint, lam {lam:g}": partial(joint, lam=lam) for lam in (1e-6, 30, 100, 300, 1000)},
+    **{f"joint, lam {lam:g}": partial(joint, lam=lam) for lam in (1e-6, 30, 100, 300, 1000, 3000)},
     **{
         f"joint, lam {lam:g}, {kind} keys": partial(joint, lam=lam, kind=kind)
-        for kind in ("prompt", "mean")
+        for kind in ("prompt", "mean", "middle")
         for lam in (100.0, 300.0, 1000.0)
     },
     **{f"MEMIT_seq, lam {lam:g}": partial(memit_seq, lam=lam) for lam in (30, 100, 300)},

@@ -15,7 +15,7 @@ from rome_fast.errors import EditLogError
 from rome_fast.hparams import defaults_for
 from rome_fast.model.open_model import open_model
 from rome_fast.moment.collect.collection import ENOUGH_KEYS_OF_A_SEQUENCE
-from rome_fast.types import RankOneUpdate
+from rome_fast.types import JointConstraint, RankOneUpdate
 from rome_fast.update.joint import solve_updates
 from rome_fast.update.solve import build_constraint
 
@@ -44,7 +44,14 @@ def converted(
             updates = _converted(spec, tok, layer, form, edits, made, name)
             for edit, update in zip(edits, updates, strict=True):
                 made.edits.append(
-                    replace(edit, edit_id=made.next_id, update=update, replaced=(), released=())
+                    replace(
+                        edit,
+                        edit_id=made.next_id,
+                        update=update,
+                        replaced=(),
+                        released=(),
+                        carries=(),
+                    )
                 )
     return made
 
@@ -80,4 +87,6 @@ def _delta(edit: LoggedEdit, keys: Keys) -> Tensor:
     update = edit.update
     if isinstance(update, RankOneUpdate):
         return update.v.to(keys.key) * (update.u.to(keys.key) @ keys.prompt_key)
+    if isinstance(update, JointConstraint):
+        return update.residual.to(keys.key)
     return update.delta.to(keys.key)

@@ -2,15 +2,17 @@
 
 For each edited weight the file holds "<weight>.u" [n, d_key] and "<weight>.v" [n, d_value], one row
 per edit, and as metadata one JSON object: format, base, edits (with the number of their row),
-taken_out, rejections, sha256. An edit beside the weight has tensors of its own, "<edit_id>.delta",
-"<edit_id>.own.0", ..., and its weight those of its statistics, "<weight>.entry.moment", ...
+taken_out, rejections, sha256. Edits that are solved as one have "<weight>.key", "<weight>.solved"
+and "<weight>.residual" instead. An edit beside the weight has tensors of its own,
+"<edit_id>.delta", "<edit_id>.own.0", ..., and its weight those of its statistics,
+"<weight>.entry.moment", ...
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,15 +22,17 @@ from rome_fast.atomic_files import write_whole
 from rome_fast.beside.entry import Entry
 from rome_fast.editlog.base import Base
 from rome_fast.editlog.journal import is_journal, read_log
-from rome_fast.editlog.records import LoggedEdit, LogRecords, Rejection, by_weight, updates_of
+from rome_fast.editlog.records import LoggedEdit, LogRecords, Rejection, by_weight
 from rome_fast.errors import EditLogError
 from rome_fast.model.hashes import fingerprint
+from rome_fast.types import JointConstraint, RankOneUpdate
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-# The second has edits beside a weight, which readers of the first know nothing of.
-_FORMATS = ("rome_fast.edit_log.1", "rome_fast.edit_log.2")
+# The second has edits beside a weight, the third such that are solved as one: earlier readers know
+# nothing of them.
+_FORMATS = ("rome_fast.edit_log.1", "rome_fast.edit_log.2", "rome_fast.edit_log.3")
 _NAME = "edit_log"
 
 
@@ -46,19 +50,18 @@ def write(log: LogRecords, path: Path) -> None:
         )
     tensors: dict[str, Tensor] = {}
     rows: dict[int, int] = {}
-    written = [edit for edit in log.edits if edit.form == "weight"]
     beside = [edit for edit in log.edits if edit.form != "weight"]
-    for name, edits in by_weight(written).items():
-        updates = updates_of(edits)
-        tensors[f"{name}.u"] = torch.stack([update.u.cpu() for update in updates])
-        tensors[f"{name}.v"] = torch.stack([update.v.cpu() for update in updates])
+    joint = [edit for edit in log.edits if isinstance(edit.update, JointConstraint)]
+    alone = [edit for edit in log.edits if isinstance(edit.update, RankOneUpdate)]
+    for edits in (group for kind in (alone, joint) for group in by_weight(kind).values()):
         rows.update({edit.edit_id: row for row, edit in enumerate(edits)})
+        tensors |= _stacked(edits)
     for edit in beside:
         tensors |= {f"{edit.edit_id}.{n}": t.cpu().contiguous() for n, t in edit.tensors().items()}
     for name, entry in log.entries.items() if beside else ():
         tensors |= {f"{name}.entry.{n}": tensor for n, tensor in entry.tensors().items()}
     header = {
-        "format": _FORMATS[bool(beside)],
+        "format": _FORMATS[2 if joint else bool(beside)],
         "base": log.base.to_json(),
         "edits": [{**edit.to_json(), "row": rows.get(edit.edit_id)} for edit in log.edits],
         "taken_out": sorted(log.taken_out),
@@ -67,6 +70,15 @@ def write(log: LogRecords, path: Path) -> None:
     header["sha256"] = _checksum(header, tensors)
     metadata = {_NAME: json.dumps(header, ensure_ascii=False)}
     write_whole(path, lambda partial: save_file(tensors, partial, metadata=metadata))
+
+
+def _stacked(edits: Sequence[LoggedEdit]) -> dict[str, Tensor]:
+    """Tensors of edits of one weight, a row each."""
+    parts = [edit.tensors() for edit in edits]
+    return {
+        f"{edits[0].weight_name}.{name}": torch.stack([part[name].cpu() for part in parts])
+        for name in parts[0]
+    }
 
 
 def read(path: Path) -> LogRecords:
@@ -115,7 +127,8 @@ def _tensors_of(fields: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dic
     if fields["row"] is None:
         return _under(f"{fields['edit_id']}.", tensors)
     # Copies: a view of a row would keep the whole tensor in memory.
-    return {x: tensors[f"{fields['weight']}.{x}"][fields["row"]].clone() for x in "uv"}
+    names = ("key", "solved", "residual") if "lam" in fields else ("u", "v")
+    return {x: tensors[f"{fields['weight']}.{x}"][fields["row"]].clone() for x in names}
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

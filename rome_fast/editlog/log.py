@@ -71,9 +71,14 @@ class EditLog(LogRecords):
                 )
         self.base = self.base.merged(other.base)
         self.entries |= other.entries
+        numbers: dict[int, int] = {}
         for edit in other.holding():
-            replaced = self.same_fact(edit.request)
-            self.edits.append(replace(edit, edit_id=self.next_id, replaced=replaced))
+            numbers[edit.edit_id] = self.next_id
+            changes = {
+                "replaced": self.same_fact(edit.request),
+                "carries": tuple(numbers[number] for number in edit.carries if number in numbers),
+            }
+            self.edits.append(replace(edit, edit_id=self.next_id, **changes))
 
     def apply(self, model: PreTrainedModel) -> AppliedLog:
         """Write the edits that hold into an unedited model, in place.

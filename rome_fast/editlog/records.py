@@ -5,12 +5,20 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from rome_fast.editlog.base import Base
 from rome_fast.errors import EditRejectedError, RomeFastError
-from rome_fast.types import EditRequest, Offset, RankOneUpdate, Signature, Update
+from rome_fast.types import (
+    EditRequest,
+    JointConstraint,
+    LoggedUpdate,
+    Offset,
+    RankOneUpdate,
+    Signature,
+)
+from rome_fast.update.fold import Fold
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,7 +34,8 @@ class LoggedEdit:
         edit_id: 1, 2, ... in the order of the edits.
         replaced: earlier edits of the same fact; they do not hold while this one does.
         released: earlier edits whose keys a Session does not retain while this one holds.
-        update: into the weight; or an Offset beside it.
+        carries: earlier edits of the subject, whose outputs shall be this one's while it holds.
+        update: of the weight, alone or solved with the others; or an Offset beside it.
         numbers: what was measured when it was made; plain numbers, texts and lists.
         time: seconds since the epoch.
     """
@@ -34,16 +43,17 @@ class LoggedEdit:
     edit_id: int
     request: EditRequest
     weight_name: str
-    update: Update
+    update: LoggedUpdate
     replaced: tuple[int, ...] = ()
     released: tuple[int, ...] = ()
+    carries: tuple[int, ...] = ()
     numbers: Mapping[str, Any] = field(default_factory=dict)
     time: float = field(default_factory=time.time)
 
     @property
     def form(self) -> str:
         """``"weight"``, ``"neuron"`` or ``"gate"``."""
-        return "weight" if isinstance(self.update, RankOneUpdate) else self.update.form
+        return self.update.form if isinstance(self.update, Offset) else "weight"
 
     def tensors(self) -> dict[str, Tensor]:
         """Those of its update."""
@@ -58,6 +68,7 @@ class LoggedEdit:
             **fields_of(self.update),
             "replaced": list(self.replaced),
             "released": list(self.released),
+            **({"carries": list(self.carries)} if self.carries else {}),
             "numbers": dict(self.numbers),
             "time": self.time,
         }
@@ -73,32 +84,40 @@ class LoggedEdit:
             update=update_of(fields, request, tensors),
             replaced=tuple(fields["replaced"]),
             released=tuple(fields["released"]),
+            carries=tuple(fields.get("carries", ())),
             numbers=fields["numbers"],
             time=fields["time"],
         )
 
 
-def tensors_of(update: Update) -> dict[str, Tensor]:
+def tensors_of(update: LoggedUpdate) -> dict[str, Tensor]:
     """What a file holds of an update, beside ``fields_of``."""
     if isinstance(update, RankOneUpdate):
         return {"u": update.u, "v": update.v}
+    if isinstance(update, JointConstraint):
+        return {"key": update.key, "solved": update.solved, "residual": update.residual}
     named = {"delta": update.delta}
     for i, signature in enumerate(update.names.values()):
         named |= {f"own.{i}": signature.own, f"apart.{i}": signature.apart}
     return named
 
 
-def fields_of(update: Update) -> dict[str, Any]:
+def fields_of(update: LoggedUpdate) -> dict[str, Any]:
     """Plain data."""
     if isinstance(update, RankOneUpdate):
         return {"weight_layout": update.weight_layout}
+    if isinstance(update, JointConstraint):
+        return {"weight_layout": update.weight_layout, "lam": update.lam}
     return {"form": update.form, "names": list(update.names)}
 
 
 def update_of(
     fields: Mapping[str, Any], request: EditRequest, tensors: Mapping[str, Tensor]
-) -> Update:
+) -> LoggedUpdate:
     """The update that gave ``fields_of`` and ``tensors_of``."""
+    if "lam" in fields:
+        parts = tensors["key"], tensors["solved"], tensors["residual"]
+        return JointConstraint(*parts, fields["lam"], fields["weight_layout"])
     if "form" not in fields:
         return RankOneUpdate(tensors["u"], tensors["v"], fields["weight_layout"])
     names = {
@@ -180,7 +199,7 @@ class LogRecords:
 
     def updates(self, weight_name: str) -> list[RankOneUpdate]:
         """The updates that are in one weight, in order."""
-        return updates_of(edit for edit in self.holding() if edit.weight_name == weight_name)
+        return updates_of([e for e in self.holding() if e.weight_name == weight_name])
 
     def offsets(self, weight_name: str) -> list[Offset]:
         """The offsets that stand beside one weight, in order."""
@@ -191,9 +210,36 @@ class LogRecords:
         return tuple(edit.edit_id for edit in self.kept() if edit.request.same_fact(request))
 
 
-def updates_of(edits: Iterable[LoggedEdit]) -> list[RankOneUpdate]:
-    """The updates of those that write into the weight."""
-    return [edit.update for edit in edits if isinstance(edit.update, RankOneUpdate)]
+def updates_of(edits: Sequence[LoggedEdit], fold: Fold | None = None) -> list[RankOneUpdate]:
+    """The updates of those that write into the weight, in order.
+
+    Args:
+        edits: all that hold: those that are solved as one are solved here.
+        fold: where they are solved, which may have solved the first of them before.
+    """
+    solved = iter((fold or Fold()).solve(constraints_of(edits)))
+    found = []
+    for edit in edits:
+        if isinstance(edit.update, RankOneUpdate):
+            found.append(edit.update)
+        elif isinstance(edit.update, JointConstraint):
+            found.append(next(solved))
+    return found
+
+
+def constraints_of(edits: Sequence[LoggedEdit]) -> list[JointConstraint]:
+    """What is solved as one: of facts of one subject, all with the output of the latest."""
+    latest: dict[int, Tensor] = {}
+    for edit in edits:
+        if isinstance(edit.update, JointConstraint):
+            latest |= dict.fromkeys((*edit.carries, edit.edit_id), edit.update.residual)
+    return [
+        edit.update
+        if edit.update.residual is latest[edit.edit_id]
+        else replace(edit.update, residual=latest[edit.edit_id])
+        for edit in edits
+        if isinstance(edit.update, JointConstraint)
+    ]
 
 
 def offsets_of(edits: Iterable[LoggedEdit]) -> list[Offset]:

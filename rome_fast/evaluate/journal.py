@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from rome_fast.editlog.records import fields_of, tensors_of, update_of
 from rome_fast.errors import InvalidArgumentError
 from rome_fast.evaluate.result import CaseResult, Checkpoint
-from rome_fast.types import EditRequest, Update
+from rome_fast.types import EditRequest, JointConstraint, Update
 
 if TYPE_CHECKING:
     from rome_fast.moment.collect.ranks import Ranks
@@ -134,7 +134,9 @@ def _decoded(fields: Mapping[str, Any]) -> Update:
     from safetensors.torch import load
 
     request = EditRequest(**fields["request"])
-    return update_of(fields, request, load(base64.b64decode(fields["tensors"])))
+    update = update_of(fields, request, load(base64.b64decode(fields["tensors"])))
+    assert not isinstance(update, JointConstraint)  # an evaluation solves none
+    return update
 
 
 def _differences(there: Any, here: Any, name: str) -> Iterator[str]:

@@ -60,7 +60,7 @@ class Baseline:
     def look(self, log: EditLog, history: WeightHistory) -> Health:
         """Measure the health of the model as it is now, with the edits that hold in it."""
         requests = [edit.request for edit in log.holding()]
-        n_written = len(log.updates(f"{history.projection.name}.weight"))
+        n_written = len(history)
         name, now = f"{history.projection.name}.weight", history.weight
         wide, problems = history.base.double(), []
         figures: dict[str, Any] = {"perplexity": math.inf, "kl": math.inf}

@@ -14,6 +14,8 @@ from rome_fast.editlog.journal import Record
 from rome_fast.editlog.records import offsets_of, updates_of
 from rome_fast.errors import SessionError
 from rome_fast.session.journal import Journal
+from rome_fast.types import JointConstraint
+from rome_fast.update.fold import Fold
 from rome_fast.update.undo import WeightHistory, WeightState
 
 if TYPE_CHECKING:
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 
     from rome_fast.beside.module import Beside
     from rome_fast.session.retention import RetainedMoment
-    from rome_fast.types import EditRequest, Offset
+    from rome_fast.types import EditRequest, Offset, RankOneUpdate
 
 
 class Ledger:
@@ -42,6 +44,7 @@ class Ledger:
         keys: dict[int, Tensor],
     ) -> None:
         self.log, self.history, self.retained = log, history, retained
+        self._fold = Fold()
         self._journal, self._keys = journal, keys
         self._beside: Beside | None = None
         self._earlier: tuple[Offset, ...] = ()
@@ -128,14 +131,44 @@ class Ledger:
             yield
             self._settle()
 
+    @contextmanager
+    def alone(self, edits: Sequence[LoggedEdit]) -> Iterator[Fold]:
+        """While open, of the edits in the weight only these are there; yields how they are solved.
+
+        Afterwards the weight has the bits it had.
+        """
+        fold = Fold()
+        with self.history.as_if(updates_of(edits, fold)):
+            yield fold
+
+    def solved(self, edits: Sequence[LoggedEdit]) -> list[RankOneUpdate]:
+        """The updates of these edits, if they were all that hold; nothing is written."""
+        return updates_of(edits, self._fold)
+
+    def output(self, edits: Sequence[LoggedEdit], key: Tensor) -> Tensor:
+        """By how much these edits, if all that hold are they, move the output at a key."""
+        self.solved(edits)
+        return self._fold.output(key)
+
+    def solved_facts(self) -> list[EditRequest]:
+        """What the edits that are solved as one make true."""
+        return [e.request for e in self.holding() if isinstance(e.update, JointConstraint)]
+
     def set_aside(self, replaced: Iterable[int], near: Iterable[int] = ()) -> None:
         """Inside ``attempt``: take edits out of the weight, and release the keys of others.
 
         Only for the time being: what ``add`` then records decides.
         """
+        self._settle(self.without(replaced), released=set(near))
+
+    def put(self, edits: Sequence[LoggedEdit]) -> None:
+        """Inside ``attempt``: make exactly these the edits in the model, until ``add``."""
+        self._settle(edits)
+
+    def without(self, replaced: Iterable[int]) -> list[LoggedEdit]:
+        """The edits that hold, but for these."""
         gone = set(replaced)
-        kept = [edit for edit in self.holding() if edit.edit_id not in gone]
-        self._settle(kept, released=set(near))
+        return [edit for edit in self.holding() if edit.edit_id not in gone]
 
     def add(self, edits: Sequence[LoggedEdit], keys: Sequence[Tensor | None]) -> None:
         """Inside ``attempt``: write down edits whose updates are in the model already.
@@ -205,9 +238,12 @@ class Ledger:
     ) -> None:
         """Make weight and retained keys those of ``edits``, by default of the log."""
         edits = self.holding() if edits is None else edits
-        updates = updates_of(edits)
-        if rewrite or self.history.updates != tuple(updates):
+        updates, now = self.solved(edits), self.history.updates
+        if rewrite or tuple(updates[: len(now)]) != now:
             self.history.replay(updates)
+        else:
+            for update in updates[len(now) :]:
+                self.history.add(update)
         if self._beside is not None:
             self._beside.set([*self._earlier, *offsets_of(edits)])
         if self.retained is not None:

@@ -9,8 +9,16 @@ from typing import TYPE_CHECKING, Any
 from rome_fast.editlog import LoggedEdit, Rejection
 from rome_fast.errors import REFUSALS, EditWarning, RomeFastError, warn
 from rome_fast.session.guard import WINDOW, Written
+from rome_fast.session.joint import about_subject, constraint_of, shrunk
 from rome_fast.timings import Timings
-from rome_fast.types import EditRequest, EditResult, RankOneUpdate, Undo, Update
+from rome_fast.types import (
+    EditRequest,
+    EditResult,
+    JointConstraint,
+    RankOneUpdate,
+    Undo,
+    Update,
+)
 from rome_fast.update.joint import count_independent, solve_updates
 from rome_fast.update.solve import Constraint, Metric, solve_and_apply_
 
@@ -50,7 +58,10 @@ class Change:
     """What one edit has changed in the model.
 
     Attributes:
+        update: what is in the model now and was not before.
         findings: remarks for the user.
+        logged: what the log holds of it, where that is not the update.
+        carries: numbers of edits of the subject, which this one speaks for.
         released: numbers of the edits that are not retained while this one holds.
         keys: [m, d_key], what later edits shall leave alone; None where nothing can move it.
         numbers: for the log.
@@ -61,6 +72,8 @@ class Change:
     released: tuple[int, ...] = ()
     keys: Tensor | None = None
     numbers: Mapping[str, Any] = field(default_factory=dict)
+    logged: JointConstraint | None = None
+    carries: tuple[int, ...] = ()
 
 
 class Sequencer:
@@ -86,6 +99,7 @@ class Sequencer:
             RomeFastError: with ``guard.action == "stop"``, a request was refused.
         """
         self._editor.form = form
+        self._editor.edits.solved = self._ledger.solved_facts()
         window = requests[: self._n_together(requests)]
         if len(window) > 1:
             try:
@@ -124,11 +138,14 @@ class Sequencer:
             if replaced:
                 ledger.set_aside(replaced)
             weight_norm = editor.weight_norm()
-            found = [self._anchored(f) for f in editor.find(requests)]
-            if editor.form == "weight":
-                changes = self._in_weight(found, replaced)
+            if editor.form == "weight" and self._settings.solve == "joint":
+                found, changes = self._jointly(requests, replaced)
             else:
-                changes = self._beside_it(requests, found)
+                found = [self._anchored(f) for f in editor.find(requests)]
+                if editor.form == "weight":
+                    changes = self._in_weight(found, replaced)
+                else:
+                    changes = self._beside_it(requests, found)
             editor.timings.lap("update")
             numbers = range(first, first + len(changes))
             undos = [self._undo(number) for number in numbers]
@@ -156,6 +173,63 @@ class Sequencer:
                 warn(text, EditWarning)
             ledger.add(edits, [change.keys for change in changes])
         return results
+
+    def _jointly(
+        self, requests: Sequence[EditRequest], replaced: Sequence[int]
+    ) -> tuple[list[KeyValue], list[Change]]:
+        """Search on the unedited weight, where only edits of the subject are, and solve anew."""
+        ledger, editor, held = self._ledger, self._editor, self._ledger.without(replaced)
+        about = about_subject(held, requests[0])
+        with ledger.alone(about) as fold:
+            found = [self._anchored(f) for f in editor.find(requests)]
+            moved = fold.output(found[0].keys.prompt_key)
+        changes: list[Change] = []
+        lam = self._settings.lam
+        assert lam is not None  # of a Session of the weight
+        for request, f in zip(requests, found, strict=True):
+            constraint = constraint_of(editor, f, lam, moved)
+            carries = tuple(edit.edit_id for edit in about)
+            edit = self._provisional(request, constraint, carries, len(changes))
+            held, change = self._solved_with(held, edit)
+            changes.append(change)
+        ledger.put(held)
+        return found, changes
+
+    def _provisional(
+        self,
+        request: EditRequest,
+        constraint: JointConstraint,
+        carries: tuple[int, ...],
+        place: int,
+    ) -> LoggedEdit:
+        """An edit as the solver needs it; what it says is read later."""
+        number, name = self._ledger.log.next_id + place, self._ledger.history.projection.name
+        return LoggedEdit(number, request, f"{name}.weight", constraint, carries=carries)
+
+    def _solved_with(
+        self, held: list[LoggedEdit], edit: LoggedEdit
+    ) -> tuple[list[LoggedEdit], Change]:
+        """One more edit among those that hold; out of all proportion it is held back."""
+        ledger, guard, constraint = self._ledger, self._settings.guard, edit.update
+        assert isinstance(constraint, JointConstraint)
+        there = ledger.output(held, constraint.key)
+        norms = [e.numbers["update_norm"] for e in ledger.holding() if e.form == "weight"]
+        limit = guard.limit(norms[-WINDOW:])
+        update = ledger.solved([*held, edit])[-1]
+        denominator = float(update.u.double() @ constraint.key.to(update.u).double())
+        written = guard.decide(update, update.norm, limit, denominator)
+        if written.asked > limit:
+            edit = replace(edit, update=shrunk(constraint, there, limit / written.asked))
+        logged = edit.update
+        assert isinstance(logged, JointConstraint)
+        change = Change(
+            ledger.solved([*held, edit])[-1],
+            tuple(written.findings()),
+            numbers=written.numbers(),
+            logged=logged,
+            carries=edit.carries,
+        )
+        return [*held, edit], change
 
     def _in_weight(self, found: Sequence[KeyValue], replaced: Sequence[int]) -> list[Change]:
         """Solve, and write into the weight."""
@@ -253,9 +327,15 @@ class Sequencer:
             "warnings": list(result.warnings),
         }
         return LoggedEdit(
-            result.edit_id, result.request, result.weight_name, change.update,
-            result.replaced, change.released, numbers,
-        )  # fmt: skip
+            edit_id=result.edit_id,
+            request=result.request,
+            weight_name=result.weight_name,
+            update=change.update if change.logged is None else change.logged,
+            replaced=result.replaced,
+            released=change.released,
+            carries=change.carries,
+            numbers=numbers,
+        )
 
 
 def _denominator(update: RankOneUpdate, constraint: Constraint) -> float:

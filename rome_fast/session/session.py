@@ -53,8 +53,13 @@ class Session:
             that is not of "weight" reads no second moment, and makes no edits of that form.
         journal: a file to which each edit is written before it is acknowledged; ``Session.resume``
             goes on from it, whatever ended the process.
-        retain: of edits in the weight, what each edited key weighs against all ordinary ones
-            together; 0: earlier edits are not protected from later ones.
+        solve: of edits in the weight: "joint", all of them as one, whose order makes no difference
+            and of which one that is taken out leaves no trace; or "sequential", each on the edited
+            weight, where those before it are retained.
+        lam: how softly they are solved as one, in units of k . C^-1 k; None: from the layer's
+            statistics.
+        retain: for "sequential", what each edited key weighs against all ordinary ones together;
+            0: earlier edits are not protected from later ones.
         stop_loss: overrides ``hparams.v_stop_loss``: a longer search makes the target surer, but by
             a larger update, which in the weight costs other facts. None: 0.3 for the weight, the
             hparams' own for other forms.
@@ -83,6 +88,8 @@ class Session:
         backend: str = "auto",
         form: str | None = None,
         journal: str | Path | None = None,
+        solve: str = "joint",
+        lam: float | None = None,
         retain: float = 0.01,
         stop_loss: float | None = None,
         anchor: int = 0,
@@ -91,6 +98,8 @@ class Session:
     ) -> None:
         options = {
             "backend": backend,
+            "solve": solve,
+            "lam": lam,
             "retain": retain,
             "anchor": anchor,
             "guard": Guard() if guard is None else guard,

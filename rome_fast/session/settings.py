@@ -12,10 +12,17 @@ from rome_fast.hparams import RomeHparams, is_number
 from rome_fast.session.guard import Guard
 from rome_fast.session.health import HealthCheck
 
+# How edits of the weight are solved: all as one, or each where those before it are retained.
+SOLVES = ("joint", "sequential")
+
 
 def check_options(options: Mapping[str, Any]) -> None:
     """Check the fields of Settings that a Session is given. Raises InvalidArgumentError."""
-    retain, anchor = options["retain"], options["anchor"]
+    retain, anchor, lam = options["retain"], options["anchor"], options["lam"]
+    if options["solve"] not in SOLVES:
+        raise InvalidArgumentError(f"solve must be one of {SOLVES}, got {options['solve']!r}")
+    if lam is not None and (not is_number(lam) or not 0 < lam < math.inf):
+        raise InvalidArgumentError(f"lam must be a finite number above 0, or None, got {lam!r}")
     if not is_number(retain) or not 0 <= retain < math.inf:
         raise InvalidArgumentError(f"retain must be a finite number >= 0, got {retain!r}")
     if type(anchor) is not int or anchor < 0:
@@ -35,6 +42,8 @@ class Settings:
     context_templates: tuple[str, ...]
     backend: str
     form: str
+    solve: str
+    lam: float | None
     retain: float
     anchor: int
     guard: Guard
@@ -49,7 +58,8 @@ class Settings:
         """The Settings that gave ``to_json``, read back from a file."""
         return cls(
             **{
-                "form": "weight",  # of journals up to 0.3
+                # Of journals up to 0.3.
+                **{"form": "weight", "solve": "sequential", "lam": None},
                 **fields,
                 "hparams": RomeHparams(**fields["hparams"]),
                 "context_templates": tuple(fields["context_templates"]),

@@ -26,6 +26,7 @@ from rome_fast.moment.collect.collection import ENOUGH_KEYS_OF_A_SEQUENCE
 from rome_fast.moment.second_moment import SecondMoment
 from rome_fast.session.baseline import Baseline
 from rome_fast.session.health import Health
+from rome_fast.session.joint import softness
 from rome_fast.session.journal import Journal
 from rome_fast.session.ledger import Ledger
 from rome_fast.session.retention import RetainedMoment
@@ -86,6 +87,7 @@ def start_new(
             file = stack.enter_context(closing(Journal(journal)))
             file.check_new()
         editor.prepare(context_templates, second_moment, keys_per_dim=ENOUGH_KEYS_OF_A_SEQUENCE)
+        options = {**options, "lam": _softness(editor, options["lam"])}
         settings = Settings(
             hparams=editor.hparams,
             context_templates=tuple(editor.context_templates),
@@ -101,6 +103,13 @@ def start_new(
             # Last: an opening that fails leaves no journal behind.
             _begin(file, parts, second_moment)
         return replace(parts, resources=stack.pop_all())
+
+
+def _softness(editor: Editor, lam: float | None) -> float | None:
+    """How softly edits of the weight are solved as one, from the layer's statistics."""
+    if lam is not None or editor.form != "weight":
+        return lam
+    return softness(editor.spec, editor.tok, editor.projection, editor.second_moment)
 
 
 def _own_form(spec: ModelSpec, hparams: RomeHparams | None, second_moment: object) -> str:
@@ -183,9 +192,10 @@ def _session_parts(
     taken_out: frozenset[int],
 ) -> SessionParts:
     projection = editor.projection
+    editor.solves_jointly = settings.solve == "joint"
     stack.enter_context(owned(projection.weight, f"{projection.name}.weight"))
     retained = None
-    if settings.retain and settings.form == "weight":
+    if settings.solve == "sequential" and settings.retain and settings.form == "weight":
         retained = RetainedMoment(editor.second_moment, settings.retain, projection, editor.backend)
     lock = stack.enter_context(shared_lock(model))
     try:

@@ -72,6 +72,8 @@ class WeightHistory:
         self._updates: list[RankOneUpdate] = []
         self._sum: Tensor | None = None
         self._left: WeightState | None = None
+        # In-place writes whose bits were put back.
+        self._n_put_back = 0
 
     def __len__(self) -> int:
         """How many edits are in the weight."""
@@ -98,8 +100,9 @@ class WeightHistory:
 
     @property
     def stamp(self) -> tuple[int, int | None]:
-        """Changes with each write to the weight or to its sum."""
-        return self.weight._version, None if self._sum is None else self._sum._version
+        """Changes with each write to the weight or to its sum, unless it was put back."""
+        version = self.weight._version - self._n_put_back
+        return version, None if self._sum is None else self._sum._version
 
     def share_base(self) -> None:
         """Use the copy of the history before this one, if nobody else has written to the weight.
@@ -179,6 +182,22 @@ class WeightHistory:
             yield
         finally:
             self.rewind(n_edits)
+
+    @contextmanager
+    def as_if(self, updates: Sequence[RankOneUpdate]) -> Iterator[None]:
+        """While open, the weight is the base plus these alone; afterwards the bits it had."""
+        if not updates and not self._updates:
+            yield
+            return
+        now, version = self.weight.detach().clone(), self.weight._version
+        try:
+            with torch.no_grad():
+                self.weight.copy_(self._replayed(updates))
+            yield
+        finally:
+            with torch.no_grad():
+                self.weight.copy_(now)
+            self._n_put_back += self.weight._version - version
 
     @contextmanager
     def written(self, update: RankOneUpdate) -> Iterator[None]:

@@ -47,7 +47,7 @@ def test_what_changed_is_shown_whatever_holds_the_edit(folder, what):
     assert result.exit_code == 0, result.output
     [row] = [line for line in result.stdout.splitlines() if "Ray Charles" in line]
     assert row.split()[-2:] == ["piano", "violin"]
-    assert "1 of 2 are answered otherwise; perplexity of the prompts times 0.9" in result.stdout
+    assert "1 of 2 are answered otherwise; perplexity of the prompts times " in result.stdout
 
 
 def test_a_log_has_its_own_prompts(folder):

@@ -25,9 +25,9 @@ def options(settings):
     return {**settings, "health": HealthCheck(every=0)}
 
 
-@pytest.fixture
-def gpt2_session(gpt2, options):
-    """(session, model) of the miniature GPT-2."""
+@pytest.fixture(params=["joint", "sequential"])
+def gpt2_session(request, gpt2, options):
+    """(session, model) of the miniature GPT-2, whose weight is edited in either way."""
     model, tok = gpt2
-    with Session(model, tok, **options, form="weight") as session:
+    with Session(model, tok, **options, form="weight", solve=request.param) as session:
         yield session, model

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers import SEQUENTIAL
 
 from rome_fast import Session
 from rome_fast.model.activations import read_activations
@@ -19,7 +20,7 @@ def value_of(model, tok, request):
 
 def test_values_after_the_pilots_get_their_mean_norm(tiny, options, requests):
     model, tok = tiny
-    with Session(model, tok, **options, anchor=2, variant="prompt_key", form="weight") as session:
+    with Session(model, tok, **options, anchor=2, variant="prompt_key", **SEQUENTIAL) as session:
         for request in requests:
             session.edit(request)
             numbers = session.log.edits[-1].numbers
@@ -33,7 +34,7 @@ def test_values_after_the_pilots_get_their_mean_norm(tiny, options, requests):
 
 def test_without_it_norms_are_their_own(tiny, options, requests):
     model, tok = tiny
-    with Session(model, tok, **options, form="weight") as session:
+    with Session(model, tok, **options, **SEQUENTIAL) as session:
         session.edit_many(requests, progress=False)
         norms = [edit.numbers["value_norm"] for edit in session.log.edits]
     assert len({round(norm, 4) for norm in norms}) == len(norms)

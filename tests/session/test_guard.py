@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from helpers import same_bits, state
+from helpers import SEQUENTIAL, same_bits, state
 
 from rome_fast import EditLog, Guard, Session
 from rome_fast.errors import EditRejectedError, EditWarning, InvalidArgumentError, NonFiniteError
@@ -126,7 +126,7 @@ def test_a_tiny_denominator_is_rejected_also_by_shrink(
     model, tok = gpt2
     monkeypatch.setattr("rome_fast.update.solve.MIN_DENOMINATOR", 1e6)
     before = state(model)
-    with Session(model, tok, **options, variant="original", form="weight") as session:
+    with Session(model, tok, **options, variant="original", **SEQUENTIAL) as session:
         with pytest.raises(EditRejectedError, match="denominator") as refused:
             session.edit(requests[0])
         assert same_bits(model, before)
@@ -139,7 +139,7 @@ def test_a_tiny_denominator_is_rejected_also_by_shrink(
 
 def test_an_edit_that_is_not_finite_leaves_every_bit(gpt2, options, requests):
     model, tok = gpt2
-    with Session(model, tok, **options, form="weight") as session:
+    with Session(model, tok, **options, **SEQUENTIAL) as session:
         session.edit(requests[0])
         with torch.no_grad():
             model.transformer.h[3].mlp.c_fc.weight[0, 0] = math.inf
@@ -155,7 +155,7 @@ def test_an_edit_that_is_not_finite_leaves_every_bit(gpt2, options, requests):
 def test_the_denominator_is_in_the_log(gpt2, options, requests, order):
     """What the request's key says of the unit vector: v times it moves the output on that key."""
     model, tok = gpt2
-    with Session(model, tok, **options, form="weight") as session:
+    with Session(model, tok, **options, **SEQUENTIAL) as session:
         session.edit_many(requests[:3], order=order, progress=False)
         for edit in session.log.edits:
             key = session._ledger._keys[edit.edit_id][0].double()

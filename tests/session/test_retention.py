@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import state
+from helpers import SEQUENTIAL, state
 
 from rome_fast import RankOneUpdate, SecondMoment, Session
 from rome_fast.errors import SecondMomentError
@@ -139,7 +139,7 @@ def test_an_update_is_the_same_as_solving_with_the_sum(draw, projection, base, b
 
 def test_a_session_retains_what_holds_and_no_more(gpt2, options, requests):
     model, tok = gpt2
-    with Session(model, tok, **options, retain=1.0, form="weight") as session:
+    with Session(model, tok, **options, retain=1.0, **SEQUENTIAL) as session:
         retained = session._ledger.retained
         for request in requests[:4]:
             session.edit(request)
@@ -161,7 +161,7 @@ def test_an_edit_of_nearly_the_same_key_releases_the_earlier_one(gpt2, options):
     other = {"prompt": "{} was the", "subject": "Steve Jobs", "target_new": "capital"}
     before = state(model)
     contexts = {"context_templates": ["{}"]}
-    with Session(model, tok, **{**options, **contexts}, retain=1.0, form="weight") as session:
+    with Session(model, tok, **{**options, **contexts}, retain=1.0, **SEQUENTIAL) as session:
         session.edit(one)
         result = session.edit(other)
         assert result.replaced == ()
@@ -185,7 +185,12 @@ NEAR = [
 def test_a_revert_in_a_chain_of_near_keys_retains_the_last_alone(gpt2, options):
     model, tok = gpt2
     with Session(
-        model, tok, **{**options, "context_templates": ["{}"]}, retain=1.0, form="weight"
+        model,
+        tok,
+        **{**options, "context_templates": ["{}"]},
+        retain=1.0,
+        form="weight",
+        solve="sequential",
     ) as session:
         for request in NEAR:
             session.edit(request)
@@ -199,7 +204,12 @@ def test_a_revert_in_a_chain_of_near_keys_retains_the_last_alone(gpt2, options):
 def test_an_edit_of_a_window_releases_its_own_near_keys_only(gpt2, options, requests):
     model, tok = gpt2
     with Session(
-        model, tok, **{**options, "context_templates": ["{}"]}, retain=1.0, form="weight"
+        model,
+        tok,
+        **{**options, "context_templates": ["{}"]},
+        retain=1.0,
+        form="weight",
+        solve="sequential",
     ) as session:
         session.edit(NEAR[0])
         session.edit_many([requests[1], NEAR[1]], order="independent", progress=False)

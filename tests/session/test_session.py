@@ -47,7 +47,7 @@ def test_without_safeguards_a_session_is_edit_many(tiny, options, settings, requ
     with rome_fast.trial(model, tok, requests, progress=False, **settings):
         bits = state(model)
     unguarded = {"retain": 0.0, "stop_loss": 0.05, "guard": rome_fast.Guard(float("inf"))}
-    with Session(model, tok, **options, **unguarded, form="weight") as session:
+    with Session(model, tok, **options, **unguarded, form="weight", solve="sequential") as session:
         session.edit_many(requests, progress=False)
     assert same_bits(model, bits)
 
@@ -225,7 +225,6 @@ def test_a_failed_replacement_leaves_the_old_edit(gpt2_session, requests):
         session.edit(too_long)
     assert same_bits(model, before)
     assert len(session.log) == 2
-    assert session._ledger.retained.retained == {1, 2}
     assert session.redo() == [3]
     assert same_bits(model, whole)
 
@@ -432,20 +431,19 @@ def test_an_error_after_the_write_needs_no_memory_to_be_undone(
         session.edit(requests[1])
 
 
-def test_a_weight_that_could_not_be_put_back_is_not_trusted(gpt2_session, requests, monkeypatch):
-    session, _ = gpt2_session
-    session.edit(requests[0])
-
+def test_a_weight_that_could_not_be_put_back_is_not_trusted(gpt2, options, requests, monkeypatch):
     def no_memory(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(session._editor, "report", no_memory)
-    monkeypatch.setattr("rome_fast.update.undo.ops.rank_one_update_", no_memory)
-    with pytest.raises(torch.OutOfMemoryError):
-        session.edit(requests[1])
-    monkeypatch.undo()
-    with pytest.raises(SessionError, match="could not be put back after an error"):
-        session.edit(requests[1])
+    with Session(*gpt2, **options, form="weight", solve="sequential") as session:
+        session.edit(requests[0])
+        monkeypatch.setattr(session._editor, "report", no_memory)
+        monkeypatch.setattr("rome_fast.update.undo.ops.rank_one_update_", no_memory)
+        with pytest.raises(torch.OutOfMemoryError):
+            session.edit(requests[1])
+        monkeypatch.undo()
+        with pytest.raises(SessionError, match="could not be put back after an error"):
+            session.edit(requests[1])
 
 
 def test_a_request_that_is_refused_before_a_write_costs_no_replay(

@@ -9,6 +9,8 @@ from rome_fast import HealthCheck
 # The subject comes last: a random model hardly attends, so only its own position can be moved.
 REQUEST = {"prompt": "The founder is {}", "subject": "Steve Jobs", "target_new": "capital"}
 UNWATCHED = HealthCheck(every=0)  # a Session that samples nothing
+# Of a Session: each edit of the weight on the edited one, where those before it are retained.
+SEQUENTIAL = {"form": "weight", "solve": "sequential"}
 CONTEXTS = ["{}", "The weather was fine. {}", "He is a man. {}"]
 
 
