@@ -411,6 +411,10 @@ class Editor:
         [tokens] = self._encoded([request])
         return self.writer().make(self.spec, self.form, request, tokens, delta).offset
 
+    def tokens_of(self, requests: Sequence[EditRequest]) -> list[TokenizedEdit]:
+        """The requests as rows of ids, as they are searched."""
+        return self._encoded(requests)
+
     def _encoded(self, requests: Sequence[EditRequest]) -> list[TokenizedEdit]:
         """Each request is encoded once, also one that begins the next window."""
         known, keys = self._tokens, [(r, *self.edits.kept_facts(r)) for r in requests]

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from rome_fast.beside.entry import Entry
 from rome_fast.editlog.base import Base
-from rome_fast.editlog.records import LoggedEdit, LogRecords, Rejection
+from rome_fast.editlog.records import LoggedEdit, LogRecords, Rejection, asked_anew
 from rome_fast.errors import EditLogError, JournalError
 
 if TYPE_CHECKING:
@@ -37,7 +37,8 @@ class Record:
     "session", the first one: settings, base and second moment, with the tensor "diagonal"; "edit":
     with the tensors of its update and, where they are retained, "keys"; "entry": what the offsets
     beside a weight are set with, before the first of them; "taken_out": the numbers of the edits
-    that are taken "out", and of those that are put "back"; "rejection"; "health".
+    that are taken "out", and of those that are put "back"; "asked_anew": what edits ask for from
+    then on, by their numbers; "rejection"; "health".
     """
 
     fields: Mapping[str, Any]
@@ -101,6 +102,9 @@ def replay(path: Path, records: list[Record]) -> LogRecords:
         elif kind == "taken_out":
             log.taken_out |= set(fields["out"])
             log.taken_out -= set(fields["back"])
+        elif kind == "asked_anew":
+            residuals = {int(number): tensor for number, tensor in record.tensors.items()}
+            log.edits = asked_anew(log.edits, residuals)
         elif kind == "rejection":
             log.rejections.append(Rejection.from_json(fields["rejection"]))
     return log

@@ -74,11 +74,10 @@ class EditLog(LogRecords):
         numbers: dict[int, int] = {}
         for edit in other.holding():
             numbers[edit.edit_id] = self.next_id
-            changes = {
-                "replaced": self.same_fact(edit.request),
-                "carries": tuple(numbers[number] for number in edit.carries if number in numbers),
-            }
-            self.edits.append(replace(edit, edit_id=self.next_id, **changes))
+            replaced = self.same_fact(edit.request)
+            carries = tuple(numbers[number] for number in edit.carries if number in numbers)
+            made = replace(edit, edit_id=self.next_id, replaced=replaced, carries=carries)
+            self.edits.append(made)
 
     def apply(self, model: PreTrainedModel) -> AppliedLog:
         """Write the edits that hold into an unedited model, in place.

@@ -242,6 +242,17 @@ def constraints_of(edits: Sequence[LoggedEdit]) -> list[JointConstraint]:
     ]
 
 
+def asked_anew(edits: Iterable[LoggedEdit], residuals: Mapping[int, Tensor]) -> list[LoggedEdit]:
+    """The edits, of which those with these numbers ask for other outputs."""
+    made = []
+    for edit in edits:
+        if edit.edit_id in residuals and isinstance(edit.update, JointConstraint):
+            update = replace(edit.update, residual=residuals[edit.edit_id])
+            edit = replace(edit, update=update)
+        made.append(edit)
+    return made
+
+
 def offsets_of(edits: Iterable[LoggedEdit]) -> list[Offset]:
     """The offsets of those that stand beside it."""
     return [edit.update for edit in edits if isinstance(edit.update, Offset)]

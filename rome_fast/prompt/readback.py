@@ -102,6 +102,13 @@ def logits_at(
 
     One forward of the model as it is; its head runs at these places only.
     """
+    return logits_with_grad(model, rows, places)
+
+
+def logits_with_grad(
+    model: PreTrainedModel, rows: Sequence[Sequence[int]], places: Sequence[tuple[int, int]]
+) -> Tensor:
+    """As ``logits_at``, of which gradients can be taken."""
     input_ids, attention_mask = pad_right(rows)
     row, position = torch.tensor(places).unbind(1)
     device = input_device(model)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rome_fast.editlog import EditLog, LoggedEdit, Rejection
 from rome_fast.editlog.journal import Record
-from rome_fast.editlog.records import offsets_of, updates_of
+from rome_fast.editlog.records import asked_anew, offsets_of, updates_of
 from rome_fast.errors import SessionError
 from rome_fast.session.journal import Journal
 from rome_fast.types import JointConstraint
@@ -150,9 +150,9 @@ class Ledger:
         self.solved(edits)
         return self._fold.output(key)
 
-    def solved_facts(self) -> list[EditRequest]:
-        """What the edits that are solved as one make true."""
-        return [e.request for e in self.holding() if isinstance(e.update, JointConstraint)]
+    def solved_edits(self) -> list[LoggedEdit]:
+        """The edits that hold and are solved as one."""
+        return [edit for edit in self.holding() if isinstance(edit.update, JointConstraint)]
 
     def set_aside(self, replaced: Iterable[int], near: Iterable[int] = ()) -> None:
         """Inside ``attempt``: take edits out of the weight, and release the keys of others.
@@ -193,6 +193,15 @@ class Ledger:
             held = [edit for edit in held if edit.edit_id not in replaced]
         self._settle(held)
         self._write_down(new, records)
+        self._held = new, held
+
+    def ask_anew(self, residuals: Mapping[int, Tensor]) -> None:
+        """Inside ``attempt``: let edits that are solved as one ask for these, by number."""
+        new = self.log.copy()
+        new.edits = asked_anew(self.log.edits, residuals)
+        tensors = {str(number): residual for number, residual in residuals.items()}
+        self._settle(held := new.holding())
+        self._write_down(new, [Record({"kind": "asked_anew"}, tensors)])
         self._held = new, held
 
     def take_out(self, numbers: Iterable[int]) -> None:

@@ -99,7 +99,7 @@ class Sequencer:
             RomeFastError: with ``guard.action == "stop"``, a request was refused.
         """
         self._editor.form = form
-        self._editor.edits.solved = self._ledger.solved_facts()
+        self._editor.edits.solved = [e.request for e in self._ledger.solved_edits()]
         window = requests[: self._n_together(requests)]
         if len(window) > 1:
             try:

@@ -17,6 +17,7 @@ from rome_fast.editlog import EditLog
 from rome_fast.editor import check_form
 from rome_fast.errors import InvalidArgumentError, RevertError, SessionError
 from rome_fast.model.open_model import open_model
+from rome_fast.session.consolidate import Consolidation, Consolidator, check_consolidate
 from rome_fast.session.guard import Guard
 from rome_fast.session.health import Health, HealthCheck
 from rome_fast.session.health_monitor import HealthMonitor
@@ -290,6 +291,49 @@ class Session:
                     f"edit_id {edit_id!r} is not among the edits that hold: see session.log.show()"
                 )
             self._set_taken_out(self._ledger.log.taken_out | {edit_id})
+
+    def consolidate(
+        self,
+        *,
+        steps: int = 60,
+        seconds: float | None = None,
+        protect: Sequence[str] = (),
+        progress: bool = True,
+    ) -> Consolidation:
+        """Better all edits of the weight together, on the edited model (docs/sessions.md).
+
+        Each was found alone, with much to spare. What they ask of the weight's output is searched
+        anew, so that their targets are still said and the unedited model's answers come back: on
+        their prompts with other subjects, on ordinary text, and on what is to be protected. Their
+        keys stay, and so does everything that a log can do. Called again, it goes on.
+
+        Args:
+            steps: of the search; each takes some forwards and one backward of the model.
+            seconds: end sooner, after the step in which these are over.
+            protect: prompts whose next token shall stay.
+
+        Returns:
+            What it did. In a journal it is whole or not at all.
+
+        Raises:
+            SessionError: no edit of the weight is solved with others (``solve="joint"``).
+            InvalidArgumentError: an argument is none of the possible ones.
+            RomeFastError: the model, the log and the journal are as before.
+        """
+        check_consolidate(steps, seconds, protect)
+        with self._working(), self._ledger.attempt():
+            edits = self._ledger.solved_edits()
+            if not edits:
+                raise SessionError(
+                    "there is nothing to consolidate: no edit of the weight holds that is solved "
+                    'with others (Session(form="weight", solve="joint"))'
+                )
+            with self._ledger.alone([]):
+                encoded = self._editor.tokens_of([edit.request for edit in edits])
+                search = Consolidator(self._editor, edits, encoded, protect)
+                made = search.run(steps, seconds, progress)
+            self._ledger.ask_anew(search.asked())
+            return made
 
     def health(self) -> Health:
         """Check the model's health now.
