@@ -63,8 +63,10 @@ class Sequences:
             f"edit_many, {WIKITEXT_PER_DIM} keys a dimension": lambda: self.plain(self.wikitext()),
             "Session": lambda: self.session(form="neuron"),
             "Session, weight": self.session,
-            f"Session, weight, {ENOUGH_KEYS} keys a dimension": lambda: self.session(
-                self.ordinary()
+            "Session, weight, consolidated": lambda: self.session(consolidate=True),
+            "Session, weight, sequential": lambda: self.session(solve="sequential"),
+            f"Session, weight, sequential, {ENOUGH_KEYS} keys a dimension": lambda: self.session(
+                self.ordinary(), solve="sequential"
             ),
             "edit_many, kmeng01's update": lambda: self.plain(None, "original"),
             "edit_many, all solved as one": self.at_once,
@@ -84,11 +86,19 @@ class Sequences:
         options = {"order": "independent", "window": window, "progress": False}
         rome_fast.edit_many(self.model, self.tok, self.requests, self.hparams, **options)
 
-    def session(self, second_moment: Any = None, form: str = "weight") -> None:
-        options = {"second_moment": second_moment, "form": form}
+    def session(
+        self,
+        second_moment: Any = None,
+        form: str = "weight",
+        solve: str = "joint",
+        consolidate: bool = False,
+    ) -> None:
+        options = {"second_moment": second_moment, "form": form, "solve": solve}
         with rome_fast.Session(self.model, self.tok, self.hparams, **options) as session:
             for _ in session.stream(self.requests, progress=False):
                 pass
+            if consolidate:
+                session.consolidate(progress=False)
 
     def wikitext(self) -> rome_fast.SecondMoment:
         """C of many more keys than the default's."""
@@ -133,13 +143,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--records", type=int, default=100)
+    parser.add_argument("--ways", nargs="+", help="only these; others of the results file stay")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     study = Sequences(args.work, args.records)
     path = args.work / "sequence.jsonl"
     lines = [json.loads(line) for line in path.open()] if path.exists() else []
-    for way in study.ways:
+    known = json.loads(args.out.read_text("utf-8"))["ways"] if args.out.exists() else {}
+    for way in args.ways or study.ways:
         if way not in {line["way"] for line in lines}:
             lines.append(study.run(way))
             with path.open("a", encoding="utf-8") as file:
@@ -150,7 +162,7 @@ def main() -> None:
             "records": len(study.records),
             "hparams": vars(study.hparams),
             "unedited": means(study.judge.unedited()),
-            "ways": {line["way"]: summary(line, study.before) for line in lines},
+            "ways": known | {line["way"]: summary(line, study.before) for line in lines},
         }
         args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 

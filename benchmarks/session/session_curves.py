@@ -57,7 +57,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     **{f"stop_loss={loss:g}": {"stop_loss": loss} for loss in (0.1, 0.2, 0.5)},
 }
 # A Session in each form: --forms.
-IN_FORMS: dict[str, dict[str, Any]] = {form: {"form": form} for form in FORMS}
+IN_FORMS: dict[str, dict[str, Any]] = {
+    **{form: {"form": form} for form in FORMS},
+    "weight, solved as one": {"solve": "joint"},
+}
 FIGURES = ("success", "paraphrase", "neighbours", "perplexity")
 # Sentences about subjects that are not edited, for perplexity.
 N_TEXTS = 100
@@ -120,7 +123,7 @@ class Bench:
     def curve(self, way: dict[str, Any]) -> list[dict[str, Any]]:
         """A row at every point of one way; the model is as before on return."""
         rows = []
-        options = {"form": "weight", "health": HealthCheck(every=0), **way}
+        options = {"form": "weight", "solve": "sequential", "health": HealthCheck(every=0), **way}
         with Session(self.model, self.tok, **options) as session:
             weight = self.model.get_parameter(next(iter(session.log.base.edited)))
             before = weight.detach().clone()
