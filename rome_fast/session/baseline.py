@@ -57,7 +57,7 @@ class Baseline:
         self._answers = self._next_tokens()
 
     @torch.no_grad()
-    def look(self, log: EditLog, history: WeightHistory) -> Health:
+    def look(self, log: EditLog, history: WeightHistory, spread: float | None) -> Health:
         """Measure the health of the model as it is now, with the edits that hold in it."""
         requests = [edit.request for edit in log.holding()]
         n_written = len(history)
@@ -77,6 +77,7 @@ class Baseline:
             neighbourhood=figures.pop("neighbourhood", None),
             update_norms={name: float(torch.dist(now.double(), wide) / wide.norm())},
             ranks={name: min(n_written, *now.shape)},
+            spread=spread,
             **figures,
         )
         return replace(health, problems=tuple(problems or self._problems(health)))
@@ -99,6 +100,12 @@ class Baseline:
             found.append(
                 f"perplexity is {health.perplexity:.3f} times the unedited model's (limit "
                 f"{check.max_perplexity})"
+            )
+        if health.spread is not None and health.spread > check.max_spread:
+            found.append(
+                f"the matrix' output on ordinary text has moved by {health.spread:.0%} of itself "
+                f"(limit {check.max_spread:.0%}): consolidate(), edit in neurons or gates, in "
+                "another layer, or less"
             )
         for name in ("retention", "neighbourhood"):
             share, limit = getattr(health, name), getattr(check, f"min_{name}")

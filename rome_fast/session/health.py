@@ -24,6 +24,9 @@ class HealthCheck:
         sample: how many of the earlier edits are asked again.
         max_perplexity: of the texts, relative to the unedited model.
         min_retention: share of the sampled edits that the model still says.
+        max_spread: of the movement of the matrix' output on ordinary text, as a share of that
+            output, by edits of the weight that are solved as one. It is known without a forward:
+            beyond it a check is made at once.
         min_neighbourhood: share of the prompts with the unedited model's answer.
         on_unhealthy: "warn"; "stop": raise UnhealthyError; "rollback": go back to the edits
             of the last healthy check, then raise it.
@@ -34,6 +37,7 @@ class HealthCheck:
     prompts: Sequence[str] = ()
     sample: int = 32
     max_perplexity: float = 1.25
+    max_spread: float = 0.25
     min_retention: float = 0.9
     min_neighbourhood: float = 0.8
     on_unhealthy: str = "warn"
@@ -45,7 +49,12 @@ class HealthCheck:
                 raise InvalidArgumentError(
                     f"health.{name} must be a whole number of 0 or more, got {value!r}"
                 )
-        limits = {"max_perplexity": math.inf, "min_retention": 1, "min_neighbourhood": 1}
+        limits = {
+            "max_perplexity": math.inf,
+            "max_spread": math.inf,
+            "min_retention": 1,
+            "min_neighbourhood": 1,
+        }
         for name, most in limits.items():
             value = getattr(self, name)
             if not is_number(value) or not 0 <= value <= most:
@@ -87,6 +96,8 @@ class Health:
         neighbourhood: share of the held prompts with an unchanged next token; None without prompts.
         update_norms: Frobenius norm of the sum of all updates relative to the weight's, by weight.
         ranks: upper bound of the rank of that sum, by weight.
+        spread: how far the matrix' output on ordinary text has moved, as a share of it, by edits
+            that are solved as one; None without such edits.
         problems: what is beyond its limit, in words; empty when healthy.
     """
 
@@ -98,6 +109,7 @@ class Health:
     neighbourhood: float | None
     update_norms: dict[str, float]
     ranks: dict[str, int]
+    spread: float | None = None
     problems: tuple[str, ...] = field(default=())
 
     @property
@@ -127,6 +139,7 @@ class Health:
                 if self.neighbourhood is None
                 else [f"{self.neighbourhood:.1%} of prompts unchanged"]
             ),
+            *([] if self.spread is None else [f"output on text moved by {self.spread:.1%}"]),
             norm,
         ]
         state = "healthy" if self.healthy else "UNHEALTHY: " + "; ".join(self.problems)

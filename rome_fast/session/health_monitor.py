@@ -52,7 +52,7 @@ class HealthMonitor:
                 self._baseline = Baseline(
                     self._check, editor.model, editor.tok, editor.hparams.seed
                 )
-        health = self._baseline.look(ledger.log, ledger.history)
+        health = self._baseline.look(ledger.log, ledger.history, ledger.spread())
         ledger.note({"kind": "health", "health": health.to_json()})
         self.checks.append(health)
         if health.healthy:
@@ -72,7 +72,7 @@ class HealthMonitor:
         """
         made = self._ledger.log.next_id - 1
         since = made - (self.checks[-1].last_edit if self.checks else 0)
-        if not self._check.every or since < self._check.every:
+        if not self._check.every or (since < self._check.every and not self._spreads()):
             return
         try:
             health = self.look()
@@ -87,6 +87,12 @@ class HealthMonitor:
             self._stop(health)
         elif self._check.on_unhealthy == "rollback":
             self._roll_back(health)
+
+    def _spreads(self) -> bool:
+        """Whether edits have moved the output beyond the limit since the last check."""
+        spread, limit = self._ledger.spread(), self._check.max_spread
+        told = self.checks[-1].spread if self.checks else None
+        return spread is not None and spread > limit and (told is None or told <= limit)
 
     def _stop(self, health: Health, why: str = "") -> None:
         self._stopped = UnhealthyError(

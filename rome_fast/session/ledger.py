@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from rome_fast.beside.module import Beside
     from rome_fast.session.retention import RetainedMoment
+    from rome_fast.session.spread import Spread
     from rome_fast.types import EditRequest, Offset, RankOneUpdate
 
 
@@ -42,7 +43,9 @@ class Ledger:
         retained: RetainedMoment | None,
         journal: Journal | None,
         keys: dict[int, Tensor],
+        spread: Spread,
     ) -> None:
+        self._spread = spread
         self.log, self.history, self.retained = log, history, retained
         self._fold = Fold()
         self._journal, self._keys = journal, keys
@@ -153,6 +156,10 @@ class Ledger:
     def solved_edits(self) -> list[LoggedEdit]:
         """The edits that hold and are solved as one."""
         return [edit for edit in self.holding() if isinstance(edit.update, JointConstraint)]
+
+    def spread(self) -> float | None:
+        """How far the output on ordinary text has moved; None where nothing is solved as one."""
+        return self._spread.of(self._fold.spread) if self.solved_edits() else None
 
     def set_aside(self, replaced: Iterable[int], near: Iterable[int] = ()) -> None:
         """Inside ``attempt``: take edits out of the weight, and release the keys of others.

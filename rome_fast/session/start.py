@@ -31,6 +31,7 @@ from rome_fast.session.journal import Journal
 from rome_fast.session.ledger import Ledger
 from rome_fast.session.retention import RetainedMoment
 from rome_fast.session.settings import Settings
+from rome_fast.session.spread import Spread
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -199,7 +200,10 @@ def _session_parts(
         retained = RetainedMoment(editor.second_moment, settings.retain, projection, editor.backend)
     lock = stack.enter_context(shared_lock(model))
     try:
-        ledger = Ledger(log, editor.history, retained, journal, keys)
+        spread = Spread(
+            editor.history.base, projection.weight_layout, getattr(editor, "second_moment", None)
+        )
+        ledger = Ledger(log, editor.history, retained, journal, keys, spread)
         entry = log.entries.get(f"{projection.name}.weight")
         if entry is not None:
             ledger.stand(editor.writer(entry).module)

@@ -26,15 +26,17 @@ _ROOM = 64
 class Fold:
     """Constraints solved in order, each one rank-one update that later ones leave as it is.
 
-    In float64 on the constraints' device: (d_key + d_value) * 8 bytes each.
+    In float64 on the constraints' device: (2 d_key + d_value) * 8 bytes each.
     """
 
     def __init__(self) -> None:
         self._constraints: list[JointConstraint] = []
         self._updates: list[RankOneUpdate] = []
-        # [room, d_key] and [room, d_value]; doubled when they are full.
+        # [room, d_key], C times that, and [room, d_value]; doubled when they are full.
         self._q: Tensor | None = None
+        self._c: Tensor | None = None
         self._e: Tensor | None = None
+        self._spreads: list[float] = []
 
     def solve(self, constraints: Sequence[JointConstraint]) -> list[RankOneUpdate]:
         """The updates of exactly these, one each, whatever was solved before.
@@ -49,10 +51,15 @@ class Fold:
             if not _same(known, constraint):
                 break
             n_same += 1
-        del self._constraints[n_same:], self._updates[n_same:]
+        del self._constraints[n_same:], self._updates[n_same:], self._spreads[n_same:]
         for constraint in constraints[n_same:]:
             self._push(constraint)
         return list(self._updates)
+
+    @property
+    def spread(self) -> float:
+        """E |D k|^2 = tr(D C D^T): by how much the output moves on ordinary text."""
+        return self._spreads[-1] if self._spreads else 0.0
 
     def output(self, key: Tensor) -> Tensor:
         """D k, float64: by how much the output at a key has moved, [d_value]; 0 without edits."""
@@ -64,6 +71,7 @@ class Fold:
     def _push(self, constraint: JointConstraint) -> None:
         n = len(self._updates)
         self._q = _with_room(self._q, n, constraint.key)
+        self._c = _with_room(self._c, n, constraint.key)
         self._e = _with_room(self._e, n, constraint.residual)
         key, solved, residual = (
             x.to(self._q) for x in (constraint.key, constraint.solved, constraint.residual)
@@ -71,7 +79,10 @@ class Fold:
         row = self._q[:n] @ key
         length = (key @ solved + constraint.lam - row @ row).sqrt()
         self._q[n] = (solved - row @ self._q[:n]) / length
+        self._c[n] = (key - row @ self._c[:n]) / length
         self._e[n] = (residual - row @ self._e[:n]) / length
+        crossed = (self._q[: n + 1] @ self._c[n]) * (self._e[: n + 1] @ self._e[n])
+        spread = self.spread + float(2 * crossed[:n].sum() + crossed[n])
         norm = self._q[n].norm()
         dtype = constraint.residual.dtype
         u, v = (self._q[n] / norm).to(dtype), (self._e[n] * norm).to(dtype)
@@ -81,6 +92,7 @@ class Fold:
                 f"({constraint.lam:g}) is too small for edits of so like subjects"
             )
         self._constraints.append(constraint)
+        self._spreads.append(spread)
         self._updates.append(RankOneUpdate(u, v, constraint.weight_layout))
 
 

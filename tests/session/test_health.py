@@ -131,7 +131,12 @@ def test_stop_ends_the_sequence_until_it_is_healthy_again(gpt2, options, request
 def test_rollback_goes_back_to_the_last_healthy_look(gpt2, options, requests, monkeypatch):
     model, tok = gpt2
     check = HealthCheck(
-        every=2, texts=TEXTS, max_perplexity=1e9, on_unhealthy="rollback", min_retention=0.0
+        every=2,
+        texts=TEXTS,
+        max_perplexity=1e9,
+        max_spread=1e9,
+        on_unhealthy="rollback",
+        min_retention=0.0,
     )
     with Session(model, tok, **{**options, "health": check}, form="weight") as session:
         session.edit_many(requests[:2], progress=False)
@@ -147,7 +152,7 @@ def test_rollback_goes_back_to_the_last_healthy_look(gpt2, options, requests, mo
 
 def test_every_counts_edits_not_calls(gpt2, options, requests):
     model, tok = gpt2
-    check = HealthCheck(every=3, texts=TEXTS, max_perplexity=1e9, min_retention=0.0)
+    check = HealthCheck(every=3, texts=TEXTS, max_perplexity=1e9, max_spread=1e9, min_retention=0.0)
     with Session(model, tok, **{**options, "health": check}, form="weight") as session:
         session.edit_many(requests, order="independent", window=2, progress=False)
         assert [look.last_edit for look in session.checks] == [4]
@@ -164,6 +169,7 @@ def test_curve_as_data_and_as_a_picture(gpt2, options, requests, tmp_path):
         texts=TEXTS,
         prompts=PROMPTS,
         max_perplexity=1e9,
+        max_spread=1e9,
         min_retention=0.0,
         min_neighbourhood=0.0,
     )
@@ -266,7 +272,7 @@ def test_what_cannot_be_looked_at_is_refused_at_once(gpt2, options, tmp_path, fi
 
 def test_a_look_that_fails_is_a_warning(gpt2, options, requests, monkeypatch):
     model, tok = gpt2
-    check = HealthCheck(every=1, texts=TEXTS, max_perplexity=1e9, min_retention=0.0)
+    check = HealthCheck(every=1, texts=TEXTS, max_perplexity=1e9, max_spread=1e9, min_retention=0.0)
     with Session(model, tok, **{**options, "health": check}, form="weight") as session:
 
         def full(fields):
@@ -318,7 +324,12 @@ def test_rollback_brings_back_what_was_taken_out_since(
     (model, tok), (fresh, _) = gpt2, copy.deepcopy(gpt2)
     path = tmp_path / "edits.journal"
     check = HealthCheck(
-        every=3, texts=TEXTS, max_perplexity=1e9, on_unhealthy="rollback", min_retention=0.0
+        every=3,
+        texts=TEXTS,
+        max_perplexity=1e9,
+        max_spread=1e9,
+        on_unhealthy="rollback",
+        min_retention=0.0,
     )
     session = Session(model, tok, **{**options, "health": check}, journal=path, form="weight")
     session.edit_many(requests[:2], progress=False)

@@ -222,6 +222,7 @@ def test_looks_at_the_health_are_kept(gpt2, options, requests, tmp_path):
             every=2,
             prompts=("It is",),
             max_perplexity=1e9,
+            max_spread=1e9,
             min_retention=0.0,
             min_neighbourhood=0.0,
         ),

@@ -14,11 +14,16 @@ D_KEY, D_VALUE, N, LAM = 48, 20, 90, 3.0
 
 
 @pytest.fixture
-def constraints():
+def moment():
     generator = torch.Generator().manual_seed(torch.seed() % 2**31)
     text = torch.randn(400, D_KEY, generator=generator, dtype=torch.float64)
     moment = text.T @ text / len(text) * torch.logspace(0, 1, D_KEY)
-    moment = (moment + moment.T) / 2 + torch.eye(D_KEY)
+    return (moment + moment.T) / 2 + torch.eye(D_KEY)
+
+
+@pytest.fixture
+def constraints(moment):
+    generator = torch.Generator().manual_seed(torch.seed() % 2**31)
     keys = 3 * torch.randn(N, D_KEY, generator=generator, dtype=torch.float64)
     residuals = torch.randn(N, D_VALUE, generator=generator, dtype=torch.float64)
     solved = torch.linalg.solve(moment, keys.T).T
@@ -91,6 +96,16 @@ def test_it_knows_what_it_does_at_a_key(constraints):
     torch.testing.assert_close(
         fold.output(key), closed_form(constraints) @ key, rtol=1e-8, atol=1e-10
     )
+
+
+@pytest.mark.parametrize("n", [1, 30, N])
+def test_it_knows_what_it_does_to_ordinary_text(constraints, moment, n):
+    fold = Fold()
+    assert fold.spread == 0.0
+    fold.solve(constraints)
+    change = summed(fold.solve(constraints[:n]))
+    expected = float((change @ moment @ change.T).trace())
+    assert fold.spread == pytest.approx(expected, rel=1e-8)
 
 
 def test_the_same_edit_twice_is_met_not_doubled(constraints):
