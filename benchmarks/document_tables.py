@@ -27,6 +27,7 @@ from benchmarks.session.arena_tables import (
     plain_table,
     taken_table,
 )
+from benchmarks.session.policy_tables import policies_table
 from benchmarks.support.tables import Columns, Row, beside, read, table, times
 
 SPEED: Columns = {
@@ -231,6 +232,8 @@ def documents() -> dict[str, list[str]]:
         + detectors_table()
         + layers_of_forms_table()
         + plain_table()
+        + policies_table(80)
+        + policies_table(300)
         + taken_table(),
         "docs/numerics.md": keys_table(3) + joint_table() + factors + half_precision_table(),
         "docs/forms.md": arena_table()

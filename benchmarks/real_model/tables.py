@@ -76,6 +76,7 @@ ONLY_IN_DOCS = (
     "edit_many, all solved as one",
     "edit_many, C = I",
     "edit_many, 64 keys a dimension",
+    "Session, weight, sequential",
     "Session, weight, sequential, 4 keys a dimension",
 )
 TIMED: Columns = {

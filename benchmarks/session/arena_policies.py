@@ -47,6 +47,12 @@ def problem_of(facts: ArenaFacts, steps: list[Step]) -> Problem:
     )
 
 
+def spread(problem: Problem, delta: Tensor) -> float:
+    """E |D k|^2 / E |W k|^2 over ordinary keys: how far a change moves the output on text."""
+    moved, own = ((x @ problem.moment * x).sum() for x in (delta, problem.weight))
+    return float(moved / own)
+
+
 @contextmanager
 def written(weight: Tensor, delta: Tensor) -> Iterator[None]:
     """While open, the weight is changed by so much."""
@@ -72,6 +78,7 @@ def line_of(arena: Arena, name: str, n: int, order: int) -> Row:
     delta = POLICIES[name](problem)
     row["seconds"] = time.perf_counter() - began
     row["norm"] = float(delta.norm() / problem.weight.norm())
+    row["spread"] = spread(problem, delta)
     with written(arena.facts.projection.weight, delta):
         return {**row, **arena.judged(n)}
 

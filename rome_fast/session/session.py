@@ -295,7 +295,7 @@ class Session:
     def consolidate(
         self,
         *,
-        steps: int = 60,
+        steps: int = 80,
         seconds: float | None = None,
         protect: Sequence[str] = (),
         progress: bool = True,
@@ -308,7 +308,8 @@ class Session:
         keys stay, and so does everything that a log can do. Called again, it goes on.
 
         Args:
-            steps: of the search; each takes some forwards and one backward of the model.
+            steps: of the search; each takes some forwards and one backward of the model, and 16
+                of the edits: many edits want more steps.
             seconds: end sooner, after the step in which these are over.
             protect: prompts whose next token shall stay.
 
