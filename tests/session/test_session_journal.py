@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import same_bits, state
+from helpers import SEQUENTIAL, same_bits, state
 from tokenizers import Tokenizer
 
-from rome_fast import EditLog, Guard, HealthCheck, Session
+from rome_fast import EditLog, Guard, HealthCheck, RankOneUpdate, Session
+from rome_fast.editlog.journal import FIRST_LINE, Record, read_records
 from rome_fast.errors import EditLogError, JournalError, SessionWarning
 from rome_fast.update.undo import WeightHistory
 
@@ -95,11 +96,11 @@ def test_a_resumed_session_edits_as_one_that_never_stopped(gpt2, options, reques
 
 @pytest.mark.exhaustive
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-@pytest.mark.parametrize("form", ["weight", "neuron", "gate"])
-def test_killed_at_any_moment(tmp_path, form):
+@pytest.mark.parametrize("way", ["weight", "neuron", "gate", "consolidate"])
+def test_killed_at_any_moment(tmp_path, way):
     seed = random.SystemRandom().randrange(2**31)
     program = Path(__file__).parents[1] / "support" / "killed.py"
-    command = [sys.executable, str(program), str(tmp_path), "50", str(seed), form]
+    command = [sys.executable, str(program), str(tmp_path), "50", str(seed), way]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, f"seed {seed}\n{done.stderr[-3000:]}"
     runs = json.loads(done.stdout)
@@ -235,3 +236,26 @@ def test_looks_at_the_health_are_kept(gpt2, options, requests, tmp_path):
         assert session.checks == checks
         session.edit(requests[5])
         assert [check.last_edit for check in session.checks] == [2, 4, 6]
+
+
+def test_a_journal_from_before_edits_were_solved_as_one_goes_on_as_it_began(
+    gpt2, options, requests, tmp_path
+):
+    path, pristine = tmp_path / "edits.journal", copy.deepcopy(gpt2)
+    model, tok = gpt2
+    with Session(model, tok, **options, **SEQUENTIAL, journal=path) as session:
+        session.edit_many(requests[:3], progress=False)
+    records, _, _ = read_records(path)
+    fields = dict(records[0].fields)
+    fields["settings"] = {
+        name: value
+        for name, value in fields["settings"].items()
+        if name not in ("solve", "lam", "form")
+    }
+    fields["settings"]["health"].pop("max_spread")
+    first = Record(fields, records[0].tensors)
+    path.write_bytes(FIRST_LINE + b"".join(map(bytes, [first, *records[1:]])))
+    with Session.resume(path, *pristine, second_moment="identity") as session:
+        assert same_bits(pristine[0], state(model))
+        session.edit(requests[3])
+        assert isinstance(session.log.edits[3].update, RankOneUpdate)

@@ -1,9 +1,10 @@
 """Children that edit until they are killed, and what their journals then hold.
 
-    python killed.py FOLDER RUNS SEED FORM
+    python killed.py FOLDER RUNS SEED WAY
 
-After each edit and undo a child writes to a pipe which edits hold, and the fingerprint of the
-weight and of what stands beside it.
+A way is a form of edits, or "consolidate": edits of the weight that are bettered on the way. After
+each operation a child writes to a pipe which edits hold, and the fingerprint of the weight and of
+what stands beside it.
 Its parent kills it at a random moment, resumes its journal, which must hold exactly that or one
 operation more, and prints the findings as JSON.
 """
@@ -55,24 +56,28 @@ def bits_of(model):
     return fingerprint(weight_of(model), *beside)
 
 
-def is_undo(n):
-    """Whether the operation after ``n`` others is an undo: every third one."""
-    return n % 3 == 2
+def operation(n, way):
+    """What is done after ``n`` other operations."""
+    steps = ("edit", "edit", "consolidate", "undo")
+    return steps[n % 4] if way == "consolidate" else ("edit", "edit", "undo")[n % 3]
 
 
-def options_of(form):
+def options_of(way):
+    form = "weight" if way == "consolidate" else way
     plain = {"form": form, "context_templates": CONTEXTS}
     return {**plain, "second_moment": "identity"} if form == "weight" else plain
 
 
-def edit_for_ever(model, tok, path, pipe, form):
-    options = options_of(form)
+def edit_for_ever(model, tok, path, pipe, way):
+    options = options_of(way)
     session = Session(model, tok, HPARAMS, journal=path, health=HealthCheck(every=0), **options)
     session._ledger._journal._file = SlowDisk(session._ledger._journal._file)
     os.write(pipe, b"open\n")
     for n in itertools.count():
-        if is_undo(n):
+        if operation(n, way) == "undo":
             session.undo()
+        elif operation(n, way) == "consolidate":
+            session.consolidate(steps=1, progress=False)
         else:
             subject, prompt = SUBJECTS[n % len(SUBJECTS)], f"The number {n} is {{}}"
             session.edit({"prompt": prompt, "subject": subject, "target_new": "capital"})
@@ -84,13 +89,13 @@ def state_of(log):
     return [log.next_id - 1, [edit.edit_id for edit in log.kept()]]
 
 
-def run_and_kill(pristine, path, chosen, form):
+def run_and_kill(pristine, path, chosen, way):
     """Run a child and kill it; returns what it acknowledged, in order."""
     model, tok = copy.deepcopy(pristine)
     reading, writing = os.pipe()
     child = os.fork()
     if not child:
-        edit_for_ever(model, tok, path, writing, form)
+        edit_for_ever(model, tok, path, writing, way)
     os.close(writing)
     with os.fdopen(reading) as pipe:
         assert pipe.readline() == "open\n"
@@ -108,12 +113,13 @@ def run_and_kill(pristine, path, chosen, form):
         return [json.loads(line) for line in [*lines, *pipe] if line.endswith("\n")]
 
 
-def one_ahead(last, kept, n):
-    """The state after one more operation than the ``n`` that were acknowledged."""
-    return [last, kept[:-1]] if is_undo(n) else [last + 1, [*kept, last + 1]]
+def one_ahead(last, kept, done):
+    """The state after one more operation."""
+    after = {"undo": [last, kept[:-1]], "edit": [last + 1, [*kept, last + 1]]}
+    return after.get(done, [last, kept])
 
 
-def resumed(pristine, path, told):
+def resumed(pristine, path, told, way):
     """Resume the journal, and check it against what was acknowledged."""
     model, tok = copy.deepcopy(pristine)
     with warnings.catch_warnings(record=True) as seen:
@@ -123,9 +129,9 @@ def resumed(pristine, path, told):
     with session:
         log = session.log
         last, kept, bits = told[-1] if told else (0, [], bits_of(pristine[0]))
-        same = state_of(log) == [last, kept]
-        assert same or state_of(log) == one_ahead(last, kept, len(told))
-        assert (bits == bits_of(model)) == same
+        same = state_of(log) == [last, kept] and bits == bits_of(model)
+        ahead = one_ahead(last, kept, operation(len(told), way))
+        assert same or (state_of(log) == ahead and bits != bits_of(model))
         # Only the record of an operation that was not acknowledged may be torn.
         assert torn <= same
         other, _ = copy.deepcopy(pristine)
@@ -140,18 +146,18 @@ def resumed(pristine, path, told):
     return {"acknowledged": len(told), "same": same, "torn": torn}
 
 
-def main(folder, runs, seed, form):
+def main(folder, runs, seed, way):
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     pristine, chosen = tiny_gpt2(), random.Random(seed)
     # What is read once for a model is read here, not by a child that has no time for it.
     request = {"prompt": "It is {}", "subject": "Marie Curie", "target": "near"}
-    edit(*copy.deepcopy(pristine), request, HPARAMS, **options_of(form))
+    edit(*copy.deepcopy(pristine), request, HPARAMS, **options_of(way))
     found = []
     for number in range(runs):
         path = Path(folder) / f"{number}.journal"
-        told = run_and_kill(pristine, path, chosen, form)
-        found.append(resumed(pristine, path, told))
+        told = run_and_kill(pristine, path, chosen, way)
+        found.append(resumed(pristine, path, told, way))
     print(json.dumps(found))
 
 
