@@ -192,9 +192,9 @@ class Editor:
     def _leave_the_sink(self, requests: Sequence[EditRequest], are_sampled: bool) -> None:
         """Go down to a layer in which the keys of first tokens are their own, if they are all."""
         # Most calls end here: only the first of their requests is encoded before its window.
-        if not any(map(sink.opens_its_text, self._encoded(requests[:1]))):
+        if not any(map(sink.opens_its_text, self.encoded(requests[:1]))):
             return
-        layer = sink.deepest_own_key(self.spec, self._encoded(requests), self.hparams.layer)
+        layer = sink.deepest_own_key(self.spec, self.encoded(requests), self.hparams.layer)
         if layer != self.hparams.layer:
             self.notes = [sink.moved(self.hparams.layer, layer)]
             hparams = defaults_for(self.spec, layer)[0]
@@ -280,7 +280,7 @@ class Editor:
     def find(self, requests: Sequence[EditRequest]) -> list[KeyValue]:
         """Keys and values of a window of requests on the weights as they are now."""
         with self.edits.for_search(requests):
-            found = self._search.find(self.spec, self._encoded(requests), self.timings)
+            found = self._search.find(self.spec, self.encoded(requests), self.timings)
         readings = self._read_raw([f.tokens for f in found])
         found = [replace(f, raw_before=raw) for f, raw in zip(found, readings, strict=True)]
         found = self._in_its_own_words(requests, found)
@@ -400,7 +400,7 @@ class Editor:
 
     def keys_of(self, request: EditRequest) -> Keys:
         """The keys and values of a request on the weights as they are; nothing is searched."""
-        batch = EditBatch.of(self._encoded([request]))
+        batch = EditBatch.of(self.encoded([request]))
         [keys] = mean_keys(
             self.projection, batch, run_first_pass(self.spec, self.projection, batch)
         )
@@ -408,15 +408,11 @@ class Editor:
 
     def offset_of(self, request: EditRequest, delta: Tensor) -> Offset:
         """An offset of a value that is known."""
-        [tokens] = self._encoded([request])
+        [tokens] = self.encoded([request])
         return self.writer().make(self.spec, self.form, request, tokens, delta).offset
 
-    def tokens_of(self, requests: Sequence[EditRequest]) -> list[TokenizedEdit]:
-        """The requests as rows of ids, as they are searched."""
-        return self._encoded(requests)
-
-    def _encoded(self, requests: Sequence[EditRequest]) -> list[TokenizedEdit]:
-        """Each request is encoded once, also one that begins the next window."""
+    def encoded(self, requests: Sequence[EditRequest]) -> list[TokenizedEdit]:
+        """Requests as rows of ids; each is encoded once, also one that begins the next window."""
         known, keys = self._tokens, [(r, *self.edits.kept_facts(r)) for r in requests]
         self._tokens = {k: known[k] if k in known else self._encode(*k) for k in keys}
         return [self._tokens[key] for key in keys]

@@ -54,9 +54,10 @@ class Session:
             that is not of "weight" reads no second moment, and makes no edits of that form.
         journal: a file to which each edit is written before it is acknowledged; ``Session.resume``
             goes on from it, whatever ended the process.
-        solve: of edits in the weight: "joint", all of them as one, whose order makes no difference
-            and of which one that is taken out leaves no trace; or "sequential", each on the edited
-            weight, where those before it are retained.
+        solve: of edits in the weight: "joint", all of them as one by their prompts' keys, whose
+            order makes no difference and of which one that is taken out leaves no trace; or
+            "sequential", each by its variant on the edited weight, where those before it are
+            retained.
         lam: how softly they are solved as one, in units of k . C^-1 k; None: from the layer's
             statistics.
         retain: for "sequential", what each edited key weighs against all ordinary ones together;
@@ -330,7 +331,7 @@ class Session:
                     'with others (Session(form="weight", solve="joint"))'
                 )
             with self._ledger.alone([]):
-                encoded = self._editor.tokens_of([edit.request for edit in edits])
+                encoded = self._editor.encoded([edit.request for edit in edits])
                 search = Consolidator(self._editor, edits, encoded, protect)
                 made = search.run(steps, seconds, progress)
             self._ledger.ask_anew(search.asked())

@@ -200,9 +200,7 @@ def _session_parts(
         retained = RetainedMoment(editor.second_moment, settings.retain, projection, editor.backend)
     lock = stack.enter_context(shared_lock(model))
     try:
-        spread = Spread(
-            editor.history.base, projection.weight_layout, getattr(editor, "second_moment", None)
-        )
+        spread = Spread(editor.history.base, projection.weight_layout, editor.second_moment)
         ledger = Ledger(log, editor.history, retained, journal, keys, spread)
         entry = log.entries.get(f"{projection.name}.weight")
         if entry is not None:
