@@ -180,12 +180,6 @@ def scaled(problem: Problem, policy: Policy, share: float) -> Tensor:
     return policy(replace(problem, deltas=share * problem.deltas))
 
 
-def with_names(problem: Problem, policy: Policy, names: Tensor, share: float) -> Tensor:
-    """C of text and of subjects' last tokens ``names`` [n, d_key], which take ``share`` of it."""
-    moment = names.T @ names / len(names)
-    return policy(replace(problem, moment=(1 - share) * problem.moment + share * moment))
-
-
 def _accumulated(problem: Problem, lam: float, ridge: float = 0.0) -> Tensor:
     moment = lam * problem.moment
     moment.diagonal().add_(ridge * moment.diagonal().mean())
