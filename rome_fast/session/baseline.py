@@ -45,7 +45,9 @@ class Baseline:
         self, check: HealthCheck, model: PreTrainedModel, tok: PreTrainedTokenizerBase, seed: int
     ) -> None:
         self._check, self._model, self._tok = check, model, tok
-        self._prompts = [_prompt_ids(model, tok, prompt) for prompt in check.prompts]
+        self._prompts = [
+            prompt_ids(model, tok, prompt, "health.prompts") for prompt in check.prompts
+        ]
         texts = _sampled_texts(model, tok, seed) if check.texts is None else check.texts
         if all(len(ids) < 2 for ids in all_text_ids(tok, texts)):
             raise InvalidArgumentError(
@@ -137,11 +139,14 @@ class Baseline:
         return found
 
 
-def _prompt_ids(model: PreTrainedModel, tok: PreTrainedTokenizerBase, prompt: str) -> list[int]:
+def prompt_ids(
+    model: PreTrainedModel, tok: PreTrainedTokenizerBase, prompt: str, argument: str
+) -> list[int]:
+    """A held prompt's ids. Raises InvalidArgumentError where the model cannot read them."""
     ids, limit = text_ids(tok, prompt), max_positions(model)
     if not 0 < len(ids) <= (limit or len(ids)):
         raise InvalidArgumentError(
-            f"health.prompts has one of {len(ids)} tokens, {prompt[:60]!r}, but the model takes 1 "
+            f"{argument} has one of {len(ids)} tokens, {prompt[:60]!r}, but the model takes 1 "
             f"to {limit or 'any number'}: leave it out"
         )
     return ids

@@ -24,8 +24,9 @@ from rome_fast.errors import InvalidArgumentError
 from rome_fast.hparams import is_number
 from rome_fast.model.intercept import hooked
 from rome_fast.moment.collect.ordinary import ORDINARY_TEXT
-from rome_fast.prompt.ids import all_text_ids, text_ids
+from rome_fast.prompt.ids import all_text_ids
 from rome_fast.prompt.readback import logits_at, logits_with_grad
+from rome_fast.session.baseline import prompt_ids
 from rome_fast.timings import progress_bar
 from rome_fast.types import JointConstraint
 
@@ -103,10 +104,15 @@ class Consolidator:
         # Facts of one subject ask for the same.
         own = {id(c.residual): c.residual for c in constraints}
         place = {key: n for n, key in enumerate(own)}
-        self._place = torch.tensor([place[id(c.residual)] for c in constraints])
-        self._rows = _solution(constraints)
-        self.residuals = torch.stack(list(own.values())).float().requires_grad_()
-        self._protect = [text_ids(editor.tok, prompt) for prompt in protect]
+        self._place = torch.tensor(
+            [place[id(c.residual)] for c in constraints], device=editor.projection.weight.device
+        )
+        # Those of a journal that was resumed lie on the CPU.
+        device = editor.projection.weight.device
+        self._rows = _solution(constraints).to(device)
+        asked = torch.stack([residual.to(device) for residual in own.values()])
+        self.residuals = asked.float().requires_grad_()
+        self._protect = [prompt_ids(editor.model, editor.tok, p, "protect") for p in protect]
         self._texts = _ordinary_ids(editor)
         size = float(self.residuals.detach().square().mean().sqrt())
         self._adam = torch.optim.Adam([self.residuals], lr=_RATE * size)
@@ -165,7 +171,7 @@ class Consolidator:
 
     def _add(self, module: Any, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         """What the edits add to the matrix' output."""
-        asked = self.residuals[self._place.to(self.residuals.device)]
+        asked = self.residuals[self._place]
         share = args[0].float() @ self._rows.T
         return output + (share @ asked).to(output.dtype)
 
@@ -231,8 +237,9 @@ def check_consolidate(steps: object, seconds: Any, protect: object) -> None:
 
 def _solution(constraints: Sequence[JointConstraint]) -> Tensor:
     """(K^T C^-1 K + lam I)^-1 K^T C^-1, float32 [n, d_key]."""
-    keys = torch.stack([c.key for c in constraints]).double()
-    solved = torch.stack([c.solved for c in constraints]).double()
+    device = constraints[0].key.device
+    keys = torch.stack([c.key.to(device) for c in constraints]).double()
+    solved = torch.stack([c.solved.to(device) for c in constraints]).double()
     gram = keys @ solved.T
     gram.diagonal().add_(constraints[0].lam)
     return torch.linalg.solve(gram, solved).float()
@@ -240,8 +247,7 @@ def _solution(constraints: Sequence[JointConstraint]) -> Tensor:
 
 def _ordinary_ids(editor: Editor) -> list[list[int]]:
     lines = ORDINARY_TEXT.read_text(encoding="utf-8").splitlines()
-    found = [ids for ids in all_text_ids(editor.tok, lines[: 40 * _N_TEXTS]) if len(ids) > 1]
-    return found
+    return [ids for ids in all_text_ids(editor.tok, lines[: 40 * _N_TEXTS]) if len(ids) > 1]
 
 
 @cache

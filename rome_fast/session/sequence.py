@@ -212,13 +212,13 @@ class Sequencer:
         """One more edit among those that hold; out of all proportion it is held back."""
         ledger, guard, constraint = self._ledger, self._settings.guard, edit.update
         assert isinstance(constraint, JointConstraint)
-        there = ledger.output(held, constraint.key)
         norms = [e.numbers["update_norm"] for e in ledger.holding() if e.form == "weight"]
         limit = guard.limit(norms[-WINDOW:])
         update = ledger.solved([*held, edit])[-1]
         denominator = float(update.u.double() @ constraint.key.to(update.u).double())
         written = guard.decide(update, update.norm, limit, denominator)
         if written.asked > limit:
+            there = ledger.output(held, constraint.key)
             edit = replace(edit, update=shrunk(constraint, there, limit / written.asked))
         logged = edit.update
         assert isinstance(logged, JointConstraint)

@@ -119,6 +119,7 @@ def test_without_edits_that_are_solved_as_one_there_is_nothing_to_do(gpt2, optio
         ({"seconds": float("nan")}, "seconds must be"),
         ({"protect": "Paris is"}, "protect must be a list of prompts"),
         ({"protect": ["Paris is", " "]}, r"protect\[1\] must be a prompt"),
+        ({"protect": ["tea " * 500]}, "protect has one of .* tokens"),
         ({"protect": ["a"] * 1001}, "protect has 1001 prompts, more than 1000"),
     ],
 )

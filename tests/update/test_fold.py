@@ -66,6 +66,17 @@ def test_it_is_the_same_in_any_order(constraints):
     )
 
 
+def test_memit_one_edit_a_step_with_all_earlier_keys_gives_the_same(constraints, moment):
+    change = torch.zeros(D_VALUE, D_KEY, dtype=torch.float64)
+    metric = LAM * moment
+    for c in constraints:
+        metric = metric + torch.outer(c.key, c.key)
+        change = change + torch.outer(
+            c.residual - change @ c.key, torch.linalg.solve(metric, c.key)
+        )
+    torch.testing.assert_close(summed(Fold().solve(constraints)), change, rtol=1e-8, atol=1e-10)
+
+
 @pytest.mark.parametrize("gone", [0, 40, N - 1])
 def test_without_one_it_has_the_bits_of_never_having_had_it(constraints, gone):
     fold, left = Fold(), constraints[:gone] + constraints[gone + 1 :]
