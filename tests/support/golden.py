@@ -108,7 +108,7 @@ def _sequence(
     model: Any, tok: Any, facts: list[Any], moment: Any, path: Path
 ) -> tuple[str, str, str]:
     requests = [rome_fast.EditRequest(f.prompt, f.subject, f.target_new) for f in facts]
-    with rome_fast.Session(model, tok, second_moment=moment) as session:
+    with rome_fast.Session(model, tok, second_moment=moment, solve="sequential") as session:
         results = session.edit_many(requests, progress=False)
         session.log.save(path)
         weight = model.get_parameter(results[0].weight_name)
