@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import random
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from rome_fast.prompt.contexts import sample_ids
 from rome_fast.prompt.ids import all_text_ids, decode, text_ids
 from rome_fast.prompt.readback import logits_at
 from rome_fast.session.health import Health, HealthCheck
+from rome_fast.session.others import about_others
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
     from rome_fast.update.undo import WeightHistory
 
 _N_TEXTS, _TEXT_TOKENS = 16, 32
+# Prompts about other subjects, where the user gives none.
+_N_OTHERS = 64
 # Held prompts of one forward.
 _AT_ONCE = 64
 
@@ -46,7 +50,7 @@ class Baseline:
     ) -> None:
         self._check, self._model, self._tok = check, model, tok
         self._prompts = [
-            prompt_ids(model, tok, prompt, "health.prompts") for prompt in check.prompts
+            prompt_ids(model, tok, prompt, "health.prompts") for prompt in check.prompts or ()
         ]
         texts = _sampled_texts(model, tok, seed) if check.texts is None else check.texts
         if all(len(ids) < 2 for ids in all_text_ids(tok, texts)):
@@ -56,18 +60,28 @@ class Baseline:
             )
         self._drift = Drift.baseline(model, tok, texts)
         self._perplexity = self._drift.measure(model)["perplexity"]
-        self._answers = self._next_tokens()
+        self._answers = self._next_tokens(self._prompts)
 
     @torch.no_grad()
-    def look(self, log: EditLog, history: WeightHistory, spread: float | None) -> Health:
-        """Measure the health of the model as it is now, with the edits that hold in it."""
+    def look(
+        self,
+        log: EditLog,
+        history: WeightHistory,
+        spread: float | None,
+        unedited: Callable[[], AbstractContextManager[None]],
+    ) -> Health:
+        """Measure the health of the model as it is now, with the edits that hold in it.
+
+        Args:
+            unedited: while what it gives is open, no edit is in the model.
+        """
         requests = [edit.request for edit in log.holding()]
         n_written = len(history)
         name, now = f"{history.projection.name}.weight", history.weight
         wide, problems = history.base.double(), []
         figures: dict[str, Any] = {"perplexity": math.inf, "kl": math.inf}
         try:
-            figures |= self._figures(requests)
+            figures |= self._figures(requests, unedited)
         except NonFiniteError:
             problems = ["logits are not finite"]
         except OverflowError:
@@ -82,38 +96,28 @@ class Baseline:
             spread=spread,
             **figures,
         )
-        return replace(health, problems=tuple(problems or self._problems(health)))
+        return replace(health, problems=tuple(problems) or self._check.problems(health))
 
-    def _figures(self, requests: Sequence[EditRequest]) -> dict[str, float | None]:
+    def _figures(
+        self,
+        requests: Sequence[EditRequest],
+        unedited: Callable[[], AbstractContextManager[None]],
+    ) -> dict[str, float | None]:
         """The fields of a Health that need a forward of the model."""
         drift = self._drift.measure(self._model)
-        same = [a == b for a, b in zip(self._answers, self._next_tokens(), strict=True)]
+        prompts, answers = self._prompts, self._answers
+        if self._check.prompts is None and requests:
+            texts = about_others(requests, _N_OTHERS, random.Random(len(requests)))
+            prompts = [ids for ids in all_text_ids(self._tok, texts) if ids]
+            with unedited():
+                answers = self._next_tokens(prompts)
+        same = [a == b for a, b in zip(answers, self._next_tokens(prompts), strict=True)]
         return {
             "perplexity": drift["perplexity"] / self._perplexity,
             "kl": drift["kl"],
             "retention": self._retention(requests),
             "neighbourhood": statistics.fmean(same) if same else None,
         }
-
-    def _problems(self, health: Health) -> list[str]:
-        check = self._check
-        found = []
-        if not health.perplexity <= check.max_perplexity:
-            found.append(
-                f"perplexity is {health.perplexity:.3f} times the unedited model's (limit "
-                f"{check.max_perplexity})"
-            )
-        if health.spread is not None and health.spread > check.max_spread:
-            found.append(
-                f"the matrix' output on ordinary text has moved by {health.spread:.0%} of itself "
-                f"(limit {check.max_spread:.0%}): consolidate(), edit in neurons or gates, in "
-                "another layer, or less"
-            )
-        for name in ("retention", "neighbourhood"):
-            share, limit = getattr(health, name), getattr(check, f"min_{name}")
-            if share is not None and share < limit:
-                found.append(f"{name} is {share:.1%} (limit {limit:.1%})")
-        return found
 
     def _retention(self, requests: Sequence[EditRequest]) -> float | None:
         # Seeded by their number: another sample at every check, the same if a check is repeated.
@@ -126,11 +130,11 @@ class Baseline:
         return statistics.fmean(said.exact for said in scores)
 
     @torch.no_grad()
-    def _next_tokens(self) -> list[int]:
-        """The likeliest token after each held prompt."""
+    def _next_tokens(self, prompts: Sequence[list[int]]) -> list[int]:
+        """The likeliest token after each prompt."""
         found: list[int] = []
-        for start in range(0, len(self._prompts), _AT_ONCE):
-            part = self._prompts[start : start + _AT_ONCE]
+        for start in range(0, len(prompts), _AT_ONCE):
+            part = prompts[start : start + _AT_ONCE]
             places = [(i, len(prompt) - 1) for i, prompt in enumerate(part)]
             logits = logits_at(self._model, part, places)
             if not torch.isfinite(logits).all():

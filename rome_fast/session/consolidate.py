@@ -13,8 +13,6 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,6 +25,7 @@ from rome_fast.moment.collect.ordinary import ORDINARY_TEXT
 from rome_fast.prompt.ids import all_text_ids
 from rome_fast.prompt.readback import logits_at, logits_with_grad
 from rome_fast.session.baseline import prompt_ids
+from rome_fast.session.others import about_others
 from rome_fast.timings import progress_bar
 from rome_fast.types import JointConstraint
 
@@ -44,6 +43,7 @@ ENOUGH = 0.15
 # What a nat of KL weighs beside a nat of the edits' loss.
 OTHERS, TEXT = 2.0, 1.0
 MOST_PROTECTED = 1000
+STEPS = 80
 # Of the mean size of an element of what the edits ask for, by step.
 _RATE = 0.03
 
@@ -200,13 +200,8 @@ class Consolidator:
 
     def _other_rows(self) -> list[list[int]]:
         """Prompts of edits about other subjects, and some that the user protects."""
-        edited = {name for edit in self._edits for name in edit.request.names}
-        names = [name for name in _names() if name not in edited]
-        chosen = self._drawn.sample(range(len(self._edits)), min(_N_OTHERS, len(self._edits)))
-        texts = [
-            self._edits[i].request.prompt.replace("{}", self._drawn.choice(names)).rstrip(" ")
-            for i in chosen
-        ]
+        requests = [edit.request for edit in self._edits]
+        texts = about_others(requests, min(_N_OTHERS, len(requests)), self._drawn)
         rows = [ids for ids in all_text_ids(self._editor.tok, texts) if ids]
         if self._protect:
             rows += self._drawn.sample(self._protect, min(_N_OTHERS, len(self._protect)))
@@ -248,9 +243,3 @@ def _solution(constraints: Sequence[JointConstraint]) -> Tensor:
 def _ordinary_ids(editor: Editor) -> list[list[int]]:
     lines = ORDINARY_TEXT.read_text(encoding="utf-8").splitlines()
     return [ids for ids in all_text_ids(editor.tok, lines[: 40 * _N_TEXTS]) if len(ids) > 1]
-
-
-@cache
-def _names() -> tuple[str, ...]:
-    """Subjects of many kinds."""
-    return tuple(Path(__file__).with_name("names.txt").read_text("utf-8").splitlines())

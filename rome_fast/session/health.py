@@ -10,7 +10,9 @@ from typing import Any
 from rome_fast.errors import InvalidArgumentError
 from rome_fast.hparams import is_number
 
-REACTIONS = ("warn", "stop", "rollback")
+REACTIONS = ("warn", "stop", "rollback", "consolidate")
+# Edits before the first check: of so many one may be lost.
+FIRST = 10
 
 
 @dataclass(frozen=True)
@@ -18,9 +20,11 @@ class HealthCheck:
     """What a Session checks, how often, and what it does when the model is unwell.
 
     Attributes:
-        every: edits between two checks; 0: only when ``Session.health()`` is called.
+        every: edits between two checks, at most: the first comes after 10, and then one whenever
+            there are twice as many; 0: only when ``Session.health()`` is called.
         texts: held texts, for perplexity and KL; None: sampled from the unedited model.
         prompts: held prompts about other subjects, whose next token should stay; may be empty.
+            None: those of the edits themselves, about other subjects.
         sample: how many of the earlier edits are asked again.
         max_perplexity: of the texts, relative to the unedited model.
         min_retention: share of the sampled edits that the model still says.
@@ -28,22 +32,27 @@ class HealthCheck:
             output, by edits of the weight that are solved as one. It is known without a forward:
             beyond it a check is made at once.
         min_neighbourhood: share of the prompts with the unedited model's answer.
+        horizon: a check foretells how the model will be after so many more edits, or twice as many
+            where there are fewer; 0: it does not.
         on_unhealthy: "warn"; "stop": raise UnhealthyError; "rollback": go back to the edits
-            of the last healthy check, then raise it.
+            of the last healthy check, then raise it; "consolidate": ``Session.consolidate`` first,
+            and only where that does not help, as "rollback". Of what is only foretold nothing is
+            undone.
     """
 
     every: int = 50
     texts: Sequence[str] | None = None
-    prompts: Sequence[str] = ()
+    prompts: Sequence[str] | None = None
     sample: int = 32
     max_perplexity: float = 1.25
     max_spread: float = 0.25
     min_retention: float = 0.9
     min_neighbourhood: float = 0.8
-    on_unhealthy: str = "warn"
+    horizon: int = 50
+    on_unhealthy: str = "rollback"
 
     def __post_init__(self) -> None:
-        for name in ("every", "sample"):
+        for name in ("every", "sample", "horizon"):
             value = getattr(self, name)
             if type(value) is not int or value < 0:
                 raise InvalidArgumentError(
@@ -61,13 +70,39 @@ class HealthCheck:
                 raise InvalidArgumentError(
                     f"health.{name} must be a number between 0 and {most}, got {value!r}"
                 )
-        if self.texts is not None:
-            _check_strings("texts", self.texts)
-        _check_strings("prompts", self.prompts)
+        for name in ("texts", "prompts"):
+            if getattr(self, name) is not None:
+                _check_strings(name, getattr(self, name))
         if self.on_unhealthy not in REACTIONS:
             raise InvalidArgumentError(
                 f"health.on_unhealthy must be one of {REACTIONS}, got {self.on_unhealthy!r}"
             )
+
+    def gap(self, last_edit: int) -> int:
+        """How many edits after the check at ``last_edit`` the next one is due."""
+        return min(self.every, max(FIRST, last_edit))
+
+    def problems(self, figures: Health | Outlook) -> tuple[str, ...]:
+        """What is beyond its limit, in words."""
+        found = []
+        if not figures.perplexity <= self.max_perplexity:
+            found.append(
+                f"perplexity {figures.perplexity:.3f} times the unedited model's (limit "
+                f"{self.max_perplexity})"
+            )
+        if figures.spread is not None and figures.spread > self.max_spread:
+            found.append(
+                f"the matrix' output on ordinary text moved by {figures.spread:.0%} of itself "
+                f"(limit {self.max_spread:.0%})"
+            )
+        for name, what in (
+            ("retention", "of the edits still said"),
+            ("neighbourhood", "of prompts about other subjects unchanged"),
+        ):
+            share, limit = getattr(figures, name), getattr(self, f"min_{name}")
+            if share is not None and share < limit:
+                found.append(f"{share:.1%} {what} (limit {limit:.1%})")
+        return tuple(found)
 
 
 def _check_strings(name: str, value: object) -> None:
@@ -79,6 +114,25 @@ def _check_strings(name: str, value: object) -> None:
             raise InvalidArgumentError(
                 f"health.{name}[{index}] must be a string, got {item!r:.80}: leave it out"
             )
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What is foretold for ``n_edits`` edits, under the names of Health.
+
+    Attributes:
+        problems: what will be beyond its limit, in words.
+    """
+
+    n_edits: int
+    perplexity: float
+    retention: float | None
+    neighbourhood: float | None
+    spread: float | None
+    problems: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"after {self.n_edits} edits: {'; '.join(self.problems) or 'healthy'}"
 
 
 @dataclass(frozen=True)
@@ -99,6 +153,7 @@ class Health:
         spread: how far the matrix' output on ordinary text has moved, as a share of it, by edits
             that are solved as one; None without such edits.
         problems: what is beyond its limit, in words; empty when healthy.
+        outlook: what is foretold, if edits go on as so far; None without edits, or unasked.
     """
 
     last_edit: int
@@ -111,6 +166,7 @@ class Health:
     ranks: dict[str, int]
     spread: float | None = None
     problems: tuple[str, ...] = field(default=())
+    outlook: Outlook | None = None
 
     @property
     def healthy(self) -> bool:
@@ -124,7 +180,9 @@ class Health:
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Health:
         """The Health that gave ``to_json``, read back from a file."""
-        return cls(**{**fields, "problems": tuple(fields["problems"])})
+        told = fields.get("outlook")
+        outlook = told and Outlook(**{**told, "problems": tuple(told["problems"])})
+        return cls(**{**fields, "problems": tuple(fields["problems"]), "outlook": outlook})
 
     def __str__(self) -> str:
         norm = "; ".join(
@@ -137,10 +195,12 @@ class Health:
             *(
                 []
                 if self.neighbourhood is None
-                else [f"{self.neighbourhood:.1%} of prompts unchanged"]
+                else [f"{self.neighbourhood:.1%} of other subjects unchanged"]
             ),
             *([] if self.spread is None else [f"output on text moved by {self.spread:.1%}"]),
             norm,
         ]
         state = "healthy" if self.healthy else "UNHEALTHY: " + "; ".join(self.problems)
+        if self.healthy and self.outlook is not None and self.outlook.problems:
+            state += f", but {self.outlook}"
         return f"{', '.join(parts)}: {state}"

@@ -126,13 +126,17 @@ class Ledger:
 
     @contextmanager
     def unedited(self) -> Iterator[None]:
-        """While open, no edit is in the weight."""
-        with self.attempt():
-            self.history.replay([])
-            if self._beside is not None:
-                self._beside.set(self._earlier)
-            yield
-            self._settle()
+        """While open, no edit is in the model; afterwards it has the bits it had."""
+        with self.attempt(), self.history.as_if([]):
+            if self._beside is None:
+                yield
+                return
+            before = self._beside.offsets
+            self._beside.set(self._earlier)
+            try:
+                yield
+            finally:
+                self._beside.set(before)
 
     @contextmanager
     def alone(self, edits: Sequence[LoggedEdit]) -> Iterator[Fold]:
@@ -160,6 +164,14 @@ class Ledger:
     def spread(self) -> float | None:
         """How far the output on ordinary text has moved; None where nothing is solved as one."""
         return self._spread.of(self._fold.spread) if self.solved_edits() else None
+
+    def shares(self) -> list[float]:
+        """How much of what each edit that is solved as one asks for it is given."""
+        return self._fold.shares()
+
+    def taken(self) -> list[float]:
+        """What the last edit that was solved takes from each before it, of what that asks for."""
+        return self._fold.taken()
 
     def set_aside(self, replaced: Iterable[int], near: Iterable[int] = ()) -> None:
         """Inside ``attempt``: take edits out of the weight, and release the keys of others.

@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     from rome_fast.value.window import KeyValue
 
 
+# Of what an earlier edit asks for: a later one that takes more than this share pushes it out.
+PUSHES_OUT = 0.3
+
+
 @dataclass(frozen=True)
 class RejectedEdit:
     """Stands in for an EditResult: a request that was refused, and the error that says why.
@@ -222,9 +226,10 @@ class Sequencer:
             edit = replace(edit, update=shrunk(constraint, there, limit / written.asked))
         logged = edit.update
         assert isinstance(logged, JointConstraint)
+        update = ledger.solved([*held, edit])[-1]
         change = Change(
-            ledger.solved([*held, edit])[-1],
-            tuple(written.findings()),
+            update,
+            (*written.findings(), *_pushed_out(held, ledger.taken())),
             numbers=written.numbers(),
             logged=logged,
             carries=edit.carries,
@@ -336,6 +341,18 @@ class Sequencer:
             carries=change.carries,
             numbers=numbers,
         )
+
+
+def _pushed_out(held: Sequence[LoggedEdit], taken: Sequence[float]) -> list[str]:
+    """Said of an edit that takes much from earlier ones of what they ask for."""
+    solved = [edit for edit in held if isinstance(edit.update, JointConstraint)]
+    numbers = [
+        str(edit.edit_id) for edit, share in zip(solved, taken, strict=True) if share > PUSHES_OUT
+    ]
+    if not numbers:
+        return []
+    said = f"takes much of what edits {', '.join(numbers)} ask for: they may no longer hold"
+    return [f"{said} (an edit in neurons or a gate does not)"]
 
 
 def _denominator(update: RankOneUpdate, constraint: Constraint) -> float:

@@ -17,7 +17,7 @@ from rome_fast.editlog import EditLog
 from rome_fast.editor import check_form
 from rome_fast.errors import InvalidArgumentError, RevertError, SessionError
 from rome_fast.model.open_model import open_model
-from rome_fast.session.consolidate import Consolidation, Consolidator, check_consolidate
+from rome_fast.session.consolidate import STEPS, Consolidation, Consolidator, check_consolidate
 from rome_fast.session.guard import Guard
 from rome_fast.session.health import Health, HealthCheck
 from rome_fast.session.health_monitor import HealthMonitor
@@ -148,7 +148,7 @@ class Session:
         self._sequencer = Sequencer(self._editor, parts.settings, self._ledger, self._undo_of)
         self._monitor = HealthMonitor(
             parts.settings.health, self._editor, self._ledger, parts.baseline, parts.checks,
-            parts.taken_out, self._set_taken_out,
+            parts.taken_out, self._set_taken_out, self._consolidate,
         )  # fmt: skip
         self._undone: list[int] = []
         self.form = parts.settings.form
@@ -296,7 +296,7 @@ class Session:
     def consolidate(
         self,
         *,
-        steps: int = 80,
+        steps: int = STEPS,
         seconds: float | None = None,
         protect: Sequence[str] = (),
         progress: bool = True,
@@ -323,19 +323,13 @@ class Session:
             RomeFastError: the model, the log and the journal are as before.
         """
         check_consolidate(steps, seconds, protect)
-        with self._working(), self._ledger.attempt():
-            edits = self._ledger.solved_edits()
-            if not edits:
+        with self._working():
+            if not self._ledger.solved_edits():
                 raise SessionError(
                     "there is nothing to consolidate: no edit of the weight holds that is solved "
                     'with others (Session(form="weight", solve="joint"))'
                 )
-            with self._ledger.alone([]):
-                encoded = self._editor.encoded([edit.request for edit in edits])
-                search = Consolidator(self._editor, edits, encoded, protect)
-                made = search.run(steps, seconds, progress)
-            self._ledger.ask_anew(search.asked())
-            return made
+            return self._consolidate(steps, seconds, protect, progress)
 
     def health(self) -> Health:
         """Check the model's health now.
@@ -444,6 +438,22 @@ class Session:
             new = {result.edit_id for result in made if result.edit_id is not None}
             self._set_taken_out(self._ledger.log.taken_out | new)
             raise
+        return made
+
+    def _consolidate(
+        self,
+        steps: int = STEPS,
+        seconds: float | None = None,
+        protect: Sequence[str] = (),
+        progress: bool = False,
+    ) -> Consolidation:
+        edits = self._ledger.solved_edits()
+        with self._ledger.attempt():
+            with self._ledger.alone([]):
+                encoded = self._editor.encoded([edit.request for edit in edits])
+                search = Consolidator(self._editor, edits, encoded, protect)
+                made = search.run(steps, seconds, progress)
+            self._ledger.ask_anew(search.asked())
         return made
 
     def _set_taken_out(self, numbers: AbstractSet[int]) -> None:

@@ -9,7 +9,7 @@ of one in which it never was (docs/derivation.md, section 9).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -33,9 +33,7 @@ class Fold:
         self._constraints: list[JointConstraint] = []
         self._updates: list[RankOneUpdate] = []
         # [room, d_key], C times that, and [room, d_value]; doubled when they are full.
-        self._q: Tensor | None = None
-        self._c: Tensor | None = None
-        self._e: Tensor | None = None
+        self._q = self._c = self._e = torch.empty(0, 0, dtype=torch.float64)
         self._spreads: list[float] = []
 
     def solve(self, constraints: Sequence[JointConstraint]) -> list[RankOneUpdate]:
@@ -64,9 +62,32 @@ class Fold:
     def output(self, key: Tensor) -> Tensor:
         """D k, float64: by how much the output at a key has moved, [d_value]; 0 without edits."""
         n = len(self._updates)
-        if self._q is None or self._e is None:
+        if not n:
             return key.new_zeros((), dtype=torch.float64)
         return (self._q[:n] @ key.to(self._q)) @ self._e[:n]
+
+    def shares(self) -> list[float]:
+        """How much of what each asks for it is given: D k . r of r . r."""
+        found: list[float] = []
+        for keys, residuals in self._asked(len(self._updates)):
+            moved = (keys @ self._q[: len(self._updates)].T) @ self._e[: len(self._updates)]
+            found += _along(moved, residuals)
+        return found
+
+    def taken(self) -> list[float]:
+        """What the last one takes of each before it, as a share of what that asks for."""
+        found: list[float] = []
+        n = len(self._updates) - 1
+        for keys, residuals in self._asked(n):
+            found += _along(-torch.outer(keys @ self._q[n], self._e[n]), residuals)
+        return found
+
+    def _asked(self, n: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Keys and residuals of the first ``n``, some at a time."""
+        for start in range(0, n, _ROOM):
+            part = self._constraints[start : min(start + _ROOM, n)]
+            keys = torch.stack([c.key for c in part]).to(self._q)
+            yield keys, torch.stack([c.residual for c in part]).to(self._e)
 
     def _push(self, constraint: JointConstraint) -> None:
         n = len(self._updates)
@@ -96,16 +117,22 @@ class Fold:
         self._updates.append(RankOneUpdate(u, v, constraint.weight_layout))
 
 
+def _along(moved: Tensor, residuals: Tensor) -> list[float]:
+    """The part of each row along its residual, as a share of that."""
+    shares: list[float] = ((moved * residuals).sum(1) / residuals.square().sum(1)).tolist()
+    return shares
+
+
 def _same(a: JointConstraint, b: JointConstraint) -> bool:
     """Whether they are made of the same tensors."""
     return a.key is b.key and a.residual is b.residual and a.lam == b.lam
 
 
-def _with_room(rows: Tensor | None, n: int, like: Tensor) -> Tensor:
+def _with_room(rows: Tensor, n: int, like: Tensor) -> Tensor:
     """With a free row behind the first ``n``."""
-    if rows is not None and n < len(rows):
+    if n < len(rows):
         return rows
     wide = like.new_empty(max(2 * n, _ROOM), len(like), dtype=torch.float64)
-    if rows is not None:
+    if n:
         wide[:n] = rows
     return wide
