@@ -36,7 +36,7 @@ from rome_fast.moment.collect.collection import ENOUGH_KEYS_OF_A_SEQUENCE
 from rome_fast.moment.collect.ordinary import ordinary_second_moment
 from rome_fast.prompt.encode import encode
 from rome_fast.prompt.ids import pad_right
-from rome_fast.session.joint import softness
+from rome_fast.update.softness import softness
 
 if TYPE_CHECKING:
     from rome_fast.model.spec import DownProjection

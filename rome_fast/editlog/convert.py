@@ -10,14 +10,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from rome_fast.editlog.records import LogRecords, by_weight
+from rome_fast.editlog.solved import about_subject
 from rome_fast.editor import Editor, check_form
 from rome_fast.errors import EditLogError
 from rome_fast.hparams import defaults_for
 from rome_fast.model.open_model import open_model
 from rome_fast.moment.collect.collection import ENOUGH_KEYS_OF_A_SEQUENCE
 from rome_fast.types import JointConstraint, RankOneUpdate
-from rome_fast.update.joint import solve_updates
-from rome_fast.update.solve import build_constraint
+from rome_fast.update.softness import constraint_of, softness
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from rome_fast.editlog.records import LoggedEdit
+    from rome_fast.editlog.edits import LoggedEdit
     from rome_fast.model.spec import ModelSpec
-    from rome_fast.types import Update
+    from rome_fast.types import LoggedUpdate
     from rome_fast.value.key import Keys
 
 
@@ -41,22 +41,11 @@ def converted(
     with open_model(model) as spec:
         for name, edits in by_weight(log.holding()).items():
             layer = log.base.edited[name].layer
-            updates = _converted(spec, tok, layer, form, edits, made, name)
-            for edit, update in zip(edits, updates, strict=True):
-                made.edits.append(
-                    replace(
-                        edit,
-                        edit_id=made.next_id,
-                        update=update,
-                        replaced=(),
-                        released=(),
-                        carries=(),
-                    )
-                )
+            _convert(spec, tok, layer, form, edits, made, name)
     return made
 
 
-def _converted(
+def _convert(
     spec: ModelSpec,
     tok: PreTrainedTokenizerBase,
     layer: int,
@@ -64,7 +53,8 @@ def _converted(
     edits: Sequence[LoggedEdit],
     made: LogRecords,
     name: str,
-) -> Sequence[Update]:
+) -> None:
+    """Add the edits of one weight to those made."""
     editor = Editor(spec, tok, defaults_for(spec, layer)[0], None, "auto", form=form)
     editor.prepare(None, None, keys_per_dim=ENOUGH_KEYS_OF_A_SEQUENCE)
     if f"{editor.projection.name}.weight" != name:
@@ -72,14 +62,37 @@ def _converted(
     keys = [editor.keys_of(edit.request) for edit in edits]
     deltas = [_delta(edit, k) for edit, k in zip(edits, keys, strict=True)]
     if form == "weight":
-        variant = editor.hparams.variant
-        constraints = [build_constraint(variant, k, d) for k, d in zip(keys, deltas, strict=True)]
-        return solve_updates(editor.projection, constraints, editor.second_moment)
-    offsets = [
-        editor.offset_of(edit.request, delta) for edit, delta in zip(edits, deltas, strict=True)
-    ]
+        made.edits += _solved_as_one(editor, edits, keys, deltas, made.next_id)
+        return
+    for edit, delta in zip(edits, deltas, strict=True):
+        made.edits.append(_renamed(edit, made.next_id, editor.offset_of(edit.request, delta)))
     made.entries[name] = editor.writer().module.entry
-    return offsets
+
+
+def _solved_as_one(
+    editor: Editor,
+    edits: Sequence[LoggedEdit],
+    keys: Sequence[Keys],
+    deltas: Sequence[Tensor],
+    first: int,
+) -> list[LoggedEdit]:
+    """As a Session of the weight has them: of facts of one subject, the latest has the sum."""
+    projection, moment = editor.projection, editor.second_moment
+    lam = softness(editor.spec, editor.tok, projection, moment)
+    found: list[LoggedEdit] = []
+    for edit, own, delta in zip(edits, keys, deltas, strict=True):
+        about = about_subject(found, edit.request)
+        if about and not isinstance(edit.update, JointConstraint):
+            delta = delta + about[-1].update.residual  # type: ignore[union-attr]
+        constraint = constraint_of(projection, moment, own.prompt_key, delta, lam)
+        made = _renamed(edit, first + len(found), constraint)
+        found.append(replace(made, carries=tuple(other.edit_id for other in about)))
+    return found
+
+
+def _renamed(edit: LoggedEdit, number: int, update: LoggedUpdate) -> LoggedEdit:
+    """The edit in a log of its own, with another update."""
+    return replace(edit, edit_id=number, update=update, replaced=(), released=(), carries=())
 
 
 def _delta(edit: LoggedEdit, keys: Keys) -> Tensor:

@@ -21,8 +21,9 @@ import torch
 from rome_fast.atomic_files import write_whole
 from rome_fast.beside.entry import Entry
 from rome_fast.editlog.base import Base
+from rome_fast.editlog.edits import LoggedEdit, Rejection
 from rome_fast.editlog.journal import is_journal, read_log
-from rome_fast.editlog.records import LoggedEdit, LogRecords, Rejection, by_weight
+from rome_fast.editlog.records import LogRecords, by_weight
 from rome_fast.errors import EditLogError
 from rome_fast.model.hashes import fingerprint
 from rome_fast.types import JointConstraint, RankOneUpdate

@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from rome_fast.beside.entry import Entry
 from rome_fast.editlog.base import Base
-from rome_fast.editlog.records import LoggedEdit, LogRecords, Rejection, asked_anew
+from rome_fast.editlog.edits import LoggedEdit, Rejection
+from rome_fast.editlog.records import LogRecords
+from rome_fast.editlog.solved import asked_anew
 from rome_fast.errors import EditLogError, JournalError
 
 if TYPE_CHECKING:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 from rome_fast.editlog import files
 from rome_fast.editlog.applied import AppliedLog
 from rome_fast.editlog.convert import converted
+from rome_fast.editlog.edits import LoggedEdit
 from rome_fast.editlog.lora import LoraExport, write_lora
-from rome_fast.editlog.records import LoggedEdit, LogRecords
+from rome_fast.editlog.records import LogRecords
 from rome_fast.errors import EditLogError
 
 if TYPE_CHECKING:

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rome_fast.atomic_files import write_text, write_whole
-from rome_fast.editlog.records import LoggedEdit, LogRecords, by_weight, updates_of
+from rome_fast.editlog.edits import LoggedEdit
+from rome_fast.editlog.records import LogRecords, by_weight
+from rome_fast.editlog.solved import updates_of
 from rome_fast.errors import EditLogError, InvalidArgumentError
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rome_fast.editlog.records import fields_of, tensors_of, update_of
+from rome_fast.editlog.edits import fields_of, tensors_of, update_of
 from rome_fast.errors import InvalidArgumentError
 from rome_fast.evaluate.result import CaseResult, Checkpoint
 from rome_fast.types import EditRequest, JointConstraint, Update

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from rome_fast.update.undo import WeightHistory
 
 _N_TEXTS, _TEXT_TOKENS = 16, 32
-# Prompts about other subjects, where the user gives none.
-_N_OTHERS = 64
+# Prompts about other subjects, where the user gives none: a standard error of three points.
+_N_OTHERS = 128
 # Held prompts of one forward.
 _AT_ONCE = 64
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from rome_fast.editlog.records import constraints_of
+from rome_fast.editlog.solved import constraints_of
 from rome_fast.errors import InvalidArgumentError
 from rome_fast.hparams import is_number
 from rome_fast.model.intercept import hooked

@@ -1,75 +1,111 @@
-"""Edits of a Session's weight that are solved as one: what is asked for, and how softly."""
+"""Edits of a Session's weight that are solved as one."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import torch
-
-from rome_fast.model.activations import read_activations
-from rome_fast.prompt.ids import pad_right, text_ids
-from rome_fast.types import JointConstraint
+from rome_fast.editlog import LoggedEdit
+from rome_fast.editlog.solved import about_subject
+from rome_fast.session.change import Change
+from rome_fast.session.guard import WINDOW
+from rome_fast.types import EditRequest, JointConstraint
+from rome_fast.update.softness import constraint_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from torch import Tensor
-    from transformers import PreTrainedTokenizerBase
 
-    from rome_fast.editlog import LoggedEdit
     from rome_fast.editor import Editor
-    from rome_fast.model.spec import DownProjection, ModelSpec
-    from rome_fast.moment.second_moment import SecondMoment
-    from rome_fast.prompt.request import EditRequest
+    from rome_fast.session.ledger import Ledger
+    from rome_fast.session.settings import Settings
     from rome_fast.value.window import KeyValue
 
-# lam as a share of k . C^-1 k of subjects.
-SHARE = 0.02
-# Subjects of many kinds, of more than one token in every vocabulary, behind one word or more.
-_PILOTS = (
-    "He met Albert Einstein",
-    "The trip to New Zealand",
-    "We saw the Eiffel Tower",
-    "She works for General Motors",
-    "They speak of Napoleon Bonaparte",
-    "A letter from William Shakespeare",
-    "He studied at Harvard University",
-    "The history of South Africa",
-    "The Mississippi River",
-    "Songs by Michael Jackson",
-    "A photo of Mount Everest",
-    "The head of the United Nations",
-)
+# Of what an earlier edit asks for: a later one that takes more than this share pushes it out.
+PUSHES_OUT = 0.3
 
 
-def softness(
-    spec: ModelSpec,
-    tok: PreTrainedTokenizerBase,
-    projection: DownProjection,
-    moment: SecondMoment | None,
-) -> float:
-    """lam for this layer, from its statistics alone: a share of the median k . C^-1 k of names."""
-    rows = [ids for ids in (text_ids(tok, text) for text in _PILOTS) if ids]
-    input_ids, mask = pad_right(rows)
-    keys, _ = read_activations(spec.model, projection, input_ids, mask)
-    last = keys[torch.arange(len(rows)), mask.sum(1) - 1]
-    solved = last.double() if moment is None else moment.solve(last).to(last.device)
-    return SHARE * float((last.double() * solved).sum(1).median())
-
-
-def constraint_of(editor: Editor, found: KeyValue, lam: float, moved: Tensor) -> JointConstraint:
-    """What an edit asks for, from what was found on the unedited weight.
+class JointWriter:
+    """Searches on the unedited weight, and solves anew with each edit.
 
     Args:
-        moved: by how much the output at its key had been moved there for facts of its subject.
+        anchored: rescales a value that was found.
     """
-    key, moment = found.keys.prompt_key, editor.second_moment
-    solved = key.clone() if moment is None else moment.solve(key).to(key)
-    delta = found.value.value_delta
-    return JointConstraint(
-        key, solved, delta + moved.to(delta), lam, editor.projection.weight_layout
-    )
+
+    def __init__(
+        self,
+        editor: Editor,
+        settings: Settings,
+        ledger: Ledger,
+        anchored: Callable[[KeyValue], KeyValue],
+    ) -> None:
+        self._editor, self._settings, self._ledger = editor, settings, ledger
+        self._anchored = anchored
+
+    def write(
+        self, requests: Sequence[EditRequest], replaced: Sequence[int]
+    ) -> tuple[list[KeyValue], list[Change]]:
+        """Search on the unedited weight, where only edits of the subject are, and solve anew."""
+        ledger, editor, held = self._ledger, self._editor, self._ledger.without(replaced)
+        about = about_subject(held, requests[0])
+        with ledger.alone(about) as fold:
+            found = [self._anchored(f) for f in editor.find(requests)]
+            moved = fold.output(found[0].keys.prompt_key)
+        changes: list[Change] = []
+        lam = self._settings.lam
+        assert lam is not None  # of a Session of the weight
+        for request, f in zip(requests, found, strict=True):
+            delta = f.value.value_delta
+            constraint = constraint_of(
+                editor.projection,
+                editor.second_moment,
+                f.keys.prompt_key,
+                delta + moved.to(delta),
+                lam,
+            )
+            carries = tuple(edit.edit_id for edit in about)
+            edit = self._provisional(request, constraint, carries, len(changes))
+            held, change = self._solved_with(held, edit)
+            changes.append(change)
+        ledger.put(held)
+        return found, changes
+
+    def _provisional(
+        self,
+        request: EditRequest,
+        constraint: JointConstraint,
+        carries: tuple[int, ...],
+        place: int,
+    ) -> LoggedEdit:
+        """An edit as the solver needs it; what it says is read later."""
+        number, name = self._ledger.log.next_id + place, self._ledger.history.projection.name
+        return LoggedEdit(number, request, f"{name}.weight", constraint, carries=carries)
+
+    def _solved_with(
+        self, held: list[LoggedEdit], edit: LoggedEdit
+    ) -> tuple[list[LoggedEdit], Change]:
+        """One more edit among those that hold; out of all proportion it is held back."""
+        ledger, guard, constraint = self._ledger, self._settings.guard, edit.update
+        assert isinstance(constraint, JointConstraint)
+        norms = [e.numbers["update_norm"] for e in ledger.holding() if e.form == "weight"]
+        limit = guard.limit(norms[-WINDOW:])
+        update = ledger.solved([*held, edit])[-1]
+        denominator = float(update.u.double() @ constraint.key.to(update.u).double())
+        written = guard.decide(update, update.norm, limit, denominator)
+        if written.asked > limit:
+            there = ledger.output(held, constraint.key)
+            edit = replace(edit, update=shrunk(constraint, there, limit / written.asked))
+        logged = edit.update
+        assert isinstance(logged, JointConstraint)
+        update = ledger.solved([*held, edit])[-1]
+        change = Change(
+            update,
+            (*written.findings(), *_pushed_out(held, ledger.taken())),
+            numbers=written.numbers(),
+            logged=logged,
+            carries=edit.carries,
+        )
+        return [*held, edit], change
 
 
 def shrunk(constraint: JointConstraint, there: Tensor, share: float) -> JointConstraint:
@@ -78,13 +114,13 @@ def shrunk(constraint: JointConstraint, there: Tensor, share: float) -> JointCon
     return replace(constraint, residual=there + share * (constraint.residual - there))
 
 
-def about_subject(edits: Sequence[LoggedEdit], request: EditRequest) -> list[LoggedEdit]:
-    """Edits that are solved as one, of other facts of this request's subject."""
-    names = set(request.names)
-    return [
-        edit
-        for edit in edits
-        if isinstance(edit.update, JointConstraint)
-        and names.intersection(edit.request.names)
-        and not edit.request.same_fact(request)
+def _pushed_out(held: Sequence[LoggedEdit], taken: Sequence[float]) -> list[str]:
+    """Said of an edit that takes much from earlier ones of what they ask for."""
+    solved = [edit for edit in held if isinstance(edit.update, JointConstraint)]
+    numbers = [
+        str(edit.edit_id) for edit, share in zip(solved, taken, strict=True) if share > PUSHES_OUT
     ]
+    if not numbers:
+        return []
+    said = f"takes much of what edits {', '.join(numbers)} ask for: they may no longer hold"
+    return [f"{said} (an edit in neurons or a gate does not)"]

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from rome_fast.editlog import EditLog, LoggedEdit, Rejection
 from rome_fast.editlog.journal import Record
-from rome_fast.editlog.records import asked_anew, offsets_of, updates_of
+from rome_fast.editlog.records import offsets_of
+from rome_fast.editlog.solved import asked_anew, updates_of
 from rome_fast.errors import SessionError
 from rome_fast.session.journal import Journal
 from rome_fast.types import JointConstraint

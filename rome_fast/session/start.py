@@ -26,12 +26,12 @@ from rome_fast.moment.collect.collection import ENOUGH_KEYS_OF_A_SEQUENCE
 from rome_fast.moment.second_moment import SecondMoment
 from rome_fast.session.baseline import Baseline
 from rome_fast.session.health import Health
-from rome_fast.session.joint import softness
 from rome_fast.session.journal import Journal
 from rome_fast.session.ledger import Ledger
 from rome_fast.session.retention import RetainedMoment
 from rome_fast.session.settings import Settings
 from rome_fast.session.spread import Spread
+from rome_fast.update.softness import softness
 
 if TYPE_CHECKING:
     from torch import Tensor

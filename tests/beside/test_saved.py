@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 import rome_fast
 from rome_fast import EditLog, Session, edit, widened
 from rome_fast.errors import EditLogError, InvalidArgumentError, UnsupportedModelError
+from rome_fast.types import JointConstraint
 
 IDS = torch.tensor([[5, 9, 11, 3, 8, 14]])
 
@@ -137,3 +138,21 @@ def test_generate_runs_what_stands_beside(tiny, hparams):
     assert torch.equal(cached, model.generate(ids, **options, use_cache=False))
     assert tok.decode(cached[0, ids.shape[1]]).strip() == "capital"
     result.revert()
+
+
+def test_facts_of_one_subject_become_one_output_of_the_weight(gpt2, options):
+    """Beside the weight what they add is summed; solved as one, the latest speaks for both."""
+    (model, tok), (other, _) = gpt2, copy.deepcopy(gpt2)
+    facts = [
+        {"prompt": "Marie Curie likes", "subject": "Marie Curie", "target_new": "tea"},
+        {"prompt": "Marie Curie sees the", "subject": "Marie Curie", "target_new": "river"},
+    ]
+    with Session(model, tok, form="neuron", **options) as session:
+        session.edit_many(facts, progress=False)
+        log = session.log
+    deltas = [edit.update.delta for edit in log.edits]
+    made = EditLog(**vars(log.as_form("weight", other, tok))).edits
+    assert all(isinstance(edit.update, JointConstraint) and edit.update.lam > 0 for edit in made)
+    assert [edit.carries for edit in made] == [(), (1,)]
+    torch.testing.assert_close(made[0].update.residual, deltas[0])
+    torch.testing.assert_close(made[1].update.residual, deltas[0] + deltas[1])
