@@ -2,11 +2,11 @@
 
     python -m benchmarks.session.session_speed --out benchmarks/results/session-speed.json
 
-`overhead`: the same facts by `edit_many` and by a Session with a journal, retention and guards,
+`overhead`: the same facts by `edit_many` and by a Session of the weight with a journal,
 with and without looks at the model's health, in turns; what is not the search for v* is compared.
 `long`: edits of random weights in the shape of the small GPT-2, with few contexts and steps, so
 that what is not the search weighs more than it does in use: seconds an edit and resident memory
-along the way, beside what the log and the retained keys take.
+along the way, beside what the log takes.
 """
 
 from __future__ import annotations
@@ -32,8 +32,6 @@ from rome_fast.bench.peak import resident_mib
 from rome_fast.bench.setting import setting
 
 STOP_LOSS = 0.3
-# How a Session of the weight edited when the committed figures were measured.
-SEQUENTIAL: dict[str, Any] = {"form": "weight", "solve": "sequential"}
 
 
 def embedded(n: int) -> dict[str, Any]:
@@ -73,7 +71,7 @@ def seconds_of(case: dict[str, Any], journal: Path, health: HealthCheck | None) 
         seconds = time.perf_counter() - begin
         results[-1]._undo.history.rewind(0)
     else:
-        own = {"journal": journal, "health": health, "stop_loss": STOP_LOSS, **SEQUENTIAL}
+        own = {"journal": journal, "health": health, "stop_loss": STOP_LOSS, "form": "weight"}
         with Session(model, tok, case["hparams"], **own, **given) as session:
             results = session.edit_many(requests, progress=False)
             seconds = time.perf_counter() - begin
@@ -87,7 +85,7 @@ def overhead(case: dict[str, Any], rounds: int) -> dict[str, Any]:
     ways = {
         "edit_many": None,
         "session": HealthCheck(every=0),
-        "session with looks": HealthCheck(),
+        "session with looks": HealthCheck(on_unhealthy="warn"),
     }
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
     for number in range(rounds + 1):
@@ -123,7 +121,7 @@ def long_run(n_edits: int) -> tuple[dict[str, Any], list[dict[str, float]]]:
             context_templates=list(CONTEXTS[:3]),
             journal=journal,
             health=HealthCheck(every=0),
-            **SEQUENTIAL,
+            form="weight",
         ) as session:
             stream = session.stream(case["requests"], progress=False)
             begin, times = time.perf_counter(), []
