@@ -25,7 +25,7 @@ from rome_fast.moment.collect.ordinary import ORDINARY_TEXT
 from rome_fast.prompt.ids import all_text_ids
 from rome_fast.prompt.readback import logits_at, logits_with_grad
 from rome_fast.session.baseline import prompt_ids
-from rome_fast.session.others import about_others
+from rome_fast.session.others import about, other_names, where_heard
 from rome_fast.timings import progress_bar
 from rome_fast.types import JointConstraint
 
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 # Of a step: edits, prompts about other subjects, and texts of so many tokens.
 _N_EDITS, _N_OTHERS, _N_TEXTS, _LENGTH = 16, 16, 8, 24
+# Of all names, so many for each edit: those that it is heard at most.
+_N_NAMES = 32
 # An edit whose target has this loss or less asks for no more: 0.86 of the probability.
 ENOUGH = 0.15
 # What a nat of KL weighs beside a nat of the edits' loss.
@@ -99,7 +101,6 @@ class Consolidator:
         protect: Sequence[str],
     ) -> None:
         self._editor, self._edits, self._encoded = editor, edits, encoded
-        self._drawn = random.Random(len(edits))
         self._constraints = constraints = constraints_of(edits)
         # Facts of one subject ask for the same.
         own = {id(c.residual): c.residual for c in constraints}
@@ -112,6 +113,10 @@ class Consolidator:
         self._rows = _solution(constraints).to(device)
         asked = torch.stack([residual.to(device) for residual in own.values()])
         self.residuals = asked.float().requires_grad_()
+        # Seeded by what is asked for: a second call draws others.
+        self._drawn = random.Random(float(asked.double().sum()))
+        names = other_names([edit.request for edit in edits])
+        self._names = where_heard(editor, names, self._rows, _N_NAMES)
         self._protect = [prompt_ids(editor.model, editor.tok, p, "protect") for p in protect]
         self._texts = _ordinary_ids(editor)
         size = float(self.residuals.detach().square().mean().sqrt())
@@ -200,8 +205,8 @@ class Consolidator:
 
     def _other_rows(self) -> list[list[int]]:
         """Prompts of edits about other subjects, and some that the user protects."""
-        requests = [edit.request for edit in self._edits]
-        texts = about_others(requests, min(_N_OTHERS, len(requests)), self._drawn)
+        chosen = self._drawn.sample(range(len(self._edits)), min(_N_OTHERS, len(self._edits)))
+        texts = [about(self._edits[i].request, self._drawn.choice(self._names[i])) for i in chosen]
         rows = [ids for ids in all_text_ids(self._editor.tok, texts) if ids]
         if self._protect:
             rows += self._drawn.sample(self._protect, min(_N_OTHERS, len(self._protect)))
