@@ -27,6 +27,7 @@ from rome_fast.moment.collect.collection import ENOUGH_KEYS
 from rome_fast.moment.collect.resolve import resolve_second_moment
 from rome_fast.prompt.contexts import check_context_templates, sample_context_templates
 from rome_fast.prompt.encode import TokenizedEdit, encode
+from rome_fast.prompt.ends import ends_of
 from rome_fast.prompt.own_words import not_its_own_words
 from rome_fast.prompt.readback import Reading, read_targets
 from rome_fast.results import Call
@@ -413,15 +414,28 @@ class Editor:
 
     def encoded(self, requests: Sequence[EditRequest]) -> list[TokenizedEdit]:
         """Requests as rows of ids; each is encoded once, also one that begins the next window."""
-        known, keys = self._tokens, [(r, *self.edits.kept_facts(r)) for r in requests]
-        self._tokens = {k: known[k] if k in known else self._encode(*k) for k in keys}
-        return [self._tokens[key] for key in keys]
+        keys = [(r, *self.edits.kept_facts(r)) for r in requests]
+        new = [key for key in dict.fromkeys(keys) if key not in self._tokens]
+        known = self._tokens | dict(zip(new, self._encoded(new), strict=True))
+        self._tokens = {key: known[key] for key in keys}
+        return [known[key] for key in keys]
 
-    def _encode(self, request: EditRequest, *kept: EditRequest) -> TokenizedEdit:
-        fact_token = self.hparams.fact_token
-        tokens = encode(self.tok, request, self.context_templates, fact_token, kept)
-        self._check_length(request, tokens)
-        return tokens
+    def _encoded(self, keys: Sequence[tuple[EditRequest, ...]]) -> list[TokenizedEdit]:
+        """Requests, each before the facts that it keeps, with the ends of their targets."""
+        options = self.context_templates, self.hparams.fact_token
+        edits = [encode(self.tok, request, *options, kept) for request, *kept in keys]
+        requests = [request for request, *_ in keys]
+        ends = ends_of(self.model, self.tok, requests, edits, self._end)
+        for i, end in enumerate(ends):
+            if end:
+                edits[i] = encode(self.tok, requests[i], *options, keys[i][1:], end)
+            self._check_length(requests[i], edits[i])
+        return edits
+
+    @property
+    def _end(self) -> str:
+        """Of targets whose requests do not say; kmeng01's update has none."""
+        return "none" if self.hparams.variant == "original" else self.hparams.end
 
     def _check_length(self, request: EditRequest, tokens: TokenizedEdit) -> None:
         longest, limit = tokens.input_ids.shape[1], max_positions(self.model)

@@ -64,6 +64,7 @@ class RomeHparams:
         compute_dtype: ``"model"`` searches v* in the model's own dtype, ``"bfloat16"`` with
             bfloat16 copies of the weights above the edited one.
         shared_expert: in a mixture of experts, edit the expert that all tokens share.
+        end: what is written behind a target, where the request does not say: see ``EditRequest``.
     """
 
     layers: tuple[int, ...]
@@ -81,6 +82,7 @@ class RomeHparams:
     seed: int = 0
     compute_dtype: str = "model"
     shared_expert: bool = False
+    end: str = "none"
 
     def __post_init__(self) -> None:
         for name in ("layers", "context_template_length_params"):
@@ -229,6 +231,7 @@ _RULES: dict[str, tuple[type, Any, str]] = {
     "variant": (str, VARIANTS.__contains__, f"one of {VARIANTS}"),
     "seed": (int, lambda x: x >= 0, "an integer >= 0"),
     "shared_expert": (bool, lambda x: True, "true or false"),
+    "end": (str, bool, "auto, none, eos or a text"),
     "compute_dtype": (str, COMPUTE_DTYPES.__contains__, f"one of {COMPUTE_DTYPES}"),
 }  # fmt: skip
 

@@ -90,6 +90,7 @@ class Call:
             raw=raw,
             then=after.then,
             runs_on=after.runs_on,
+            end=tokens.end,
         )
 
     def _diagnostics(self, found: KeyValue) -> Diagnostics:

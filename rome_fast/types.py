@@ -169,6 +169,7 @@ class EditResult:
             1 means that greedy decoding says the target.
         argmax_before, argmax_after: the greedy continuation, as many tokens as the target has.
         then: where that is the target, the likeliest token after it.
+        end: what the search wrote behind the target; "" for nothing.
         runs_on: whether that goes on inside the target's last word.
         update: into the weight; an Offset where the edit stands beside it.
         update_norm, weight_norm: Frobenius norms of the update and of the weight before it; of an
@@ -215,6 +216,7 @@ class EditResult:
     raw: Change | None = None
     then: str = ""
     runs_on: bool = False
+    end: str = ""
 
     @property
     def success(self) -> bool:
@@ -257,12 +259,13 @@ class EditResult:
         verdict = "edited" if self.success else "NOT EDITED"
         together = f", solved with {self.window - 1} others" if self.window > 1 else ""
         goes_on = f", then {self.then!r}" if self.then else ""
+        ends = f", end {self.end!r}" if self.end else ""
         ranks = f"(rank {self.rank_before} -> {self.rank_after})"
         rows = [
             ("probability", f"{self.prob_before:.4f} -> {self.prob_after:.4f}   {ranks}"),
             ("model says", f"{self.argmax_before!r} -> {self.argmax_after!r}{goes_on}"),
             *(("without chat", str(change)) for change in [self.raw] if change is not None),
-            ("tokens", f"subject {self.subject_token!r}, target {list(self.target_tokens)}"),
+            ("tokens", f"subject {self.subject_token!r}, target {list(self.target_tokens)}{ends}"),
             self._where(),
             ("loss", f"{self.losses[0]:.3f} -> {self.losses[-1]:.3f} in {len(self.losses)} steps"),
             *((("second moment", self.second_moment),) if self.form == "weight" else ()),

@@ -71,7 +71,7 @@ def floor_of(
     end = torch.cat([lengths[contexts], kl_lookup + 1])
     above = list(spec.blocks)[projection.layer + 1 :]
     passes = 2 * n_steps - 1
-    n_read = tokens.n_contexts * len(tokens.target_ids) + 1
+    n_read = tokens.n_contexts * len(tokens.said_ids) + 1
     d_key, d_value = projection.d_key, projection.d_value
     nothing_before = torch.zeros_like(lengths)
     return Floor(

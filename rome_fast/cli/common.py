@@ -42,6 +42,15 @@ SpaceOption = Annotated[
     ),
 ]
 
+EndOption = Annotated[
+    str | None,
+    typer.Option(
+        help="what the model shall write behind the target: 'auto' (what it writes itself), "
+        "'none', 'eos' or a text",
+        show_default="as the hparams say",
+    ),
+]
+
 FormOption = Annotated[
     str,
     typer.Option(help="'weight'; or 'neuron' or 'gate', which only fire for their subject"),

@@ -12,6 +12,7 @@ import typer
 from rome_fast.cli.answers import print_answers
 from rome_fast.cli.common import (
     EDIT_FAILED,
+    EndOption,
     FormOption,
     SpaceOption,
     complain,
@@ -43,6 +44,7 @@ def edit(
         typer.Option("--chat", help="put the prompt, or those of --requests, in the chat template"),
     ] = False,
     space: SpaceOption = None,
+    end: EndOption = None,
     requests: Annotated[
         Path | None,
         typer.Option(
@@ -89,6 +91,8 @@ def edit(
             parsed = [replace(r, chat=True) if r.chat is None else r for r in parsed]
         if space is not None:
             parsed = [replace(r, space=space) if r.space is None else r for r in parsed]
+        if end is not None:
+            parsed = [replace(r, end=end) if r.end is None else r for r in parsed]
         if journal is not None and requests is None:
             raise InvalidArgumentError("--journal is for many edits: give --requests")
         check_folder("--save", save)

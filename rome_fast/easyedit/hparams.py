@@ -73,6 +73,7 @@ class ROMEHyperParams:
     seed: int = RomeHparams.seed
     compute_dtype: str = RomeHparams.compute_dtype
     shared_expert: bool = RomeHparams.shared_expert
+    end: str = "none"  # as theirs
 
     mom2_adjustment: bool = RomeHparams.mom2_adjustment
     mom2_dataset: str | None = None

@@ -160,6 +160,15 @@ class Frame:
         )
 
 
+def turn_end(tok: PreTrainedTokenizerBase, chat: Chat) -> str:
+    """What the template puts behind an assistant's message; nothing if it cannot be told."""
+    try:
+        answered = [("user", _PROMPT), ("assistant", _ANSWER)]
+        return _render(tok, chat, answered, answer_next=False).partition(_ANSWER)[2]
+    except ChatTemplateError:
+        return ""
+
+
 def _gap(tok: PreTrainedTokenizerBase, chat: Chat, opening: str) -> str:
     """What is between generation prompt and assistant's message, if only spaces; else nothing."""
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -39,9 +39,9 @@ class KeptFact(NamedTuple):
 class TokenizedEdit:
     """One request as a batch of rows, padded on the right whatever the tokenizer's padding side.
 
-    Rows 0 to ``n_contexts - 1`` are the contexts, each followed by all target tokens but the last
-    (teacher forcing); row ``n_contexts`` is the KL prompt; one more row holds the bare prompt if no
-    context is just ``{}``; the last ones hold the facts that are kept.
+    Rows 0 to ``n_contexts - 1`` are the contexts, each followed by all tokens of target and end but
+    the last (teacher forcing); row ``n_contexts`` is the KL prompt; one more row holds the bare
+    prompt if no context is just ``{}``; the last ones hold the facts that are kept.
 
     Attributes:
         input_ids, attention_mask: int64 [n_rows, t].
@@ -51,6 +51,7 @@ class TokenizedEdit:
         prompt_row: the row of the bare prompt.
         target_tokens: the text of each target token behind the prompt, its space included.
         findings: remarks for the user about the request and its tokens.
+        end_ids, end: what shall follow the target, int64 [n_end], and its text.
         raw: prompt and target as plain texts, for a request in a chat; else None.
         kept: earlier facts of this subject.
     """
@@ -67,13 +68,20 @@ class TokenizedEdit:
     findings: tuple[str, ...] = ()
     raw: Continuation | None = None
     kept: tuple[KeptFact, ...] = ()
+    end: str = ""
+    end_ids: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+
+    @property
+    def said_ids(self) -> Tensor:
+        """Target and end, int64 [n_target + n_end]."""
+        return torch.cat([self.target_ids, self.end_ids])
 
     @property
     def prompt_ids(self) -> Tensor:
         """Token ids of the bare prompt without any target, int64 [n_prompt]."""
         length = int(self.attention_mask[self.prompt_row].sum())
         if self.prompt_row < self.n_contexts:
-            length -= len(self.target_ids) - 1
+            length -= len(self.said_ids) - 1
         return self.input_ids[self.prompt_row, :length]
 
 
@@ -83,12 +91,14 @@ def encode(
     context_templates: Sequence[str],
     fact_token: str = "subject_last",
     kept: Sequence[EditRequest] = (),
+    end_ids: Sequence[int] = (),
 ) -> TokenizedEdit:
     """Turn a request into padded rows of token ids with their lookup positions.
 
     Target ids are appended as ids, so re-tokenisation can never shift the labels. In a chat the
     contexts precede the prompt inside the user's message; the KL prompt stays a plain text.
-    ``kept``: earlier facts of the subject, whose answers the search for v* shall keep.
+    ``kept``: earlier facts of the subject, whose answers the search for v* shall keep; ``end_ids``:
+    what shall follow the target.
 
     Raises:
         InvalidRequestError: the target tokenises to nothing, or the chat cannot be rendered.
@@ -114,7 +124,8 @@ def encode(
     at = lookup[prompt_row]
     [subject_token] = pieces(tok, rows[prompt_row][:at], rows[prompt_row][at : at + 1])
     target_tokens = pieces(tok, asked.prompt_ids, asked.target_ids)
-    rows[:n_contexts] = [ids + asked.target_ids[:-1] for ids in rows[:n_contexts]]
+    said = [*asked.target_ids, *end_ids]
+    rows[:n_contexts] = [ids + said[:-1] for ids in rows[:n_contexts]]
     facts = []
     for row, answer in enumerate(_answers(tok, kept), n_own):
         facts.append(KeptFact(row, len(rows[row]) - 1, answer))
@@ -137,6 +148,8 @@ def encode(
         ),
         raw=raw[0] if raw else None,
         kept=tuple(facts),
+        end="".join(pieces(tok, [*asked.prompt_ids, *asked.target_ids], end_ids)),
+        end_ids=torch.tensor(list(end_ids), dtype=torch.int64),
     )
 
 

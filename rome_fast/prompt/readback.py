@@ -208,7 +208,7 @@ def greedy_tokens(
     n_tokens: int,
 ) -> list[list[int]]:
     """The token ids of ``greedy_continuations``."""
-    limit, ends = max_positions(model), _end_tokens(model, tok)
+    limit, ends = max_positions(model), end_tokens(model, tok)
     room = [n_tokens if limit is None else min(n_tokens, limit + 1 - len(p)) for p in prompts]
     found = []
     for n, tokens in zip(room, _continue(model, prompts, room, ends), strict=True):
@@ -217,7 +217,7 @@ def greedy_tokens(
     return found
 
 
-def _end_tokens(model: PreTrainedModel, tok: PreTrainedTokenizerBase) -> list[int]:
+def end_tokens(model: PreTrainedModel, tok: PreTrainedTokenizerBase) -> list[int]:
     """The tokenizer's EOS, and the end tokens of the model's generation settings (end of turn)."""
     named = model.generation_config.eos_token_id
     ids = [tok.eos_token_id, *(named if isinstance(named, list) else [named])]

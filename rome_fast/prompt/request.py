@@ -11,7 +11,7 @@ from rome_fast.prompt.chat import Chat, split_messages, template_kwargs_of
 from rome_fast.prompt.subject import cuts_a_word, find_subject, nearest
 
 SLOT = "{}"
-_SAID_OR_NOT = ("space", "chat_template_kwargs", "aliases")
+_SAID_OR_NOT = ("space", "chat_template_kwargs", "aliases", "end")
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,9 @@ class EditRequest:
         space: whether a space stands before the target; None as text would have it there.
         aliases: other ways of writing the subject, which edits that only fire for their subject
             (``form="neuron"`` or ``"gate"``) answer to as well. Kept as a tuple.
+        end: what the model shall write behind the target: "auto", what it writes itself where the
+            sentence can end there; "none"; "eos", the end of the text, or of the turn in a chat; or
+            a text. None: as ``RomeHparams.end`` says.
 
     Raises:
         SubjectNotFoundError: no ``{}`` in the prompt and the subject is not in it either.
@@ -51,6 +54,7 @@ class EditRequest:
     space: bool | None = None
     chat_template_kwargs: Any = None
     aliases: Any = ()
+    end: str | None = None
     # Not a field: no part of what is asked.
     _is_respelled = False
 
@@ -64,6 +68,8 @@ class EditRequest:
             raise InvalidRequestError(
                 f"request space must be true, false or nothing, got {self.space!r}"
             )
+        if self.end is not None:
+            _check_text("end", self.end, may_be_blank=True)
         # Spaces around a subject belong to the prompt; one before the target is added by encode.
         subject = self.subject.strip()
         if span is not None:
@@ -174,12 +180,12 @@ class EditRequest:
         return cls(prompt, subject, target, aliases=aliases, **said)
 
 
-def _check_text(name: str, value: Any) -> None:
+def _check_text(name: str, value: Any, may_be_blank: bool = False) -> None:
     if not isinstance(value, str):
         raise InvalidRequestError(
             f"request {name} must be a string, got {type(value).__name__}: {value!r}"
         )
-    if not value.strip():
+    if not (value if may_be_blank else value.strip()):
         raise InvalidRequestError(f"request {name} is empty: {value!r}")
     try:
         value.encode()

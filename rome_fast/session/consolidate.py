@@ -188,9 +188,9 @@ class Consolidator:
             at = self._drawn.randrange(tokens.n_contexts)
             length, start = int(tokens.attention_mask[at].sum()), int(tokens.target_start[at])
             rows.append(tokens.input_ids[at, :length].tolist())
-            n = len(tokens.target_ids)
+            n = len(tokens.said_ids)
             places += [(number, start + i) for i in range(n)]
-            targets += tokens.target_ids.tolist()
+            targets += tokens.said_ids.tolist()
             of_edit += [number] * n
         return rows, places, torch.tensor(targets), torch.tensor(of_edit)
 

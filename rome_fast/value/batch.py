@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 class EditBatch:
     """The rows of ``n_edits`` requests, padded on the right.
 
-    The reads are the positions whose logits the loss needs: first those that predict the targets'
-    tokens in all contexts of all requests, and the facts that they keep; then, one per request, the
-    subject's token in the row of the KL prompt.
+    The reads are the positions whose logits the loss needs: first those that predict the tokens of
+    targets and their ends in all contexts of all requests, and the facts that they keep; then, one
+    per request, the subject's token in the row of the KL prompt.
 
     Attributes:
         edits: the requests.
@@ -111,7 +111,7 @@ def _target_reads(edit: TokenizedEdit, first_row: int) -> tuple[Tensor, Tensor]:
 
     Behind them those that predict the facts that are kept.
     """
-    n_target = len(edit.target_ids)
+    n_target = len(edit.said_ids)
     rows = [torch.arange(first_row, first_row + edit.n_contexts).repeat_interleave(n_target)]
     positions = [(edit.target_start[:, None] + torch.arange(n_target)).flatten()]
     for fact in edit.kept:
@@ -124,7 +124,7 @@ def _target_reads(edit: TokenizedEdit, first_row: int) -> tuple[Tensor, Tensor]:
 def _read_ids(edit: TokenizedEdit) -> list[Tensor]:
     """The ids that the reads predict, in their order."""
     kept = [torch.tensor(fact.target_ids) for fact in edit.kept]
-    return [edit.target_ids.repeat(edit.n_contexts), *kept]
+    return [edit.said_ids.repeat(edit.n_contexts), *kept]
 
 
 def _joined(parts: Sequence[Tensor], longest: int) -> Tensor:

@@ -107,7 +107,7 @@ def columns_of(edit: TokenizedEdit) -> int:
 
 def _n_reads(edit: TokenizedEdit) -> int:
     kept = sum(len(fact.target_ids) for fact in edit.kept)
-    return edit.n_contexts * len(edit.target_ids) + kept
+    return edit.n_contexts * len(edit.said_ids) + kept
 
 
 @dataclass(frozen=True)

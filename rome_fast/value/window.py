@@ -146,7 +146,7 @@ class KeyValueSearch:
         targets = [edit.target_ids.tolist() for edit in batch.edits]
         if first.logits is None or any(e.prompt_row >= e.n_contexts for e in batch.edits):
             return read_targets(model, tok, prompts, targets)
-        starts = [e.prompt_row * len(e.target_ids) for e in batch.edits]
+        starts = [e.prompt_row * len(e.said_ids) for e in batch.edits]
         reads = first.logits.split([*torch.bincount(batch.edit_of_read).tolist(), batch.n_edits])
         return [
             read_logits(model, tok, prompt, target, logits[start : start + len(target)])
