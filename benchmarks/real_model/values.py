@@ -18,6 +18,7 @@ import torch
 from rome_fast.model.open_model import open_model
 from rome_fast.prompt.contexts import sample_context_templates
 from rome_fast.prompt.encode import encode
+from rome_fast.prompt.ends import ends_of
 from rome_fast.timings import Timings
 from rome_fast.update.solve import Constraint, build_constraint
 from rome_fast.value.key import Keys
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
     from rome_fast.evaluate.records import EditRecord
     from rome_fast.hparams import RomeHparams
+    from rome_fast.prompt.encode import TokenizedEdit
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +70,7 @@ def find_values(
             path = folder / f"{_name(part, hparams, templates)}.pt"
             if not path.exists():
                 began = time.perf_counter()
-                edits = [encode(tok, r.request, templates, hparams.fact_token) for r in part]
+                edits = encoded(model, tok, part, hparams, templates)
                 made = search.find(spec, edits, Timings())
                 seconds = (time.perf_counter() - began) / len(part)
                 rows = [
@@ -80,11 +82,28 @@ def find_values(
     return found
 
 
+def encoded(
+    model: PreTrainedModel,
+    tok: PreTrainedTokenizerBase,
+    records: Sequence[EditRecord],
+    hparams: RomeHparams,
+    templates: Sequence[str],
+) -> list[TokenizedEdit]:
+    """With the ends that the requests ask for."""
+    requests = [record.request for record in records]
+    edits = [encode(tok, request, templates, hparams.fact_token) for request in requests]
+    ends = ends_of(model, tok, requests, edits, "none")
+    return [
+        encode(tok, request, templates, hparams.fact_token, end_ids=end) if end else edit
+        for request, edit, end in zip(requests, edits, ends, strict=True)
+    ]
+
+
 def _name(records: Sequence[EditRecord], hparams: RomeHparams, templates: Sequence[str]) -> str:
     """Of everything that a value depends on but the model."""
-    fields = asdict(hparams)
+    fields = {k: v for k, v in asdict(hparams).items() if k != "end"}
     fields["variant"] = "original" if hparams.variant == "original" else "another stop rule"
     asked = [asdict(r.request) for r in records]
-    asked = [{k: v for k, v in a.items() if k != "aliases" or v} for a in asked]
+    asked = [{k: v for k, v in a.items() if k not in ("aliases", "end") or v} for a in asked]
     key = [asked, fields, list(templates)]
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]

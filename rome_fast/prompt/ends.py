@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _SENTENCE, _PART = ".!?\u3002\uff01\uff1f\u2026\n", ",;:\uff0c\uff1b\uff1a\u3001"
 # Of the likeliest tokens so many are looked at, behind the prompt alone and in so many contexts.
 _N_LIKELY, _N_CONTEXTS = 20, 4
-# Together they are at least so likely where a sentence can end.
+# Together they are at least so likely where a sentence can end, or pause: then it can end, too.
 _CAN_END = 0.5
 
 
@@ -109,16 +109,21 @@ def _own(
 def _likeliest(
     tok: PreTrainedTokenizerBase, edit: TokenizedEdit, probs: torch.Tensor, ends: set[int]
 ) -> tuple[int, ...]:
-    """The likeliest end among the likeliest tokens, if they are ends often enough."""
+    """The likeliest end of a sentence among the likeliest tokens, where it can end or pause.
+
+    Of a part of one only if there is no other.
+    """
     before = [*edit.prompt_ids.tolist(), *edit.target_ids.tolist()]
     is_ended = "".join(edit.target_tokens).rstrip()[-1:] in _SENTENCE
-    marks = "\n" if is_ended else _SENTENCE + _PART
+    sentence, part = ("\n", "") if is_ended else (_SENTENCE, _PART)
     top = probs.topk(min(_N_LIKELY, len(probs)))
-    likely = [
-        (p, token)
-        for p, token in zip(top.values.tolist(), top.indices.tolist(), strict=True)
-        if token in ends or pieces(tok, before, [token])[0].lstrip(" ")[:1] in set(marks)
-    ]
-    if sum(p for p, _ in likely) < _CAN_END:
+    whole, paused = [], []
+    for p, token in zip(top.values.tolist(), top.indices.tolist(), strict=True):
+        mark = pieces(tok, before, [token])[0].lstrip(" ")[:1]
+        if token in ends or (mark and mark in sentence):
+            whole.append((p, token))
+        elif mark and mark in part:
+            paused.append((p, token))
+    if sum(p for p, _ in whole + paused) < _CAN_END:
         return ()
-    return (max(likely)[1],)
+    return (max(whole or paused)[1],)
