@@ -25,6 +25,7 @@ from rome_fast.model.open_model import EditSite
 from rome_fast.model.spec import ModelSpec, check_tokenizer, max_positions
 from rome_fast.moment.collect.collection import ENOUGH_KEYS
 from rome_fast.moment.collect.resolve import resolve_second_moment
+from rome_fast.prompt.answers import Answer, read_answers
 from rome_fast.prompt.contexts import check_context_templates, sample_context_templates
 from rome_fast.prompt.encode import TokenizedEdit, encode
 from rome_fast.prompt.ends import ends_of
@@ -278,12 +279,18 @@ class Editor:
             seen |= names
         return len(requests)
 
-    def find(self, requests: Sequence[EditRequest]) -> list[KeyValue]:
-        """Keys and values of a window of requests on the weights as they are now."""
+    def find(self, requests: Sequence[EditRequest], answers: bool = True) -> list[KeyValue]:
+        """Keys and values of a window of requests on the weights as they are now.
+
+        Args:
+            answers: whether to read what the model answers.
+        """
         with self.edits.for_search(requests):
             found = self._search.find(self.spec, self.encoded(requests), self.timings)
-        readings = self._read_raw([f.tokens for f in found])
-        found = [replace(f, raw_before=raw) for f, raw in zip(found, readings, strict=True)]
+        edits = [f.tokens for f in found]
+        before = self._answers(edits) if answers else [None] * len(edits)
+        said = zip(found, self._read_raw(edits), before, strict=True)
+        found = [replace(f, raw_before=raw, answer_before=answer) for f, raw, answer in said]
         found = self._in_its_own_words(requests, found)
         self.timings.lap("read before")
         return found
@@ -317,6 +324,11 @@ class Editor:
         readings = iter(read_targets(self.model, self.tok, prompts, targets))
         return [None if edit.raw is None else next(readings) for edit in edits]
 
+    def _answers(self, edits: Sequence[TokenizedEdit]) -> list[Answer]:
+        """What the model answers to the bare prompts, to its natural stop."""
+        prompts = [edit.prompt_ids.tolist() for edit in edits]
+        return read_answers(self.model, self.tok, prompts, self.hparams.max_answer_tokens)
+
     def constraint(self, found: KeyValue) -> Constraint:
         """What the update of a request must do."""
         return build_constraint(self.hparams.variant, found.keys, found.value.value_delta)
@@ -341,7 +353,7 @@ class Editor:
             [tokens.prompt_ids.tolist() for tokens in edited],
             [tokens.target_ids.tolist() for tokens in edited],
         )
-        raw_after = self._read_raw(edited)
+        raw_after, answers = self._read_raw(edited), self._answers(edited)
         self.timings.lap("read after")
         call = Call(
             spec=self.spec,
@@ -355,7 +367,7 @@ class Editor:
             window=len(updates),
             weight_norm=weight_norm,
         )
-        parts = zip(requests, found, updates, after, raw_after, undos, strict=False)
+        parts = zip(requests, found, updates, after, raw_after, answers, undos, strict=False)
         self.timings, self.notes = Timings(), []
         return [call.result(*part) for part in parts]
 
@@ -364,7 +376,7 @@ class Editor:
 
         The weight's bits are the same before and after.
         """
-        found, weight_norm = self.find(requests), self.weight_norm()
+        found, weight_norm = self.find(requests, answers=False), self.weight_norm()
         solved = [self._solve(request, f) for request, f in zip(requests, found, strict=True)]
         self.timings.lap("update")
         seconds = {phase: s / len(requests) for phase, s in self.timings.seconds.items()}

@@ -65,6 +65,7 @@ class RomeHparams:
             bfloat16 copies of the weights above the edited one.
         shared_expert: in a mixture of experts, edit the expert that all tokens share.
         end: what is written behind a target, where the request does not say: see ``EditRequest``.
+        max_answer_tokens: of the answers that a result holds, at most; 0: none is read.
     """
 
     layers: tuple[int, ...]
@@ -83,6 +84,7 @@ class RomeHparams:
     compute_dtype: str = "model"
     shared_expert: bool = False
     end: str = "none"
+    max_answer_tokens: int = 24
 
     def __post_init__(self) -> None:
         for name in ("layers", "context_template_length_params"):
@@ -232,6 +234,7 @@ _RULES: dict[str, tuple[type, Any, str]] = {
     "seed": (int, lambda x: x >= 0, "an integer >= 0"),
     "shared_expert": (bool, lambda x: True, "true or false"),
     "end": (str, bool, "auto, none, eos or a text"),
+    "max_answer_tokens": (int, lambda x: x >= 0, "an integer >= 0"),
     "compute_dtype": (str, COMPUTE_DTYPES.__contains__, f"one of {COMPUTE_DTYPES}"),
 }  # fmt: skip
 

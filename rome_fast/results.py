@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rome_fast.hparams import RomeHparams
     from rome_fast.model.spec import DownProjection, ModelSpec
     from rome_fast.moment.second_moment import SecondMoment
+    from rome_fast.prompt.answers import Answer
     from rome_fast.prompt.readback import Reading
     from rome_fast.types import EditRequest, Undo, Update
     from rome_fast.value.window import KeyValue
@@ -47,6 +48,7 @@ class Call:
         update: Update,
         after: Reading,
         raw_after: Reading | None,
+        answer: Answer,
         undo: Undo,
     ) -> EditResult:
         """The result of one request of the window."""
@@ -91,6 +93,9 @@ class Call:
             then=after.then,
             runs_on=after.runs_on,
             end=tokens.end,
+            answer_before="" if found.answer_before is None else found.answer_before.text,
+            answer=answer.text,
+            answer_is=answer.is_to(request.target) if self.hparams.max_answer_tokens else "",
         )
 
     def _diagnostics(self, found: KeyValue) -> Diagnostics:

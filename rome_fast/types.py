@@ -170,6 +170,10 @@ class EditResult:
         argmax_before, argmax_after: the greedy continuation, as many tokens as the target has.
         then: where that is the target, the likeliest token after it.
         end: what the search wrote behind the target; "" for nothing.
+        answer_before, answer: greedy, to a natural stop: a sentence, a line, a turn, the text; of
+            at most ``hparams.max_answer_tokens`` tokens.
+        answer_is: "exact", the target and no more; "contained", with other words; "other"; or
+            "endless", without a stop. ``success`` counts all in which the target comes first.
         runs_on: whether that goes on inside the target's last word.
         update: into the weight; an Offset where the edit stands beside it.
         update_norm, weight_norm: Frobenius norms of the update and of the weight before it; of an
@@ -217,6 +221,9 @@ class EditResult:
     then: str = ""
     runs_on: bool = False
     end: str = ""
+    answer_before: str = ""
+    answer: str = ""
+    answer_is: str = ""
 
     @property
     def success(self) -> bool:
@@ -244,6 +251,11 @@ class EditResult:
         """
         self._undo.revert()
 
+    def _answers(self) -> list[tuple[str, str]]:
+        if not self.answer_is:
+            return []
+        return [("answers", f"{self.answer_before!r} -> {self.answer!r} ({self.answer_is})")]
+
     def _where(self) -> tuple[str, str]:
         if self.form == "weight":
             said = f"{self.weight_name}, changed by {self.relative_norm:.2%} of its norm"
@@ -264,6 +276,7 @@ class EditResult:
         rows = [
             ("probability", f"{self.prob_before:.4f} -> {self.prob_after:.4f}   {ranks}"),
             ("model says", f"{self.argmax_before!r} -> {self.argmax_after!r}{goes_on}"),
+            *self._answers(),
             *(("without chat", str(change)) for change in [self.raw] if change is not None),
             ("tokens", f"subject {self.subject_token!r}, target {list(self.target_tokens)}{ends}"),
             self._where(),

@@ -25,3 +25,27 @@ def policy_lines(n: int) -> list[Row]:
 def policies_table(n: int) -> list[str]:
     """All that were tried with so many edits, by what they do to held text."""
     return table(f"{n} edits", POLICIES, [(r["form"], r) for r in policy_lines(n)])
+
+
+LAYERS: Columns = {
+    name: column for name, column in POLICIES.items() if name not in ("rewrite", "spread")
+} | {"spread by layer": lambda r: ", ".join(f"{k}: {v:.2f}" for k, v in r["spreads"].items())}
+
+
+def several_layers_table() -> list[str]:
+    """Edits that are written into several layers each."""
+    rows = [(f"{r['n']}, {r['form']}", r) for r in read("policy-layers")["lines"]]
+    return table("edits, layers", LAYERS, rows)
+
+
+def moments_table() -> list[str]:
+    """C that knows more of names or of prompts."""
+    rows = [(f"{r['n']}, {r['form']}", r) for r in read("policy-moments")["lines"]]
+    return table("edits, added to C", POLICIES, rows)
+
+
+def values_table() -> list[str]:
+    """Values searched on the unedited weight, or on the edited one."""
+    columns = {**POLICIES, "length": lambda r: f"{r['length']:.2f}"}
+    rows = [(f"the {r['form']} weight", r) for r in read("policy-values")["lines"]]
+    return table("searched on", columns, rows)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -206,12 +206,17 @@ def greedy_tokens(
     tok: PreTrainedTokenizerBase,
     prompts: Sequence[Sequence[int]],
     n_tokens: int,
+    is_over: Callable[[Sequence[int]], bool] | None = None,
 ) -> list[list[int]]:
-    """The token ids of ``greedy_continuations``."""
+    """The token ids of ``greedy_continuations``.
+
+    Args:
+        is_over: whether what has been said is enough, by its ids: all rows go on until each is.
+    """
     limit, ends = max_positions(model), end_tokens(model, tok)
     room = [n_tokens if limit is None else min(n_tokens, limit + 1 - len(p)) for p in prompts]
     found = []
-    for n, tokens in zip(room, _continue(model, prompts, room, ends), strict=True):
+    for n, tokens in zip(room, _continue(model, prompts, room, ends, is_over), strict=True):
         end = next((i for i, token in enumerate(tokens[:n]) if token in ends), n)
         found.append(tokens[:end])
     return found
@@ -230,6 +235,7 @@ def _continue(
     prompts: Sequence[Sequence[int]],
     room: Sequence[int],
     ends: Sequence[int],
+    is_over: Callable[[Sequence[int]], bool] | None,
 ) -> list[list[int]]:
     """Greedy tokens after each prompt, at least until one of ``ends`` or ``room[i]`` of them."""
     device, limit = input_device(model), max_positions(model)
@@ -237,20 +243,25 @@ def _continue(
     padded = pad_right([prompt[::-1] for prompt in prompts])
     ids, mask = (x.flip(1).to(device) for x in padded)
     wanted, stops = torch.tensor(room, device=device), torch.tensor(ends, device=device)
-    takes_positions = "position_ids" in inspect.signature(model.forward).parameters
+    parameters = inspect.signature(model.forward).parameters
+    takes_positions, takes_cache = (x in parameters for x in ("position_ids", "past_key_values"))
     head, rows = model.get_output_embeddings(), torch.arange(len(prompts))
     n_prompt, cache = ids.shape[1], None
     done = wanted <= 0
     while not done.all():
         new = ids if cache is None else ids[:, -1:]
-        inputs = {"input_ids": new, "attention_mask": mask, "past_key_values": cache}
+        inputs: dict[str, Any] = {"input_ids": new, "attention_mask": mask}
+        if takes_cache:
+            inputs["past_key_values"] = cache
         if takes_positions:
             # Finished rows run on with the others, but not past the last position.
             positions = (mask.cumsum(1) - 1).clamp(0, None if limit is None else limit - 1)
             inputs["position_ids"] = positions[:, -new.shape[1] :]
         with reading_only(head, rows, torch.full_like(rows, new.shape[1] - 1)):
-            out = model(**inputs, use_cache=True)
-        logits, cache = out.logits[0], out.past_key_values
+            out = model(**inputs, use_cache=takes_cache)
+        logits = out.logits[0]
+        if takes_cache:
+            cache = out.past_key_values
         if not torch.isfinite(logits.amax(1)).all():
             texts = [row[real.bool()].tolist() for row, real in zip(ids, mask, strict=True)]
             again = partial(logits_at, model, texts, [(0, 0)])
@@ -259,4 +270,7 @@ def _continue(
         ids = torch.cat([ids, best[:, None]], 1)
         mask = torch.cat([mask, torch.ones_like(best)[:, None]], 1)
         done |= torch.isin(best, stops) | (ids.shape[1] - n_prompt >= wanted)
+        if is_over is not None:
+            said = ids[:, n_prompt:].tolist()
+            done |= torch.tensor([is_over(row) for row in said], device=device)
     return [row[n_prompt:] for row in ids.tolist()]

@@ -19,6 +19,7 @@ from rome_fast.model.memory import format_bytes, free_bytes, is_out_of_memory
 from rome_fast.model.nonfinite import located
 from rome_fast.model.precision import Bfloat16Weights
 from rome_fast.model.spec import DownProjection, ModelSpec
+from rome_fast.prompt.answers import Answer
 from rome_fast.prompt.readback import Reading, read_logits, read_targets
 from rome_fast.value import graph
 from rome_fast.value.batch import EditBatch
@@ -50,6 +51,7 @@ class KeyValue:
 
     Attributes:
         raw_before: for a request in a chat, what the model says after the plain prompt.
+        answer_before: to its natural stop.
     """
 
     tokens: TokenizedEdit
@@ -57,6 +59,7 @@ class KeyValue:
     value: Value
     before: Reading
     raw_before: Reading | None = None
+    answer_before: Answer | None = None
 
 
 class KeyValueSearch:
