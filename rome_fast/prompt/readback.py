@@ -244,7 +244,9 @@ def _continue(
     ids, mask = (x.flip(1).to(device) for x in padded)
     wanted, stops = torch.tensor(room, device=device), torch.tensor(ends, device=device)
     parameters = inspect.signature(model.forward).parameters
-    takes_positions, takes_cache = (x in parameters for x in ("position_ids", "past_key_values"))
+    passes_on = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    takes_positions = "position_ids" in parameters
+    takes_cache = passes_on or "past_key_values" in parameters
     head, rows = model.get_output_embeddings(), torch.arange(len(prompts))
     n_prompt, cache = ids.shape[1], None
     done = wanted <= 0
