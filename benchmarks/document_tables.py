@@ -11,11 +11,13 @@ from benchmarks.real_model.tables import (
     counterfact_in_readme,
     counterfact_tables,
     first_tokens_table,
+    foretold_table,
     joint_table,
     keys_table,
     layers_table,
     sequence_in_readme,
     sequence_table,
+    thousand_table,
 )
 from benchmarks.session.arena_tables import (
     arena_table,
@@ -27,7 +29,7 @@ from benchmarks.session.arena_tables import (
     plain_table,
     taken_table,
 )
-from benchmarks.session.policy_tables import policies_table
+from benchmarks.session.policy_tables import policies_table, several_layers_table
 from benchmarks.support.tables import Columns, Row, beside, read, table, times
 
 SPEED: Columns = {
@@ -234,6 +236,8 @@ def documents() -> dict[str, list[str]]:
         + plain_table()
         + policies_table(80)
         + policies_table(300)
+        + policies_table(1000)
+        + several_layers_table()
         + taken_table(),
         "docs/numerics.md": keys_table(3) + joint_table() + factors + half_precision_table(),
         "docs/forms.md": arena_table()
@@ -241,7 +245,12 @@ def documents() -> dict[str, list[str]]:
         + orders_table()
         + toy_forms_table()
         + cost_of_forms_table(),
-        "docs/sessions.md": sequence_table() + sequences[200] + sequences[500] + cost_table(),
+        "docs/sessions.md": sequence_table()
+        + thousand_table()
+        + foretold_table()
+        + sequences[200]
+        + sequences[500]
+        + cost_table(),
         "docs/evaluation.md": evaluation_table(),
         "docs/tracing.md": tracing_tables(),
     }

@@ -55,8 +55,8 @@ class Ends:
         self.model.requires_grad_(False)
         self.hparams = RomeHparams.for_model(self.model)
         relation = {r["case_id"]: r["requested_rewrite"]["relation_id"] for r in read_counterfact()}
-        records = arena_records(self.model, self.tok, work / "ranks.json")[:n]
-        self.records = records
+        known = arena_records(self.model, self.tok, work / "ranks.json")
+        self.records = records = [r for r in known if relation[r.case_id] in QUESTIONS][:n]
         self.questions = [
             QUESTIONS[relation[r.case_id]].replace("{}", r.request.subject) for r in records
         ]

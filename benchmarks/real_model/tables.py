@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 
-from benchmarks.support.tables import Columns, read, table
+from benchmarks.support.tables import Columns, Row, read, table
+from rome_fast import HealthCheck
+from rome_fast.session.health import Health
+from rome_fast.session.outlook import outlook
 
 KEYS: Columns = {
     "keys / d": lambda r: f"{r['keys_per_dim']}" if r["keys_per_dim"] else "",
@@ -159,3 +163,65 @@ def counterfact_in_readme() -> list[str]:
     lines = table(f"{rows[0][1]['n']} records", answer, rows)
     beside = list(report["beside"].items())
     return lines + table(f"{beside[0][1]['n']} records", {**TIMED, **SCORES}, beside)
+
+
+def _with_range(name: str, scale: float = 100, digits: int = 1) -> Callable[[Row], str]:
+    """The mean over orders, and from where to where they go; "lost": against the unedited model."""
+
+    def text(row: Row) -> str:
+        where = "lost" if name.endswith(" lost") else ""
+        lines = [line[where] if where else line for line in row["orders"]]
+        values = [scale * line[name.removesuffix(" lost")] for line in lines]
+        mean = sum(values) / len(values)
+        low, high = min(values), max(values)
+        if len(values) == 1 or low == high:
+            return f"{mean:.{digits}f}"
+        return f"{mean:.{digits}f} ({low:.{digits}f}-{high:.{digits}f})"
+
+    return text
+
+
+THOUSAND: Columns = {
+    "hold": _with_range("holds"),
+    "rewrite": _with_range("ES"),
+    "paraphrase": _with_range("PS"),
+    "neighbours lost": _with_range("NS lost"),
+    "first words lost": _with_range("unchanged lost"),
+    "perplexity": _with_range("perplexity", 1, 3),
+    "KL": _with_range("kl", 1, 3),
+    "spread": _with_range("spread", 1, 2),
+}
+
+
+def thousand_table() -> list[str]:
+    """A Session of the weight with ever more edits, over orders; then consolidated."""
+    lines = read("real-model-thousand")["lines"]
+    rows = []
+    for steps in (False, True):
+        for n in dict.fromkeys(line["n"] for line in lines if bool(line["steps"]) is steps):
+            mine = [x for x in lines if x["n"] == n and bool(x["steps"]) is steps]
+            rows.append((f"{n}, consolidated" if steps else str(n), {"orders": mine}))
+    return table("edits", THOUSAND, rows)
+
+
+FORETOLD = ("spread", "retention", "neighbourhood", "perplexity")
+
+
+def foretold_table() -> list[str]:
+    """What looks foretell of the same Session, beside the next look at so many edits or more."""
+    checks = [Health.from_json(check) for check in read("real-model-thousand")["checks"]]
+    rows = []
+    for check in checks:
+        told = outlook(check, [], HealthCheck().horizon)
+        came = next((c for c in checks if told and c.n_edits >= told.n_edits), None)
+        if told and came:
+            rows.append((str(check.n_edits), {"told": told, "came": came}))
+
+    def both(name: str) -> Callable[[Row], str]:
+        return lambda r: f"{getattr(r['told'], name):.2f}, {getattr(r['came'], name):.2f}"
+
+    columns: Columns = {
+        "foretold for, look at": lambda r: f"{r['told'].n_edits}, {r['came'].n_edits}",
+        **{name: both(name) for name in FORETOLD},
+    }
+    return table("edits", columns, rows)

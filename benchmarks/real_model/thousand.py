@@ -7,6 +7,7 @@ One Session makes all edits, is looked at every twenty and never stopped, so tha
 can be held against what came. As edits are solved as one, whose order makes no difference, fewer of
 them are the same log with the others taken out, and another order is another choice of which are
 there (tests/session/test_joint.py). Some are consolidated. The first ``--judged`` are asked about.
+Lines that the results file has are not made again.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import argparse
 import json
 import random
 import shutil
-import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from rome_fast.evaluate.records import Question
 from rome_fast.evaluate.scoring import score
 from rome_fast.hparams import RomeHparams
 from rome_fast.model.open_model import open_model
+from rome_fast.session.consolidate import STEPS
 
 JOURNAL = "edits.journal"
 EVERY = 20
@@ -54,7 +55,6 @@ class Thousand:
     def edit(self) -> Row:
         """Make the edits that the journal does not have yet, in a model of its own."""
         model, tok, _ = rome_fast.demo.load("smollm2")
-        began, n_new = time.perf_counter(), 0
         path = self.folder / JOURNAL
         if path.exists():
             session = rome_fast.Session.resume(path, model, tok)
@@ -62,13 +62,10 @@ class Thousand:
             session = rome_fast.Session(model, tok, form="weight", journal=path, health=WATCH)
         with session:
             requests = [record.request for record in self.records[len(session.log.edits) :]]
-            for _ in session.stream(requests, progress=False):
-                n_new += 1
+            for n_new, _ in enumerate(session.stream(requests, progress=False), 1):
                 if n_new % EVERY == 0:
                     print(session.checks[-1], flush=True)
-            checks = [check.to_json() for check in session.checks]
-        seconds = (time.perf_counter() - began) / n_new if n_new else None
-        return {"seconds": seconds, "checks": checks}
+            return {"checks": [check.to_json() for check in session.checks]}
 
     def line(self, n: int, order: int, steps: int = 0) -> Row:
         """The first ``n`` facts of an order; steps: consolidated, with so many for each edit."""
@@ -76,7 +73,7 @@ class Thousand:
         if order:
             random.Random(order).shuffle(numbers)
         chosen = numbers[:n]
-        row: Row = {"n": n, "order": order}
+        row: Row = {"n": n, "order": order, "steps": steps}
         asked = [self.records[i] for i in chosen[: self.judged]]
         judge = RealModelJudge(self.model, self.tok, self.projection, asked)
         copy = self.folder.with_suffix(".copy")
@@ -113,7 +110,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--edits", type=int, default=300)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[20, 40, 80, 150, 300])
+    parser.add_argument("--sizes", type=int, nargs="*", default=[20, 40, 80, 150, 300])
     parser.add_argument("--orders", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--consolidated", type=int, nargs="*", default=[80, 300])
     parser.add_argument("--judged", type=int, default=80)
@@ -122,11 +119,13 @@ def main() -> None:
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     study = Thousand(args.work, args.edits, args.judged, args.texts)
-    report: Row = {"setting": setting(), "edits": args.edits, **study.edit(), "lines": []}
+    lines: list[Row] = json.loads(args.out.read_text("utf-8"))["lines"] if args.out.exists() else []
+    report: Row = {"setting": setting(), "edits": args.edits, **study.edit(), "lines": lines}
     asked = [(n, order, 0) for n in args.sizes for order in args.orders]
-    asked += [(n, order, max(n, 80)) for n in args.consolidated for order in args.orders]
-    for n, order, steps in asked:
-        report["lines"].append(study.line(n, order, steps))
+    asked += [(n, order, STEPS) for n in args.consolidated for order in args.orders]
+    done = {(line["n"], line["order"], line["steps"]) for line in lines}
+    for n, order, steps in (one for one in asked if one not in done):
+        lines.append(study.line(n, order, steps))
         print({k: v for k, v in report["lines"][-1].items() if k != "intervals"}, flush=True)
         args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 

@@ -47,7 +47,7 @@ class HealthCheck:
     max_perplexity: float = 1.25
     max_spread: float = 0.25
     min_retention: float = 0.9
-    min_neighbourhood: float = 0.8
+    min_neighbourhood: float = 0.7
     horizon: int = 50
     on_unhealthy: str = "rollback"
 

@@ -2,13 +2,12 @@
 
 Edits are independent of each other, so what they do to ordinary text, a mean square, grows with
 their number, and so do the edits that are lost by it, and what each is not given of what it asks
-for; the movement at other subjects grows with its root (docs/sessions.md has what was foretold and
-what came).
+for. A prompt about another subject is moved most by the edit whose prompt it is, and so what such
+prompts lose grows slowly, about with the cube root (docs/sessions.md has what came).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from rome_fast.session.health import Health, Outlook
@@ -35,7 +34,7 @@ def outlook(health: Health, shares: Sequence[float], horizon: int) -> Outlook | 
         lost = growth * (1 - retention) + (then - now) / max(len(shares), 1)
         retention = max(1 - lost, 0.0)
     if neighbourhood is not None:
-        neighbourhood = max(1 - (1 - neighbourhood) * math.sqrt(growth), 0.0)
+        neighbourhood = max(1 - (1 - neighbourhood) * growth ** (1 / 3), 0.0)
     return Outlook(
         n_edits=n + ahead,
         perplexity=health.perplexity**growth,

@@ -31,7 +31,7 @@ def test_what_edits_do_grows_with_their_number():
     assert told.n_edits == 150
     assert told.perplexity == pytest.approx(1.02**1.5)
     assert told.retention == pytest.approx(1 - 0.04 * 1.5)
-    assert told.neighbourhood == pytest.approx(1 - 0.1 * 1.5**0.5)
+    assert told.neighbourhood == pytest.approx(1 - 0.1 * 1.5 ** (1 / 3))
     assert told.spread == pytest.approx(0.15)
 
 
