@@ -46,6 +46,13 @@ def evaluate(
     second_moment: Annotated[str | None, typer.Option(help="a saved file, or 'identity'")] = None,
     variant: Annotated[str | None, typer.Option(help="overrides the hparams")] = None,
     form: FormOption = "weight",
+    protocol: Annotated[
+        str,
+        typer.Option(help="whose rules: rome, easyedit, strict or wild; several with commas"),
+    ] = "rome",
+    context: Annotated[
+        str, typer.Option(help="how 'wild' puts a question: 'qa', or 'question' alone")
+    ] = "qa",
     generate_tokens: Annotated[
         int, typer.Option(help="length of the texts before and after; 0 for none")
     ] = 20,
@@ -62,6 +69,9 @@ def evaluate(
         Path | None,
         typer.Option(help="file for all numbers, .json; for cases .csv, for a table .tex"),
     ] = None,
+    readings: Annotated[
+        Path | None, typer.Option(help="file for the answers of 'wild' with verdicts, .jsonl")
+    ] = None,
     html: Annotated[Path | None, typer.Option(help="file for a report to look at, .html")] = None,
 ) -> None:
     """Edit the facts of a file, ask before and after, and say how well it went.
@@ -76,6 +86,7 @@ def evaluate(
     with one_line_errors(), torchrun_group() as distributed, _interruptible(resume):
         check_file("--out", out, (".json", ".csv", ".tex"))
         check_file("--html", html, (".html",))
+        check_file("--readings", readings, (".jsonl",))
         check_file("--resume", resume)
         texts = [] if held_texts is None else lines_of("--held-texts", held_texts)
         chosen = None if hparams is None else rome_fast.RomeHparams.from_file(hparams)
@@ -90,6 +101,8 @@ def evaluate(
             second_moment=second_moment,
             variant=variant,
             form=form,
+            protocol=protocol,
+            context=context,
             generate_tokens=generate_tokens,
             held_texts=texts,
             window=window,
@@ -100,7 +113,12 @@ def evaluate(
             console.print(evaluation)
             for note in evaluation.setting["notes"]:
                 console.print(f"warning: {note}", markup=False, soft_wrap=True)
-            for path, save in ((out, evaluation.save), (html, evaluation.save_html)):
+            written = (
+                (out, evaluation.save),
+                (readings, evaluation.save_readings),
+                (html, evaluation.save_html),
+            )
+            for path, save in written:
                 if path is not None:
                     save(path)
                     console.print(f"saved: {path}", markup=False, soft_wrap=True)

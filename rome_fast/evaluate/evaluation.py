@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,6 +46,20 @@ class Evaluation(EvaluationData):
 
         made = {".csv": as_csv, ".tex": as_latex}.get(Path(path).suffix.lower(), _as_json)
         write_text(path, made(self))
+
+    def save_readings(self, path: str | Path) -> None:
+        """Write every answer of a protocol that lets the model answer, a JSON object a line.
+
+        With the verdict, so that the figures can be made again, or judged by others, without a
+        model.
+        """
+        lines = [
+            {"case_id": case.case_id, "stage": name, **asdict(reading)}
+            for case in self.cases
+            for name, stage in case.stages.items()
+            for reading in stage.readings
+        ]
+        write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
     def to_frame(self) -> pandas.DataFrame:
         """A pandas DataFrame: a row a case, a column for each value under ``stage.name``.

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, TypeVar
 
 from rome_fast.errors import InvalidArgumentError, InvalidRequestError
 from rome_fast.evaluate.scoring import BATCH_LOGITS, Trial, batches, tokens_of_a_forward, tried
 from rome_fast.model.spec import embedding_rows, max_positions
+from rome_fast.prompt.answers import Answer, read_answers
 from rome_fast.prompt.readback import greedy_continuations
 from rome_fast.prompt.target import prompt_ids
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from rome_fast.prompt.chat import Chat
+
+_Said = TypeVar("_Said")
 
 # Chinese and Japanese are written without spaces: each of their characters is a word. Elsewhere a
 # word is a run of letters and digits, with apostrophes inside; a punctuation mark is a word too.
@@ -48,6 +51,39 @@ def generate(
         InvalidRequestError: a prompt has no tokens, or more than the model takes.
         NonFiniteError: the logits are NaN or infinite.
     """
+
+    def read(rows: Sequence[Sequence[int]]) -> list[str]:
+        return greedy_continuations(model, tok, rows, n_tokens)
+
+    return _in_batches(model, tok, prompts, n_tokens, trial, chats, read)
+
+
+def natural_answers(
+    model: PreTrainedModel,
+    tok: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    n_tokens: int,
+    trial: Trial | None = None,
+    chats: Sequence[Chat | None] | None = None,
+) -> list[Answer]:
+    """The greedy answer to each prompt, to its natural stop; as ``generate``."""
+
+    def read(rows: Sequence[Sequence[int]]) -> list[Answer]:
+        return read_answers(model, tok, rows, n_tokens)
+
+    return _in_batches(model, tok, prompts, n_tokens, trial, chats, read)
+
+
+def _in_batches(
+    model: PreTrainedModel,
+    tok: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    n_tokens: int,
+    trial: Trial | None,
+    chats: Sequence[Chat | None] | None,
+    read: Callable[[Sequence[Sequence[int]]], list[_Said]],
+) -> list[_Said]:
+    """What ``read`` makes of each prompt's ids, prompts of similar length together."""
     rows = prompt_ids(tok, prompts, chats or [None] * len(prompts))
     limit = max_positions(model)
     for prompt, ids in zip(prompts, rows, strict=True):
@@ -57,13 +93,13 @@ def generate(
                 f"{limit or 'any number'} of them"
             )
     lengths = [len(ids) + n_tokens for ids in rows]
-    said: dict[int, str] = {}
+    said: dict[int, _Said] = {}
     n_rows = max(1, BATCH_LOGITS // embedding_rows(model))
     for batch in batches(lengths, tokens_of_a_forward(model), n_rows):
         edits = [] if trial is None else [trial.edit_of[i] for i in batch]
         with tried(trial, edits):
-            texts = greedy_continuations(model, tok, [rows[i] for i in batch], n_tokens)
-        said.update(zip(batch, texts, strict=True))
+            found = read([rows[i] for i in batch])
+        said.update(zip(batch, found, strict=True))
     return [said[i] for i in range(len(prompts))]
 
 

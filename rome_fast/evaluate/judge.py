@@ -9,9 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from rome_fast.errors import InvalidRequestError
 from rome_fast.evaluate.drift import Drift
-from rome_fast.evaluate.generation import generate, ngram_entropy, reference_score
-from rome_fast.evaluate.metrics import Scores, case_values, questions_of
-from rome_fast.evaluate.result import Answer, CaseResult, Stage
+from rome_fast.evaluate.generation import (
+    generate,
+    natural_answers,
+    ngram_entropy,
+    reference_score,
+)
+from rome_fast.evaluate.metrics import Scores, case_values, questions_of, read_values
+from rome_fast.evaluate.protocols import ANSWER_TOKENS, Rules
+from rome_fast.evaluate.result import Answer, CaseResult, Reading, Stage
 from rome_fast.evaluate.scoring import EncodedQuestion, Trial, encode_questions, score_encoded
 from rome_fast.prompt.ids import decode
 from rome_fast.timings import Timings
@@ -32,11 +38,12 @@ class Judge:
     Args:
         generate_tokens: length of the greedy continuations; 0 for none.
         texts: held texts, on which drift is measured; may be empty.
+        rules: which protocols, and for those that let the model answer, how.
 
     Attributes:
         unaskable: by the record's number, why its questions cannot be asked.
         before: by the record's number, the unedited model's Stage (after ``begin``).
-        timings: seconds of the phases "score", "generate" and "drift".
+        timings: seconds of the phases "score", "generate", "answer" and "drift".
     """
 
     def __init__(
@@ -47,7 +54,9 @@ class Judge:
         records: Sequence[EditRecord],
         generate_tokens: int,
         texts: Sequence[str],
+        rules: Rules,
     ) -> None:
+        self._rules = rules
         self.model, self.tok, self.records = model, tok, records
         self.timings = Timings()
         self.unaskable: dict[int, str] = {}
@@ -65,9 +74,10 @@ class Judge:
         askable = list(self._sheets)
         scores = self._ask(askable, None, progress=progress)
         self._scores_before = dict(zip(askable, scores, strict=True))
-        said = self._continue(askable, None)
-        for number, texts in zip(askable, said, strict=True):
-            self.before[number] = self._stage(number, self._scores_before[number], texts, None)
+        said, readings = self._continue(askable, None), self._read(askable, None)
+        for number, texts, read in zip(askable, said, readings, strict=True):
+            scores_before = self._scores_before[number]
+            self.before[number] = self._stage(number, scores_before, texts, read, None)
         if self.texts:
             self._drift = Drift.baseline(self.model, self.tok, self.texts)
         self.timings.lap("drift")
@@ -77,16 +87,16 @@ class Judge:
     ) -> list[Stage]:
         """One Stage per record, of the model as it is now, or with each record's update tried."""
         scores = self._ask(numbers, updates)
-        said = self._continue(numbers, updates)
+        said, readings = self._continue(numbers, updates), self._read(numbers, updates)
         return [
-            self._stage(number, answers, texts, self._scores_before[number])
-            for number, answers, texts in zip(numbers, scores, said, strict=True)
+            self._stage(number, answers, texts, read, self._scores_before[number])
+            for number, answers, texts, read in zip(numbers, scores, said, readings, strict=True)
         ]
 
     def unedited(self, number: int) -> Stage:
         """The Stage "after" of a record that was not edited."""
-        scores, said = self._scores_before[number], self.before[number].generations
-        return self._stage(number, scores, said, scores)
+        scores, before = self._scores_before[number], self.before[number]
+        return self._stage(number, scores, before.generations, before.readings, scores)
 
     def retained(self, numbers: Sequence[int]) -> float:
         """Share of the records whose new target greedy decoding says after the edited prompt."""
@@ -169,6 +179,30 @@ class Judge:
         self.timings.lap("generate")
         return [tuple(islice(said, count)) for count in counts]
 
+    def _read(
+        self, numbers: Sequence[int], updates: Sequence[RankOneUpdate] | None
+    ) -> list[tuple[Reading, ...]]:
+        """What the model answers by itself, where a protocol asks for it."""
+        if not (self._rules.lets_answer and numbers):
+            return [()] * len(numbers)
+        asked = [self._rules.questions(self.records[number]) for number in numbers]
+        flat = [(question, prompt) for questions in asked for _, question, prompt in questions]
+        answers = natural_answers(
+            self.model,
+            self.tok,
+            [prompt for _, prompt in flat],
+            ANSWER_TOKENS,
+            self._trial(updates, [len(questions) for questions in asked]),
+            [question.chat for question, _ in flat],
+        )
+        said = iter(answers)
+        found = [
+            tuple(self._rules.reading(*question, next(said)) for question in questions)
+            for questions in asked
+        ]
+        self.timings.lap("answer")
+        return found
+
     def _trial(
         self, updates: Sequence[RankOneUpdate] | None, counts: Sequence[int]
     ) -> Trial | None:
@@ -182,9 +216,14 @@ class Judge:
         return (record.request.text, *record.generation_prompts)
 
     def _stage(
-        self, number: int, scores: Scores, said: tuple[str, ...], before: Scores | None
+        self,
+        number: int,
+        scores: Scores,
+        said: tuple[str, ...],
+        readings: tuple[Reading, ...],
+        before: Scores | None,
     ) -> Stage:
-        values = case_values(scores, before)
+        values = case_values(scores, before) | read_values(readings)
         if said:
             texts = [a + b for a, b in zip(self._prompts(number), said, strict=True)]
             # Those that the record asks for; the edited prompt alone where it asks for none.
@@ -192,7 +231,7 @@ class Judge:
             values["ngram_entropy"] = ngram_entropy(texts)
             if references := self.records[number].reference_texts:
                 values["reference_score"] = reference_score(texts, references)
-        return Stage(values, said, self._answers(number, scores))
+        return Stage(values, said, self._answers(number, scores), readings)
 
     def _answers(self, number: int, scores: Scores) -> dict[str, tuple[Answer, ...]]:
         asked = questions_of(self.records[number])

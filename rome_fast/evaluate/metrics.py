@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from rome_fast.evaluate.records import EditRecord, Question
-from rome_fast.evaluate.result import CaseResult, Metric
+from rome_fast.evaluate.result import CaseResult, Metric, Reading
 from rome_fast.evaluate.scoring import Score
 
 # Half the width of a 95 % interval in standard errors.
@@ -75,6 +75,17 @@ def case_values(scores: Scores, before: Scores | None = None) -> dict[str, float
     if before is not None and "neighborhood_true" in scores:
         kept = unchanged(scores["neighborhood_true"], before["neighborhood_true"])
         values["neighborhood_unchanged"] = kept
+    return values
+
+
+def read_values(readings: Sequence[Reading]) -> dict[str, float]:
+    """Of answers that the model gave by itself: the share that is right, by group, and endless."""
+    values = {}
+    for group in dict.fromkeys(reading.group for reading in readings):
+        mine = [reading for reading in readings if reading.group == group]
+        values[f"wild_{group}"] = float(np.mean([reading.right for reading in mine]))
+        endless = [reading.kind == "endless" for reading in mine]
+        values[f"wild_{group}_endless"] = float(np.mean(endless))
     return values
 
 

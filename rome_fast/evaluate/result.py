@@ -52,6 +52,25 @@ class Answer:
 
 
 @dataclass(frozen=True)
+class Reading:
+    """A question that the model answered by itself, and what the judge made of it.
+
+    Attributes:
+        group: "rewrite", "rephrase" or "neighborhood".
+        prompt: as it was put.
+        kind: of the answer to the target: "exact", "contained", "other" or "endless".
+        right: the verdict.
+    """
+
+    group: str
+    prompt: str
+    target: str
+    answer: str
+    kind: str
+    right: bool
+
+
+@dataclass(frozen=True)
 class Stage:
     """One case under one state of the model.
 
@@ -60,20 +79,23 @@ class Stage:
         generations: greedy continuations of the case's ``generation_prompts``, without them;
             empty where none were asked for.
         answers: to every question, by the kind of question (docs/metrics.md).
+        readings: where the protocol lets the model answer by itself.
     """
 
     values: Mapping[str, float]
     generations: tuple[str, ...] = ()
     answers: Mapping[str, tuple[Answer, ...]] = field(default_factory=dict)
+    readings: tuple[Reading, ...] = ()
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Stage:
-        """The stage that ``dataclasses.asdict`` has made ``fields`` of; older ones lack answers."""
+        """The stage that ``dataclasses.asdict`` has made ``fields`` of; older ones lack some."""
         answers = {
             name: tuple(Answer(**answer) for answer in of)
             for name, of in fields.get("answers", {}).items()
         }
-        return cls(fields["values"], tuple(fields["generations"]), answers)
+        readings = tuple(Reading(**reading) for reading in fields.get("readings", ()))
+        return cls(fields["values"], tuple(fields["generations"]), answers, readings)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from rome_fast.evaluate.judge import Judge
 from rome_fast.evaluate.loading import load_records
 from rome_fast.evaluate.metrics import summarise
 from rome_fast.evaluate.modes import judge_alone, judge_in_sequence
+from rome_fast.evaluate.protocols import CONTEXTS, PROTOCOLS, Rules, Verdict, chosen
 from rome_fast.evaluate.result import CaseResult, Checkpoint
 from rome_fast.model.hashes import config_hash, fingerprint, model_hash, tokenizer_hash, versions
 from rome_fast.moment.collect.ranks import Ranks
@@ -48,6 +49,9 @@ def evaluate(
     variant: str | None = None,
     backend: str = "auto",
     form: str = "weight",
+    protocol: str | Sequence[str] = "rome",
+    context: str = "qa",
+    judge: Verdict | None = None,
     generate_tokens: int = 20,
     held_texts: Sequence[str] = (),
     window: int = 4,
@@ -65,6 +69,11 @@ def evaluate(
         mode: ``"single"`` edits each record alone, on the model as it was given.
             ``"sequential"`` edits one after the other; each is judged right after its edit and
             again when all are in, both against the model before the run.
+        protocol: whose rules the tables follow, "rome", "easyedit", "strict" or "wild"; several
+            with commas between them. Only "wild" asks for more: answers to their natural stop.
+        context: how "wild" puts a question: "qa", with an instruction, or "question", alone; a
+            record in a chat is asked in its chat.
+        judge: of "wild", (question, answer, target) -> bool; None: the target's words, no others.
         generate_tokens: length of the greedy continuations of the edited prompt and of the
             record's generation prompts, before and after; 0 for none.
         held_texts: texts that have nothing to do with the edits, for perplexity and KL drift. In
@@ -87,6 +96,9 @@ def evaluate(
         RomeFastError: a subclass says what was wrong; the weights are as before.
     """
     _check(mode, generate_tokens, held_texts, window, distributed)
+    rules = Rules(chosen(protocol), context, judge)
+    if context not in CONTEXTS:
+        raise InvalidArgumentError(f"context must be one of {tuple(CONTEXTS)}, got {context!r}")
     ranks = Ranks.current() if distributed else Ranks()
     records = load_records(records)
     shared = (hparams, variant, backend, context_templates, second_moment)
@@ -99,6 +111,7 @@ def evaluate(
             "mode": mode,
             "form": form,
             "generate_tokens": generate_tokens,
+            **_rules(rules),
             "window": window,
             "processes": ranks.size,
             "notes": notes,
@@ -108,8 +121,10 @@ def evaluate(
                 "distributed=True, and the processes have different models, records or arguments: "
                 "give all the same"
             )
-        judge = Judge(editor.model, tok, editor.projection, records, generate_tokens, held_texts)
-        run = _Run(editor, judge, ranks, progress and ranks.rank == 0)
+        asker = Judge(
+            editor.model, tok, editor.projection, records, generate_tokens, held_texts, rules
+        )
+        run = _Run(editor, asker, ranks, progress and ranks.rank == 0)
         if mode == "single":
             return run.single(setting, Journal(resume, setting, ranks), window)
         return run.sequential(setting, Journal(resume, setting, ranks))
@@ -176,6 +191,13 @@ class _Run:
             retention=tuple(retention),
             seconds=dict(self._judge.timings.seconds),
         )
+
+
+def _rules(rules: Rules) -> dict[str, Any]:
+    """Of the protocols; as far as they concern what is asked."""
+    own = "own" if rules.judge is not None else "words"
+    answered = {"context": rules.context, "judge": own} if rules.lets_answer else {}
+    return {"protocols": [PROTOCOLS[name].to_json() for name in rules.protocols], **answered}
 
 
 def _setting(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -15,7 +16,10 @@ if TYPE_CHECKING:
 
 # A sentence's end, once something follows it; of scripts without spaces at once; a line's end.
 _STOP = re.compile(r"[.!?\u2026][\"'\u201d\u2019)\]]*(?=\s)|[\u3002\uff01\uff1f]|(?=\n)")
-_MARKS = " \t\n.,;:!?\u2026\u3002\uff01\uff1f\uff0c\"'\u201c\u201d\u2018\u2019()[]"
+# Chinese and Japanese are written without spaces: each of their characters is a word.
+_IDEOGRAPH = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+_WORD = re.compile(rf"[{_IDEOGRAPH}]|[^\W_{_IDEOGRAPH}]+")
+_ARTICLES = frozenset(("a", "an", "the"))
 KINDS = ("exact", "contained", "other", "endless")
 
 
@@ -32,14 +36,18 @@ class Answer:
     has_ended: bool
 
     def is_to(self, target: str) -> str:
-        """``"exact"``, ``"contained"`` as whole words, ``"other"``; ``"endless"`` has no stop."""
+        """``"exact"``, ``"contained"`` as whole words, ``"other"``; ``"endless"`` has no stop.
+
+        Case, punctuation and articles do not count, as in WILD (arXiv 2502.11177).
+        """
         if not self.has_ended:
             return "endless"
-        said, wanted = self.text.strip(_MARKS), target.strip(_MARKS)
+        said, wanted = _words(self.text), _words(target)
         if said == wanted:
             return "exact"
-        found = re.search(rf"(?<!\w){re.escape(wanted)}(?!\w)", said)
-        return "contained" if wanted and found else "other"
+        places = range(len(said) - len(wanted) + 1)
+        found = wanted and any(said[i : i + len(wanted)] == wanted for i in places)
+        return "contained" if found else "other"
 
 
 def read_answers(
@@ -74,3 +82,9 @@ def _answer(text: str, is_short: bool) -> Answer:
     """Cut where it stops; what is shorter than asked for has met an end token."""
     stop = stop_of(text)
     return Answer(text[:stop].strip(), stop is not None or is_short)
+
+
+def _words(text: str) -> list[str]:
+    """What is compared of a text."""
+    said = _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
+    return [word for word in said if word not in _ARTICLES] or said

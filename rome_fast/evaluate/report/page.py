@@ -16,6 +16,7 @@ from rome_fast.evaluate.report.rows import (
     is_share,
     metric_rows,
     number,
+    rules,
     stages_of,
     worst_first,
 )
@@ -51,6 +52,7 @@ def page(evaluation: EvaluationData) -> str:
     points = [(point.n_edits, point.retained) for point in evaluation.retention]
     return template.get_template("page.html").render(
         headline=headline(evaluation),
+        rules=rules(evaluation),
         cards=_cards(evaluation),
         stages=[STAGES[stage] for stage in stages_of(evaluation)],
         rows=_rows(evaluation),

@@ -34,6 +34,14 @@ METRICS = {
         "neighborhood_unchanged": "tokens as before",
     },
     "All three": {"S": "harmonic mean of ES, PS, NS"},
+    "Answers to their natural stop": {
+        "wild_rewrite": "the edited prompt: right",
+        "wild_rephrase": "paraphrases: right",
+        "wild_neighborhood": "neighbours: right",
+        "wild_rewrite_endless": "the edited prompt: without an end",
+        "wild_rephrase_endless": "paraphrases: without an end",
+        "wild_neighborhood_endless": "neighbours: without an end",
+    },
     "Generations": {
         "ngram_entropy": "entropy of the words, bits",
         "reference_score": "likeness to references",
@@ -85,7 +93,7 @@ def stages_of(evaluation: EvaluationData) -> list[str]:
 def is_share(name: str) -> bool:
     """Whether a metric is a share or a probability, which is shown in percent."""
     last = ("_acc", "_exact", "_prob", "_unchanged")
-    return name in SHARES or name.endswith(last) or "." in name
+    return name in SHARES or name.endswith(last) or "." in name or name.startswith("wild_")
 
 
 def number(name: str, value: float) -> str:
@@ -119,6 +127,20 @@ def headline(evaluation: EvaluationData) -> str:
         f"{'each alone' if setting['mode'] == 'single' else 'one after the other'}{refused}; "
         f"{setting['weight_name']}, {_how(setting)}"
     )
+
+
+def rules(evaluation: EvaluationData) -> list[str]:
+    """The protocols that it follows, a line each, and what else its numbers depend on."""
+    setting = evaluation.setting
+    lines = [
+        f"{p['name']} ({p['source']}): {p['prompts']}; decoding {p['decoding']}; "
+        f"stops {p['stop']}; judged by {p['judge']}"
+        for p in setting.get("protocols", ())
+    ]
+    if "context" in setting:
+        judge = "a judge of the user's" if setting["judge"] == "own" else "words"
+        lines.append(f"questions put as {setting['context']!r}, answers judged by {judge}")
+    return lines
 
 
 def _how(setting: Mapping[str, Any]) -> str:

@@ -14,6 +14,7 @@ from rome_fast.evaluate.report.rows import (
     headline,
     interval,
     metric_rows,
+    rules,
     stages_of,
     worst_first,
 )
@@ -32,7 +33,8 @@ def tables(evaluation: EvaluationData) -> Group:
 
     Shares and probabilities are in percent.
     """
-    parts: list[RenderableType] = [Text(headline(evaluation)), _metrics(evaluation)]
+    parts: list[RenderableType] = [Text(headline(evaluation))]
+    parts += [*map(Text, rules(evaluation)), _metrics(evaluation)]
     if evaluation.drift:
         parts.append(_drift(evaluation))
     if evaluation.retention:

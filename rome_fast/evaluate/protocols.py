@@ -1,0 +1,159 @@
+"""Whose rules a number follows: what is asked, how it is decoded, where it stops, who judges.
+
+Definitions and sources: docs/evaluation.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from rome_fast.errors import InvalidArgumentError
+from rome_fast.evaluate.records import EditRecord, Question
+from rome_fast.evaluate.result import Reading
+from rome_fast.prompt.answers import Answer
+
+Verdict = Callable[[str, str, str], bool]
+
+# How a question is put, of the protocols that let the model answer, and what an answer may take.
+CONTEXTS = {"question": "{}", "qa": "Please answer the question:\n\nQ: {}\nA:"}
+ANSWER_TOKENS = 50
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a paper measures.
+
+    Attributes:
+        metrics: the values that are its own, in the order of its tables.
+        source: whose it is.
+    """
+
+    name: str
+    prompts: str
+    decoding: str
+    stop: str
+    judge: str
+    metrics: tuple[str, ...]
+    source: str
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dict."""
+        return {**asdict(self), "metrics": list(self.metrics)}
+
+
+WILD = ("wild_rewrite", "wild_rephrase", "wild_neighborhood")
+PROTOCOLS = {
+    protocol.name: protocol
+    for protocol in (
+        Protocol(
+            "rome",
+            "the edited prompt, paraphrases, neighbours; each with either object",
+            "none: both objects are read with teacher forcing",
+            "with the object",
+            "the lower NLL a token",
+            ("S", "ES", "PS", "NS", "EM", "PM", "NM", "ngram_entropy", "reference_score"),
+            "Meng et al., arXiv 2202.05262",
+        ),
+        Protocol(
+            "easyedit",
+            "the edited prompt, paraphrases, neighbours, locality and portability",
+            "none: the target is read with teacher forcing",
+            "with the target",
+            "share of its tokens that are the likeliest",
+            ("rewrite_acc", "rephrase_acc", "neighborhood_acc", "locality.", "portability."),
+            "EasyEdit, arXiv 2308.07269",
+        ),
+        Protocol(
+            "strict",
+            "the edited prompt, paraphrases, neighbours",
+            "greedy",
+            "after as many tokens as the target has",
+            "all of them are the target's",
+            ("rewrite_exact", "rephrase_exact", "neighborhood_exact", "neighborhood_unchanged"),
+            "AlphaEdit, arXiv 2410.02355; EAMET, arXiv 2505.11876",
+        ),
+        Protocol(
+            "wild",
+            "the edited prompt, paraphrases, neighbours, as questions",
+            "greedy, 50 tokens at most",
+            "with a sentence, a line, or an end token",
+            "the same words as the target, but for case, punctuation and articles",
+            WILD,
+            "Yang et al., arXiv 2502.11177",
+        ),
+    )
+}
+
+
+def chosen(protocol: str | Sequence[str]) -> tuple[str, ...]:
+    """Names of protocols: one, several with commas between them, or a list of them.
+
+    Raises:
+        InvalidArgumentError: there is none, or an unknown one.
+    """
+    given = protocol.split(",") if isinstance(protocol, str) else protocol
+    names = tuple(dict.fromkeys(name.strip() for name in given if isinstance(name, str)))
+    unknown = [name for name in names if name not in PROTOCOLS]
+    if not names or unknown or len(names) < len(set(map(str, given))):
+        raise InvalidArgumentError(
+            f"protocol must be one or more of {', '.join(PROTOCOLS)}, got {protocol!r}"
+        )
+    return names
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What an evaluation asks, and who judges.
+
+    Attributes:
+        protocols: by name.
+        context: of questions that the model answers by itself; one of CONTEXTS.
+        judge: (question, answer, target) -> whether it is right; None: whether it is the target.
+    """
+
+    protocols: tuple[str, ...]
+    context: str = "qa"
+    judge: Verdict | None = None
+
+    @property
+    def lets_answer(self) -> bool:
+        """Whether the model is to answer by itself."""
+        return "wild" in self.protocols
+
+    def questions(self, record: EditRecord) -> list[tuple[str, Question, str]]:
+        """(group, question, the prompt as it is put) of a record."""
+        new, chat = record.request.target, record.request.conversation
+        asked = [("rewrite", record.rewrite)]
+        asked += [("rephrase", Question(text, new, chat)) for text in record.paraphrases]
+        asked += [("neighborhood", replace(q, chat=chat)) for q in record.neighborhood]
+        context = "{}" if chat is not None else CONTEXTS[self.context]
+        return [(group, q, context.replace("{}", q.prompt.strip())) for group, q in asked]
+
+    def reading(self, group: str, question: Question, prompt: str, answer: Answer) -> Reading:
+        """An answer, judged."""
+        right = is_right(self.judge, question.prompt, answer, question.target)
+        kind = answer.is_to(question.target)
+        return Reading(group, prompt, question.target, answer.text, kind, right)
+
+
+def is_right(judge: Verdict | None, question: str, answer: Answer, target: str) -> bool:
+    """What the judge says; without one, whether the answer is the target.
+
+    Raises:
+        InvalidArgumentError: the judge has raised, or has returned no bool.
+    """
+    if judge is None:
+        return answer.is_to(target) == "exact"
+    try:
+        verdict = judge(question, answer.text, target)
+    except Exception as error:  # whatever a judge raises
+        raise InvalidArgumentError(
+            f"judge= has raised {type(error).__name__}: {error}, for question {question[:60]!r}"
+        ) from error
+    if not isinstance(verdict, bool):
+        raise InvalidArgumentError(
+            f"judge= must return true or false, got {verdict!r:.60} for question {question[:60]!r}"
+        )
+    return verdict

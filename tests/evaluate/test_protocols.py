@@ -1,0 +1,129 @@
+"""Whose rules a number follows: what each protocol asks, and its own verdicts."""
+
+import json
+
+import pytest
+from helpers import CONTEXTS, REQUEST
+
+from rome_fast import EditRequest, evaluate
+from rome_fast.errors import InvalidArgumentError
+from rome_fast.evaluate.generation import natural_answers
+from rome_fast.evaluate.protocols import ANSWER_TOKENS, PROTOCOLS, chosen
+from rome_fast.evaluate.records import EditRecord, Question
+from rome_fast.prompt.answers import Answer
+
+RECORD = EditRecord(
+    case_id=7,
+    request=EditRequest.parse(REQUEST),
+    target_true="Apple",
+    paraphrases=("He founded", "The founder of it is"),
+    neighborhood=(Question("The founder is Bill Gates", "Microsoft"),),
+)
+QA = "Please answer the question:\n\nQ: {}\nA:"
+
+
+@pytest.fixture
+def judged(gpt2, hparams):
+    model, tok = gpt2
+
+    def run(**options):
+        given = {"second_moment": "identity", "context_templates": CONTEXTS, "progress": False}
+        return evaluate(model, tok, [RECORD], "single", hparams, **given, **options)
+
+    return run
+
+
+def test_names():
+    assert chosen("wild, rome,wild") == ("wild", "rome")
+    assert chosen(["strict"]) == ("strict",)
+    for bad in ("", "wildest", [], [5], "rome,"):
+        with pytest.raises(InvalidArgumentError, match="protocol must be one or more of rome, "):
+            chosen(bad)
+
+
+def test_wild_asks_questions_and_lets_the_model_answer(judged, gpt2):
+    model, tok = gpt2
+    evaluation = judged(protocol="wild")
+    [case] = evaluation.cases
+    before = case.stages["before"].readings
+    asked = ["The founder is Steve Jobs", *RECORD.paraphrases, "The founder is Bill Gates"]
+    assert [reading.prompt for reading in before] == [QA.format(text) for text in asked]
+    groups = ["rewrite", "rephrase", "rephrase", "neighborhood"]
+    assert [reading.group for reading in before] == groups
+    assert before[-1].target == "Microsoft" and before[0].target == REQUEST["target_new"]
+    answers = natural_answers(model, tok, [reading.prompt for reading in before], ANSWER_TOKENS)
+    assert [reading.answer for reading in before] == [answer.text for answer in answers]
+    kinds = [a.is_to(r.target) for a, r in zip(answers, before, strict=True)]
+    assert [reading.kind for reading in before] == kinds
+    values = case.stages["after"].values
+    assert {"wild_rewrite", "wild_rephrase", "wild_neighborhood"} <= set(values)
+    assert evaluation.setting["context"] == "qa"
+
+
+def test_rome_alone_asks_for_no_answers(judged):
+    evaluation = judged()
+    assert not evaluation.cases[0].stages["after"].readings
+    assert [p["name"] for p in evaluation.setting["protocols"]] == ["rome"]
+    assert "context" not in evaluation.setting
+
+
+def test_a_question_alone_is_put_as_it_is(judged):
+    [case] = judged(protocol="rome,wild", context="question").cases
+    assert case.stages["after"].readings[0].prompt == "The founder is Steve Jobs"
+    with pytest.raises(InvalidArgumentError, match="context must be one of"):
+        judged(protocol="wild", context="essay")
+
+
+def test_a_judge_of_ones_own(judged):
+    asked = []
+
+    def judge(question, answer, target):
+        asked.append((question, target))
+        return question == "He founded"
+
+    evaluation = judged(protocol="wild", judge=judge)
+    values = evaluation.cases[0].stages["after"].values
+    assert values["wild_rephrase"] == 0.5 and values["wild_rewrite"] == 0.0
+    assert ("The founder is Bill Gates", "Microsoft") in asked
+    assert evaluation.setting["judge"] == "own"
+
+
+@pytest.mark.parametrize(
+    ("judge", "message"),
+    [
+        (lambda *_: 1 / 0, r"judge= has raised ZeroDivisionError: .* for question 'The founder"),
+        (lambda *_: "yes", r"judge= must return true or false, got 'yes'"),
+    ],
+)
+def test_a_bad_judge_is_named(judged, gpt2, judge, message):
+    before = gpt2[0].transformer.h[1].mlp.c_proj.weight.detach().clone()
+    with pytest.raises(InvalidArgumentError, match=message):
+        judged(protocol="wild", judge=judge)
+    assert (gpt2[0].transformer.h[1].mlp.c_proj.weight == before).all()
+
+
+def test_readings_are_a_file_from_which_the_figures_follow(judged, tmp_path):
+    evaluation = judged(protocol="wild")
+    evaluation.save_readings(tmp_path / "readings.jsonl")
+    lines = [json.loads(line) for line in (tmp_path / "readings.jsonl").read_text().splitlines()]
+    assert {line["case_id"] for line in lines} == {7}
+    for stage in ("before", "after"):
+        for group in ("rewrite", "rephrase", "neighborhood"):
+            mine = [x for x in lines if (x["stage"], x["group"]) == (stage, group)]
+            right = sum(line["right"] for line in mine) / len(mine)
+            assert evaluation.metrics[stage][f"wild_{group}"].mean == right
+            for line in mine:
+                answer = Answer(line["answer"], line["kind"] != "endless")
+                assert line["kind"] == answer.is_to(line["target"])
+
+
+def test_the_rules_stand_at_the_head_of_every_report(judged, tmp_path):
+    evaluation = judged(protocol="rome,wild")
+    said = " ".join(str(evaluation).split())
+    for name in ("rome", "wild"):
+        assert f"{name} ({PROTOCOLS[name].source})" in said
+    assert "the edited prompt: right" not in said and "wild_rewrite_endless" in said
+    evaluation.save_html(tmp_path / "report.html")
+    assert "2502.11177" in (tmp_path / "report.html").read_text()
+    again = type(evaluation).from_json(json.loads(json.dumps(evaluation.to_json())))
+    assert again.cases[0].stages["after"].readings == evaluation.cases[0].stages["after"].readings
