@@ -92,8 +92,7 @@ class LayerEdits:
         ]
 
     def _solved_with(self, request: EditRequest) -> list[EditRequest]:
-        names = set(request.names)
-        return [fact for fact in self.solved if names.intersection(fact.names)]
+        return [fact for fact in self.solved if fact.same_subject(request)]
 
     def for_search(self, requests: Sequence[EditRequest]) -> AbstractContextManager[None]:
         """While open, offsets of other subjects are away: what is found depends on none of them."""

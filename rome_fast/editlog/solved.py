@@ -61,11 +61,10 @@ def asked_anew(edits: Iterable[LoggedEdit], residuals: Mapping[int, Tensor]) -> 
 
 def about_subject(edits: Sequence[LoggedEdit], request: EditRequest) -> list[LoggedEdit]:
     """Edits that are solved as one, of other facts of this request's subject."""
-    names = set(request.names)
     return [
         edit
         for edit in edits
         if isinstance(edit.update, JointConstraint)
-        and names.intersection(edit.request.names)
+        and edit.request.same_subject(request)
         and not edit.request.same_fact(request)
     ]

@@ -122,6 +122,10 @@ class EditRequest:
         """
         return self.fact == other.fact
 
+    def same_subject(self, other: EditRequest) -> bool:
+        """Whether both have a name of their subjects in common."""
+        return not set(self.names).isdisjoint(other.names)
+
     @property
     def fact(self) -> tuple[Any, ...]:
         """Hashable key of the fact, whatever its target; spaces in the prompt do not count."""
