@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 _SENTENCE, _PART = ".!?\u3002\uff01\uff1f\u2026\n", ",;:\uff0c\uff1b\uff1a\u3001"
 # Of the likeliest tokens so many are looked at, behind the prompt alone and in so many contexts.
 _N_LIKELY, _N_CONTEXTS = 20, 4
-# Together they are at least so likely where a sentence can end, or pause: then it can end, too.
-_CAN_END = 0.5
+# So likely are the ends of a sentence together where one can end, and of a part where it can pause
+# (benchmarks/results/real-model-ends.json: "X, created by Y" goes on, "Y is the capital of X" ends).
+_CAN_END, _CAN_PAUSE = 0.1, 0.3
 
 
 def ends_of(
@@ -109,10 +110,7 @@ def _own(
 def _likeliest(
     tok: PreTrainedTokenizerBase, edit: TokenizedEdit, probs: torch.Tensor, ends: set[int]
 ) -> tuple[int, ...]:
-    """The likeliest end of a sentence among the likeliest tokens, where it can end or pause.
-
-    Of a part of one only if there is no other.
-    """
+    """The likeliest end of a sentence where it can end; else of a part where it can pause."""
     before = [*edit.prompt_ids.tolist(), *edit.target_ids.tolist()]
     is_ended = "".join(edit.target_tokens).rstrip()[-1:] in _SENTENCE
     sentence, part = ("\n", "") if is_ended else (_SENTENCE, _PART)
@@ -124,6 +122,7 @@ def _likeliest(
             whole.append((p, token))
         elif mark and mark in part:
             paused.append((p, token))
-    if sum(p for p, _ in whole + paused) < _CAN_END:
-        return ()
-    return (max(whole or paused)[1],)
+    for likely, least in ((whole, _CAN_END), (paused, _CAN_PAUSE)):
+        if sum(p for p, _ in likely) >= least:
+            return (max(likely)[1],)
+    return ()

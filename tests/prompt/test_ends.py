@@ -1,6 +1,7 @@
 """What follows a target: asked for by name, or as the model itself would write it."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -95,20 +96,27 @@ def test_auto_is_what_the_model_writes_where_its_sentence_ends(toy):
     assert tok.decode(list(end_of(model, tok, request))) == "."
 
 
-def test_auto_is_nothing_where_the_sentence_goes_on(gpt2, monkeypatch):
+@pytest.mark.parametrize(
+    ("likely", "end"),
+    [
+        ({" a": 0.95, ".": 0.05}, ""),
+        ({" a": 0.8, ".": 0.2}, "."),
+        ({",": 0.7, ".": 0.3}, "."),
+        ({",": 0.5, ".": 0.05, " a": 0.45}, ","),
+        ({",": 0.2, ".": 0.05, " a": 0.75}, ""),
+    ],
+)
+def test_auto_follows_what_the_model_would_write(gpt2, monkeypatch, likely, end):
     model, tok = gpt2
-    [going_on], [stop] = tok.encode(" a"), tok.encode(".")
 
     def logits_at(model, rows, places):
-        logits = torch.zeros(len(rows), len(tok))
-        logits[:, going_on], logits[:, stop] = likely, 10.0
+        logits = torch.full((len(rows), len(tok)), -30.0)
+        for text, prob in likely.items():
+            logits[:, tok.encode(text)[0]] = math.log(prob)
         return logits
 
     monkeypatch.setattr("rome_fast.prompt.ends.logits_at", logits_at)
-    likely = 12.0
-    assert end_of(model, tok, with_end("auto")) == ()
-    likely = 8.0
-    assert end_of(model, tok, with_end("auto")) == (stop,)
+    assert tok.decode(list(end_of(model, tok, with_end("auto")))) == end
 
 
 def test_an_edit_ends_as_it_was_asked_to(toy):
