@@ -28,7 +28,7 @@ _SENTENCE, _PART = ".!?\u3002\uff01\uff1f\u2026\n", ",;:\uff0c\uff1b\uff1a\u3001
 # Of the likeliest tokens so many are looked at, behind the prompt alone and in so many contexts.
 _N_LIKELY, _N_CONTEXTS = 20, 4
 # So likely are the ends of a sentence together where one can end, and of a part where it can pause
-# (benchmarks/results/real-model-ends.json: "X, created by Y" goes on, "Y is the capital of X" ends).
+# (benchmarks.real_model.ends: "X, created by Y" goes on, "The capital of X is Y" ends).
 _CAN_END, _CAN_PAUSE = 0.1, 0.3
 
 
