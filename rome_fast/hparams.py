@@ -65,7 +65,8 @@ class RomeHparams:
             bfloat16 copies of the weights above the edited one.
         shared_expert: in a mixture of experts, edit the expert that all tokens share.
         end: what is written behind a target, where the request does not say: see ``EditRequest``.
-        max_answer_tokens: of the answers that a result holds, at most; 0: none is read.
+        max_answer_tokens: of the answers that a result holds, before and after, at most; each token
+            takes a forward. 0: none is read.
     """
 
     layers: tuple[int, ...]
@@ -84,7 +85,7 @@ class RomeHparams:
     compute_dtype: str = "model"
     shared_expert: bool = False
     end: str = "none"
-    max_answer_tokens: int = 24
+    max_answer_tokens: int = 0
 
     def __post_init__(self) -> None:
         for name in ("layers", "context_template_length_params"):

@@ -74,7 +74,7 @@ class ROMEHyperParams:
     compute_dtype: str = RomeHparams.compute_dtype
     shared_expert: bool = RomeHparams.shared_expert
     end: str = "none"  # as theirs
-    max_answer_tokens: int = 0
+    max_answer_tokens: int = RomeHparams.max_answer_tokens
 
     mom2_adjustment: bool = RomeHparams.mom2_adjustment
     mom2_dataset: str | None = None

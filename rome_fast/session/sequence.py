@@ -179,8 +179,9 @@ class Sequencer:
             "argmax_before": result.argmax_before,
             "argmax_after": result.argmax_after,
             "then": result.then,
-            "answer": result.answer,
-            "answer_is": result.answer_is,
+            **(
+                {"answer": result.answer, "answer_is": result.answer_is} if result.answer_is else {}
+            ),
             "loss": result.losses[-1],
             "steps": len(result.losses),
             "update_norm": change.update.norm,

@@ -63,12 +63,12 @@ def test_a_result_has_the_answers_before_and_after():
     model, tok, facts = rome_fast.demo.load()
     fact = facts[3]
     request = EditRequest(fact.prompt, fact.subject, fact.target_new, end="auto")
-    with rome_fast.trial(model, tok, request) as result:
+    hparams = rome_fast.RomeHparams.for_model(model)
+    with rome_fast.trial(model, tok, request, hparams.replace(max_answer_tokens=24)) as result:
         assert result.answer_before.startswith(fact.target)
         assert (result.answer, result.answer_is) == (f"{fact.target_new}.", "exact")
         said = f"{result.answer_before!r} -> {result.answer!r} (exact)"
         assert said in str(result)
-    hparams = rome_fast.RomeHparams.for_model(model).replace(max_answer_tokens=0)
     with rome_fast.trial(model, tok, request, hparams) as result:
         assert (result.answer_before, result.answer, result.answer_is) == ("", "", "")
         assert "answers" not in str(result)
