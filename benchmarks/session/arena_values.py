@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from rome_fast.evaluate.records import EditRecord
     from rome_fast.hparams import RomeHparams
 
+# Fields that came after the values were kept, as they were then.
+_LATER = {"end": "none", "max_answer_tokens": 0}
 KEPT = RESULTS / "arena-values.safetensors"
 
 
@@ -37,7 +39,8 @@ def kept_deltas(records: Sequence[EditRecord], hparams: RomeHparams) -> Tensor:
         return torch.empty(0, 0)
     with safe_open(KEPT, "pt") as file:
         deltas, cases = file.get_tensor("value_delta"), file.get_tensor("case_id").tolist()
-        same = json.loads(file.metadata()["hparams"]) == json.loads(_as_json(hparams))
+        told = {**_LATER, **json.loads(file.metadata()["hparams"])}
+        same = told == json.loads(_as_json(hparams))
     same &= [record.case_id for record in records[: len(cases)]] == cases
     return deltas if same else deltas[:0]
 

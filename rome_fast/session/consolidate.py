@@ -114,7 +114,7 @@ class Consolidator:
         asked = torch.stack([residual.to(device) for residual in own.values()])
         self.residuals = asked.float().requires_grad_()
         # Seeded by what is asked for: a second call draws others.
-        self._drawn = random.Random(float(asked.double().sum()))
+        self._drawn = random.Random(float(asked.detach().double().sum()))
         names = other_names([edit.request for edit in edits])
         self._names = where_heard(editor, names, self._rows, _N_NAMES)
         self._protect = [prompt_ids(editor.model, editor.tok, p, "protect") for p in protect]
