@@ -6,6 +6,7 @@ python -m benchmarks.document_tables
 from __future__ import annotations
 
 from benchmarks.gpu.tables import gpu_goals, gpu_tables
+from benchmarks.real_model.answer_tables import ends_table
 from benchmarks.real_model.tables import (
     changes_table,
     counterfact_in_readme,
@@ -29,7 +30,11 @@ from benchmarks.session.arena_tables import (
     plain_table,
     taken_table,
 )
-from benchmarks.session.policy_tables import policies_table, several_layers_table
+from benchmarks.session.policy_tables import (
+    policies_table,
+    several_layers_table,
+    values_table,
+)
 from benchmarks.support.tables import Columns, Row, beside, read, table, times
 
 SPEED: Columns = {
@@ -238,6 +243,8 @@ def documents() -> dict[str, list[str]]:
         + policies_table(300)
         + policies_table(1000)
         + several_layers_table()
+        + values_table()
+        + ends_table()
         + taken_table(),
         "docs/numerics.md": keys_table(3) + joint_table() + factors + half_precision_table(),
         "docs/forms.md": arena_table()
