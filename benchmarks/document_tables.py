@@ -31,6 +31,7 @@ from benchmarks.session.arena_tables import (
     taken_table,
 )
 from benchmarks.session.policy_tables import (
+    moments_table,
     policies_table,
     several_layers_table,
     values_table,
@@ -244,6 +245,7 @@ def documents() -> dict[str, list[str]]:
         + policies_table(1000)
         + several_layers_table()
         + values_table()
+        + moments_table()
         + ends_table()
         + taken_table(),
         "docs/numerics.md": keys_table(3) + joint_table() + factors + half_precision_table(),
