@@ -6,8 +6,7 @@ Definitions and sources: docs/evaluation.md.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 from rome_fast.errors import InvalidArgumentError
 from rome_fast.evaluate.records import EditRecord, Question
@@ -26,7 +25,6 @@ class Protocol:
     """How a paper measures.
 
     Attributes:
-        metrics: the values that are its own, in the order of its tables.
         source: whose it is.
     """
 
@@ -35,15 +33,9 @@ class Protocol:
     decoding: str
     stop: str
     judge: str
-    metrics: tuple[str, ...]
     source: str
 
-    def to_json(self) -> dict[str, Any]:
-        """A plain dict."""
-        return {**asdict(self), "metrics": list(self.metrics)}
 
-
-WILD = ("wild_rewrite", "wild_rephrase", "wild_neighborhood")
 PROTOCOLS = {
     protocol.name: protocol
     for protocol in (
@@ -53,7 +45,6 @@ PROTOCOLS = {
             "none: both objects are read with teacher forcing",
             "with the object",
             "the lower NLL a token",
-            ("S", "ES", "PS", "NS", "EM", "PM", "NM", "ngram_entropy", "reference_score"),
             "Meng et al., arXiv 2202.05262",
         ),
         Protocol(
@@ -62,7 +53,6 @@ PROTOCOLS = {
             "none: the target is read with teacher forcing",
             "with the target",
             "share of its tokens that are the likeliest",
-            ("rewrite_acc", "rephrase_acc", "neighborhood_acc", "locality.", "portability."),
             "EasyEdit, arXiv 2308.07269",
         ),
         Protocol(
@@ -71,7 +61,6 @@ PROTOCOLS = {
             "greedy",
             "after as many tokens as the target has",
             "all of them are the target's",
-            ("rewrite_exact", "rephrase_exact", "neighborhood_exact", "neighborhood_unchanged"),
             "AlphaEdit, arXiv 2410.02355; EAMET, arXiv 2505.11876",
         ),
         Protocol(
@@ -80,7 +69,6 @@ PROTOCOLS = {
             "greedy, 50 tokens at most",
             "with a sentence, a line, or an end token",
             "the same words as the target, but for case, punctuation and articles",
-            WILD,
             "Yang et al., arXiv 2502.11177",
         ),
     )

@@ -69,8 +69,9 @@ def evaluate(
         mode: ``"single"`` edits each record alone, on the model as it was given.
             ``"sequential"`` edits one after the other; each is judged right after its edit and
             again when all are in, both against the model before the run.
-        protocol: whose rules the tables follow, "rome", "easyedit", "strict" or "wild"; several
-            with commas between them. Only "wild" asks for more: answers to their natural stop.
+        protocol: whose rules are said at the head of the tables, "rome", "easyedit", "strict" or
+            "wild"; several with commas between them. What the first three count is always measured;
+            "wild" asks for more, answers to their natural stop.
         context: how "wild" puts a question: "qa", with an instruction, or "question", alone; a
             record in a chat is asked in its chat.
         judge: of "wild", (question, answer, target) -> bool; None: the target's words, no others.
@@ -197,7 +198,7 @@ def _rules(rules: Rules) -> dict[str, Any]:
     """Of the protocols; as far as they concern what is asked."""
     own = "own" if rules.judge is not None else "words"
     answered = {"context": rules.context, "judge": own} if rules.lets_answer else {}
-    return {"protocols": [PROTOCOLS[name].to_json() for name in rules.protocols], **answered}
+    return {"protocols": [asdict(PROTOCOLS[name]) for name in rules.protocols], **answered}
 
 
 def _setting(

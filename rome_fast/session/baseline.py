@@ -108,7 +108,8 @@ class Baseline:
         prompts, answers = self._prompts, self._answers
         if self._check.prompts is None and requests:
             texts = about_others(requests, _N_OTHERS, random.Random(len(requests)))
-            prompts = [ids for ids in all_text_ids(self._tok, texts) if ids]
+            limit = max_positions(self._model) or math.inf
+            prompts = [i for i in all_text_ids(self._tok, texts) if 0 < len(i) <= limit]
             with unedited():
                 answers = self._next_tokens(prompts)
         same = [a == b for a, b in zip(answers, self._next_tokens(prompts), strict=True)]

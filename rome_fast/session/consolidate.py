@@ -105,11 +105,9 @@ class Consolidator:
         # Facts of one subject ask for the same.
         own = {id(c.residual): c.residual for c in constraints}
         place = {key: n for n, key in enumerate(own)}
-        self._place = torch.tensor(
-            [place[id(c.residual)] for c in constraints], device=editor.projection.weight.device
-        )
         # Those of a journal that was resumed lie on the CPU.
         device = editor.projection.weight.device
+        self._place = torch.tensor([place[id(c.residual)] for c in constraints], device=device)
         self._rows = _solution(constraints).to(device)
         asked = torch.stack([residual.to(device) for residual in own.values()])
         self.residuals = asked.float().requires_grad_()
