@@ -30,7 +30,7 @@ from rome_fast.model.spec import ModelSpec
 from rome_fast.moment.collect.resolve import resolve_second_moment
 from rome_fast.prompt.contexts import sample_context_templates
 from rome_fast.prompt.encode import TokenizedEdit, encode
-from rome_fast.prompt.readback import greedy_continuations
+from rome_fast.prompt.greedy import greedy_continuations
 from rome_fast.prompt.target import find_target_ids
 from rome_fast.update.solve import apply_update_, build_constraint
 from rome_fast.update.undo import WeightHistory

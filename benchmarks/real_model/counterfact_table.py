@@ -35,8 +35,8 @@ from rome_fast.errors import EditRejectedError
 from rome_fast.evaluate.records import EditRecord
 from rome_fast.evaluate.scoring import Trial, tried
 from rome_fast.hparams import VARIANTS
+from rome_fast.prompt.greedy import greedy_continuations
 from rome_fast.prompt.ids import text_ids
-from rome_fast.prompt.readback import greedy_continuations
 from rome_fast.types import RankOneUpdate
 from rome_fast.update.joint import solve_updates
 

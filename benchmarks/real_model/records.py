@@ -63,7 +63,7 @@ def _ranks(
 ) -> list[int]:
     """How many tokens are likelier than the first of each record's true object."""
     from rome_fast.evaluate.scoring import batches
-    from rome_fast.prompt.readback import logits_at
+    from rome_fast.prompt.logits import logits_at
     from rome_fast.prompt.target import Asked, continuations
 
     asked = continuations(tok, [Asked(r.request.text, str(r.target_true)) for r in records])

@@ -33,8 +33,9 @@ from benchmarks.support.results import write
 from rome_fast import EditRequest, Guard, HealthCheck, Session
 from rome_fast.bench.setting import setting
 from rome_fast.evaluate.drift import Drift
+from rome_fast.prompt.greedy import greedy_continuations
 from rome_fast.prompt.ids import text_ids
-from rome_fast.prompt.readback import greedy_continuations, read_targets
+from rome_fast.prompt.readback import read_targets
 from rome_fast.prompt.target import find_target_ids
 from rome_fast.types import FORMS
 

@@ -90,8 +90,9 @@ def _ask(
     model: PreTrainedModel, tok: PreTrainedTokenizerBase, questions: list[Question]
 ) -> list[Answer]:
     """Answers to all questions, which share their forwards."""
+    from rome_fast.prompt.greedy import greedy_tokens
     from rome_fast.prompt.ids import decode, text_ids
-    from rome_fast.prompt.readback import greedy_tokens, read_targets
+    from rome_fast.prompt.readback import read_targets
     from rome_fast.prompt.target import find_target_ids
 
     prompts = [text_ids(tok, question.prompt) for question in questions]

@@ -21,7 +21,7 @@ from rome_fast.evaluate.scoring import BATCH_LOGITS, batches, tokens_of_a_forwar
 from rome_fast.model.nonfinite import located
 from rome_fast.model.spec import embedding_rows, input_device, max_positions
 from rome_fast.prompt.ids import all_text_ids, pad_right
-from rome_fast.prompt.readback import SLICE, log_probs_of, logits_at
+from rome_fast.prompt.logits import SLICE, log_probs_of, logits_at
 
 if TYPE_CHECKING:
     from torch import Tensor

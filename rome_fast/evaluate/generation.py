@@ -6,21 +6,23 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from rome_fast.errors import InvalidArgumentError, InvalidRequestError
 from rome_fast.evaluate.scoring import BATCH_LOGITS, Trial, batches, tokens_of_a_forward, tried
 from rome_fast.model.spec import embedding_rows, max_positions
 from rome_fast.prompt.answers import Answer, read_answers
-from rome_fast.prompt.readback import greedy_continuations
+from rome_fast.prompt.greedy import greedy_continuations
 from rome_fast.prompt.target import prompt_ids
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from rome_fast.prompt.chat import Chat
 
 _Said = TypeVar("_Said")
+Narrow: TypeAlias = "Callable[[Tensor], None] | None"
 
 # Chinese and Japanese are written without spaces: each of their characters is a word. Elsewhere a
 # word is a run of letters and digits, with apostrophes inside; a punctuation mark is a word too.
@@ -52,8 +54,8 @@ def generate(
         NonFiniteError: the logits are NaN or infinite.
     """
 
-    def read(rows: Sequence[Sequence[int]]) -> list[str]:
-        return greedy_continuations(model, tok, rows, n_tokens)
+    def read(rows: Sequence[Sequence[int]], narrow: Narrow) -> list[str]:
+        return greedy_continuations(model, tok, rows, n_tokens, narrow)
 
     return _in_batches(model, tok, prompts, n_tokens, trial, chats, read)
 
@@ -68,8 +70,8 @@ def natural_answers(
 ) -> list[Answer]:
     """The greedy answer to each prompt, to its natural stop; as ``generate``."""
 
-    def read(rows: Sequence[Sequence[int]]) -> list[Answer]:
-        return read_answers(model, tok, rows, n_tokens)
+    def read(rows: Sequence[Sequence[int]], narrow: Narrow) -> list[Answer]:
+        return read_answers(model, tok, rows, n_tokens, narrow)
 
     return _in_batches(model, tok, prompts, n_tokens, trial, chats, read)
 
@@ -81,7 +83,7 @@ def _in_batches(
     n_tokens: int,
     trial: Trial | None,
     chats: Sequence[Chat | None] | None,
-    read: Callable[[Sequence[Sequence[int]]], list[_Said]],
+    read: Callable[[Sequence[Sequence[int]], Narrow], list[_Said]],
 ) -> list[_Said]:
     """What ``read`` makes of each prompt's ids, prompts of similar length together."""
     rows = prompt_ids(tok, prompts, chats or [None] * len(prompts))
@@ -97,8 +99,8 @@ def _in_batches(
     n_rows = max(1, BATCH_LOGITS // embedding_rows(model))
     for batch in batches(lengths, tokens_of_a_forward(model), n_rows):
         edits = [] if trial is None else [trial.edit_of[i] for i in batch]
-        with tried(trial, edits):
-            found = read([rows[i] for i in batch])
+        with tried(trial, edits) as narrow:
+            found = read([rows[i] for i in batch], narrow)
         said.update(zip(batch, found, strict=True))
     return [said[i] for i in range(len(prompts))]
 

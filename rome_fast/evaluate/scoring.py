@@ -7,7 +7,7 @@ W x + v (u . x) is what the edited matrix gives, so one forward holds the questi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,7 +18,7 @@ from rome_fast.errors import InvalidRequestError
 from rome_fast.model.intercept import hooked
 from rome_fast.model.nonfinite import located
 from rome_fast.model.spec import embedding_rows, input_device, max_positions
-from rome_fast.prompt.readback import log_probs_of, logits_at
+from rome_fast.prompt.logits import log_probs_of, logits_at
 from rome_fast.prompt.target import Asked, continuations
 from rome_fast.timings import progress_bar
 
@@ -224,10 +224,15 @@ def _split(x: Tensor, counts: Sequence[int]) -> list[tuple[Any, ...]]:
 
 
 @contextmanager
-def tried(trial: Trial | None, edit_of_row: Sequence[int]) -> Iterator[None]:
-    """While open, each row of a batch runs with its own update of the matrix (-1: none)."""
+def tried(
+    trial: Trial | None, edit_of_row: Sequence[int]
+) -> Iterator[Callable[[Tensor], None] | None]:
+    """While open, each row of a batch runs with its own update of the matrix (-1: none).
+
+    Yields what has to be told which rows go on, where others are taken out of the batch.
+    """
     if trial is None:
-        yield
+        yield None
         return
     edits = torch.tensor(edit_of_row)
     device = trial.projection.weight.device
@@ -235,10 +240,14 @@ def tried(trial: Trial | None, edit_of_row: Sequence[int]) -> Iterator[None]:
     v = torch.stack([update.v for update in trial.updates]).to(device)[edits]
     v = v * (edits >= 0).to(v)[:, None]
 
+    def narrow(rows: Tensor) -> None:
+        nonlocal u, v
+        u, v = u[rows.to(device)], v[rows.to(device)]
+
     def add(module: Any, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        keys = args[0].reshape(len(edit_of_row), -1, args[0].shape[-1])
+        keys = args[0].reshape(len(u), -1, args[0].shape[-1])
         along = torch.einsum("ntk,nk->nt", keys, u.to(keys))
         return output + (along[..., None] * v.to(output)[:, None]).view_as(output)
 
     with hooked(trial.projection.module, add):
-        yield
+        yield narrow

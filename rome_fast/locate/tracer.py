@@ -18,7 +18,7 @@ from rome_fast.locate.parts import find_part, residual_of
 from rome_fast.model.intercept import answering, hidden_of, hooked, reading_only, with_hidden
 from rome_fast.model.nonfinite import located
 from rome_fast.model.spec import input_device
-from rome_fast.prompt.readback import log_probs_of
+from rome_fast.prompt.logits import log_probs_of
 
 if TYPE_CHECKING:
     from torch import Tensor

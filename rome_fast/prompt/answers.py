@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from rome_fast.prompt.greedy import greedy_tokens
 from rome_fast.prompt.ids import decode
-from rome_fast.prompt.readback import greedy_tokens
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 # A sentence's end, once something follows it; of scripts without spaces at once; a line's end.
@@ -55,8 +56,11 @@ def read_answers(
     tok: PreTrainedTokenizerBase,
     prompts: Sequence[Sequence[int]],
     n_tokens: int,
+    narrow: Callable[[Tensor], None] | None = None,
 ) -> list[Answer]:
     """The greedy answer to each prompt (token ids), of ``n_tokens`` tokens at most.
+
+    ``narrow``: as in ``greedy_tokens``.
 
     Raises:
         NonFiniteError: the logits are NaN or infinite.
@@ -67,7 +71,7 @@ def read_answers(
     def is_over(tokens: Sequence[int]) -> bool:
         return stop_of(decode(tok, tokens)) is not None
 
-    rows = greedy_tokens(model, tok, prompts, n_tokens, is_over)
+    rows = greedy_tokens(model, tok, prompts, n_tokens, is_over, narrow)
     return [_answer(decode(tok, row), len(row) < n_tokens) for row in rows]
 
 

@@ -16,7 +16,7 @@ from rome_fast.errors import InvalidArgumentError, NonFiniteError
 from rome_fast.model.nonfinite import where_not_finite
 from rome_fast.model.spec import embedding_rows, input_device, max_positions
 from rome_fast.prompt.ids import decode
-from rome_fast.prompt.readback import logits_at
+from rome_fast.prompt.logits import logits_at
 from rome_fast.prompt.request import SLOT
 
 if TYPE_CHECKING:

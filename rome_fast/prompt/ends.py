@@ -13,8 +13,9 @@ import torch
 
 from rome_fast.errors import InvalidRequestError
 from rome_fast.prompt.chat import turn_end
+from rome_fast.prompt.greedy import end_tokens
 from rome_fast.prompt.ids import pieces
-from rome_fast.prompt.readback import end_tokens, logits_at
+from rome_fast.prompt.logits import logits_at
 from rome_fast.prompt.target import Asked, continuations
 
 if TYPE_CHECKING:

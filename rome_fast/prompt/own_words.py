@@ -13,8 +13,9 @@ import torch
 
 from rome_fast.model.wrappers import inner
 from rome_fast.prompt.border import space_between
+from rome_fast.prompt.greedy import greedy_tokens
 from rome_fast.prompt.ids import decode
-from rome_fast.prompt.readback import greedy_tokens, logits_at
+from rome_fast.prompt.logits import logits_at
 from rome_fast.prompt.target import find_target_ids
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from rome_fast.evaluate.scoring import score
 from rome_fast.model.spec import max_positions
 from rome_fast.prompt.contexts import sample_ids
 from rome_fast.prompt.ids import all_text_ids, decode, text_ids
-from rome_fast.prompt.readback import logits_at
+from rome_fast.prompt.logits import logits_at
 from rome_fast.session.health import Health, HealthCheck
 from rome_fast.session.others import about_others
 

@@ -23,7 +23,7 @@ from rome_fast.hparams import is_number
 from rome_fast.model.intercept import hooked
 from rome_fast.moment.collect.ordinary import ORDINARY_TEXT
 from rome_fast.prompt.ids import all_text_ids
-from rome_fast.prompt.readback import logits_at, logits_with_grad
+from rome_fast.prompt.logits import logits_at, logits_with_grad
 from rome_fast.session.baseline import prompt_ids
 from rome_fast.session.others import about, other_names, where_heard
 from rome_fast.timings import progress_bar

@@ -175,7 +175,7 @@ def test_where_nothing_is_saved_it_is_said_and_how_to_save_the_rest(
 
 
 def test_an_edit_that_failed_shows_what_the_model_writes(arguments, facts, tmp_path):
-    from rome_fast.prompt.readback import greedy_continuations
+    from rome_fast.prompt.greedy import greedy_continuations
 
     ray = facts[0]
     never = {"prompt": ray.prompt, "subject": ray.subject, "target": "zzyzx qqxqq"}

@@ -21,7 +21,7 @@ from rome_fast.errors import (
     SecondMomentWarning,
 )
 from rome_fast.evaluate.generation import ngram_entropy
-from rome_fast.prompt.readback import greedy_continuations
+from rome_fast.prompt.greedy import greedy_continuations
 
 SETTINGS = """
 alg_name: "ROME"

@@ -9,8 +9,8 @@ from shared_data import shared_model
 
 import rome_fast
 from rome_fast.prompt.contexts import sample_ids
+from rome_fast.prompt.greedy import greedy_continuations
 from rome_fast.prompt.ids import text_ids
-from rome_fast.prompt.readback import greedy_continuations
 
 STORY = "Once upon a time, there was a little girl named"
 OTHER_WORDS = "One day, a little girl named"

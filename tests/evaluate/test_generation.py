@@ -17,8 +17,8 @@ from rome_fast.evaluate import scoring
 from rome_fast.evaluate.generation import generate, ngram_entropy, reference_score, words
 from rome_fast.evaluate.scoring import Trial
 from rome_fast.model.spec import ModelSpec
+from rome_fast.prompt.greedy import greedy_continuations
 from rome_fast.prompt.ids import decode
-from rome_fast.prompt.readback import greedy_continuations
 from rome_fast.types import RankOneUpdate
 
 PROMPTS = [

@@ -15,7 +15,8 @@ from rome_fast.model.intercept import with_hidden
 from rome_fast.model.nonfinite import where_not_finite
 from rome_fast.moment.collect.collector import collect_second_moment
 from rome_fast.prompt.contexts import sample_context_templates
-from rome_fast.prompt.readback import greedy_continuations, read_targets
+from rome_fast.prompt.greedy import greedy_continuations
+from rome_fast.prompt.readback import read_targets
 
 BLOCKS = {"gpt2": "transformer.h", "llama": "model.layers"}
 BUILD = {"gpt2": tiny_gpt2, "llama": tiny_llama}

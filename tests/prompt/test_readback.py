@@ -9,7 +9,8 @@ import torch
 from tiny import tiny_gpt2
 
 from rome_fast.errors import NonFiniteError
-from rome_fast.prompt.readback import Reading, greedy_continuations, read_targets
+from rome_fast.prompt.greedy import greedy_continuations
+from rome_fast.prompt.readback import Reading, read_targets
 
 
 class Head(torch.nn.Module):

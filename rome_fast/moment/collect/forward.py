@@ -20,7 +20,7 @@ from rome_fast.model.memory import is_out_of_memory
 from rome_fast.model.nonfinite import located
 from rome_fast.model.spec import embedding_rows, input_device
 from rome_fast.moment.collect.packing import Row, block_mask, stack
-from rome_fast.prompt.readback import logits_at
+from rome_fast.prompt.logits import logits_at
 
 if TYPE_CHECKING:
     from torch import Tensor
