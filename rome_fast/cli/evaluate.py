@@ -51,7 +51,7 @@ def evaluate(
         typer.Option(help="whose rules: rome, easyedit, strict or wild; several with commas"),
     ] = "rome",
     context: Annotated[
-        str, typer.Option(help="how 'wild' puts a question: 'qa', or 'question' alone")
+        str, typer.Option(help="how 'wild' asks: qa, one_shot, question, chat, or a text with {}")
     ] = "qa",
     generate_tokens: Annotated[
         int, typer.Option(help="length of the texts before and after; 0 for none")

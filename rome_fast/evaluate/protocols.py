@@ -12,11 +12,17 @@ from rome_fast.errors import InvalidArgumentError
 from rome_fast.evaluate.records import EditRecord, Question
 from rome_fast.evaluate.result import Reading
 from rome_fast.prompt.answers import Answer
+from rome_fast.prompt.chat import Chat
 
 Verdict = Callable[[str, str, str], bool]
 
 # How a question is put, of the protocols that let the model answer, and what an answer may take.
-CONTEXTS = {"question": "{}", "qa": "Please answer the question:\n\nQ: {}\nA:"}
+CONTEXTS = {
+    "question": "{}",
+    "qa": "Please answer the question:\n\nQ: {}\nA:",
+    "one_shot": "Question: What is the capital of Italy?\nAnswer: Rome.\n\nQuestion: {}\nAnswer:",
+    "chat": "{}",
+}
 ANSWER_TOKENS = 50
 
 
@@ -91,13 +97,23 @@ def chosen(protocol: str | Sequence[str]) -> tuple[str, ...]:
     return names
 
 
+def check_context(context: str) -> None:
+    """Raise InvalidArgumentError unless it says how a question is put."""
+    if not isinstance(context, str) or (context not in CONTEXTS and context.count("{}") != 1):
+        raise InvalidArgumentError(
+            f"context must be one of {', '.join(CONTEXTS)}, or a text with one '{{}}' for the "
+            f"question; got {context!r}"
+        )
+
+
 @dataclass(frozen=True)
 class Rules:
     """What an evaluation asks, and who judges.
 
     Attributes:
         protocols: by name.
-        context: of questions that the model answers by itself; one of CONTEXTS.
+        context: of questions that the model answers by itself; one of CONTEXTS, or a text with
+            "{}" for the question.
         judge: (question, answer, target) -> whether it is right; None: whether it is the target.
     """
 
@@ -113,10 +129,15 @@ class Rules:
     def questions(self, record: EditRecord) -> list[tuple[str, Question, str]]:
         """(group, question, the prompt as it is put) of a record."""
         new, chat = record.request.target, record.request.conversation
-        asked = [("rewrite", record.rewrite)]
+        rewrite = record.rewrite
+        if record.question is not None:
+            rewrite = replace(rewrite, prompt=record.question)
+        if chat is None and self.context == "chat":
+            chat = Chat()
+        asked = [("rewrite", replace(rewrite, chat=chat))]
         asked += [("rephrase", Question(text, new, chat)) for text in record.paraphrases]
         asked += [("neighborhood", replace(q, chat=chat)) for q in record.neighborhood]
-        context = "{}" if chat is not None else CONTEXTS[self.context]
+        context = "{}" if chat is not None else CONTEXTS.get(self.context, self.context)
         return [(group, q, context.replace("{}", q.prompt.strip())) for group, q in asked]
 
     def reading(self, group: str, question: Question, prompt: str, answer: Answer) -> Reading:

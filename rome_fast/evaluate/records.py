@@ -42,6 +42,8 @@ class EditRecord:
             change, and prompts whose answer follows from the edit.
         generation_prompts: where free generations start.
         reference_texts: texts about the new target, that generations are compared with.
+        question: how one asks for the fact, where that is not the edited prompt; for protocols that
+            let the model answer.
     """
 
     case_id: int | str
@@ -53,6 +55,7 @@ class EditRecord:
     portability: Mapping[str, tuple[Question, ...]] = field(default_factory=dict)
     generation_prompts: tuple[str, ...] = ()
     reference_texts: tuple[str, ...] = ()
+    question: str | None = None
 
     @property
     def rewrite(self) -> Question:

@@ -19,7 +19,7 @@ from rome_fast.evaluate.judge import Judge
 from rome_fast.evaluate.loading import load_records
 from rome_fast.evaluate.metrics import summarise
 from rome_fast.evaluate.modes import judge_alone, judge_in_sequence
-from rome_fast.evaluate.protocols import CONTEXTS, PROTOCOLS, Rules, Verdict, chosen
+from rome_fast.evaluate.protocols import PROTOCOLS, Rules, Verdict, check_context, chosen
 from rome_fast.evaluate.result import CaseResult, Checkpoint
 from rome_fast.model.hashes import config_hash, fingerprint, model_hash, tokenizer_hash, versions
 from rome_fast.moment.collect.ranks import Ranks
@@ -72,8 +72,9 @@ def evaluate(
         protocol: whose rules are said at the head of the tables, "rome", "easyedit", "strict" or
             "wild"; several with commas between them. What the first three count is always measured;
             "wild" asks for more, answers to their natural stop.
-        context: how "wild" puts a question: "qa", with an instruction, or "question", alone; a
-            record in a chat is asked in its chat.
+        context: how "wild" puts a question: "qa", with an instruction, "one_shot", behind another
+            that is answered, "question", alone, "chat", through the chat template, or a text with
+            "{}" for it. A record in a chat is asked in its chat.
         judge: of "wild", (question, answer, target) -> bool; None: the target's words, no others.
         generate_tokens: length of the greedy continuations of the edited prompt and of the
             record's generation prompts, before and after; 0 for none.
@@ -98,8 +99,7 @@ def evaluate(
     """
     _check(mode, generate_tokens, held_texts, window, distributed)
     rules = Rules(chosen(protocol), context, judge)
-    if context not in CONTEXTS:
-        raise InvalidArgumentError(f"context must be one of {tuple(CONTEXTS)}, got {context!r}")
+    check_context(context)
     ranks = Ranks.current() if distributed else Ranks()
     records = load_records(records)
     shared = (hparams, variant, backend, context_templates, second_moment)
