@@ -53,6 +53,10 @@ def evaluate(
     context: Annotated[
         str, typer.Option(help="how 'wild' asks: qa, one_shot, question, chat, or a text with {}")
     ] = "qa",
+    stress: Annotated[
+        bool,
+        typer.Option("--stress", help="also ask behind other text, negated, and of the subject"),
+    ] = False,
     generate_tokens: Annotated[
         int, typer.Option(help="length of the texts before and after; 0 for none")
     ] = 20,
@@ -103,6 +107,7 @@ def evaluate(
             form=form,
             protocol=protocol,
             context=context,
+            stress=stress,
             generate_tokens=generate_tokens,
             held_texts=texts,
             window=window,

@@ -19,6 +19,7 @@ from rome_fast.evaluate.metrics import Scores, case_values, questions_of, read_v
 from rome_fast.evaluate.protocols import ANSWER_TOKENS, Rules
 from rome_fast.evaluate.result import Answer, CaseResult, Reading, Stage
 from rome_fast.evaluate.scoring import EncodedQuestion, Trial, encode_questions, score_encoded
+from rome_fast.evaluate.stress import Stress, stress_values
 from rome_fast.prompt.ids import decode
 from rome_fast.timings import Timings
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from rome_fast.model.spec import DownProjection
     from rome_fast.types import RankOneUpdate
 
-Sheet = Mapping[str, Sequence[EncodedQuestion]]
+Sheet = dict[str, list[EncodedQuestion]]
 
 
 class Judge:
@@ -39,6 +40,7 @@ class Judge:
         generate_tokens: length of the greedy continuations; 0 for none.
         texts: held texts, on which drift is measured; may be empty.
         rules: which protocols, and for those that let the model answer, how.
+        stress: more questions of each record; None for none.
 
     Attributes:
         unaskable: by the record's number, why its questions cannot be asked.
@@ -55,8 +57,9 @@ class Judge:
         generate_tokens: int,
         texts: Sequence[str],
         rules: Rules,
+        stress: Stress | None = None,
     ) -> None:
-        self._rules = rules
+        self._rules, self._stress = rules, stress
         self.model, self.tok, self.records = model, tok, records
         self.timings = Timings()
         self.unaskable: dict[int, str] = {}
@@ -64,6 +67,7 @@ class Judge:
         self._projection = projection
         self.texts = texts
         self._generate_tokens = generate_tokens
+        self._asked: dict[int, dict[str, list[Question]]] = {}
         self._sheets: dict[int, Sheet] = {}
         self._scores_before: dict[int, Scores] = {}
         self._drift: Drift | None = None
@@ -123,8 +127,13 @@ class Judge:
             **facts,
         )
 
+    def notes(self, cases: Sequence[CaseResult]) -> list[str]:
+        """Remarks for the user about what could not be asked of some cases."""
+        return [] if self._stress is None else self._stress.notes(cases)
+
     def _encode(self, numbers: Sequence[int]) -> None:
         asked = {number: questions_of(self.records[number]) for number in numbers}
+        self._asked = asked
         try:
             self._sheets = dict(zip(asked, self._sheets_of(asked.values()), strict=True))
         except InvalidRequestError:
@@ -133,6 +142,10 @@ class Judge:
                     [self._sheets[number]] = self._sheets_of([questions])
                 except InvalidRequestError as error:
                     self.unaskable[number] = str(error)
+        if self._stress is not None:
+            for number, sheet in self._sheets.items():
+                for name, (more, encoded) in self._stress.sheet(number).items():
+                    asked[number][name], sheet[name] = more, encoded
 
     def _sheets_of(self, asked: Iterable[Mapping[str, Sequence[Question]]]) -> list[Sheet]:
         asked = list(asked)
@@ -224,6 +237,8 @@ class Judge:
         before: Scores | None,
     ) -> Stage:
         values = case_values(scores, before) | read_values(readings)
+        if self._stress is not None:
+            values |= stress_values(scores, before)
         if said:
             texts = [a + b for a, b in zip(self._prompts(number), said, strict=True)]
             # Those that the record asks for; the edited prompt alone where it asks for none.
@@ -234,7 +249,7 @@ class Judge:
         return Stage(values, said, self._answers(number, scores), readings)
 
     def _answers(self, number: int, scores: Scores) -> dict[str, tuple[Answer, ...]]:
-        asked = questions_of(self.records[number])
+        asked = self._asked[number]
         return {
             name: tuple(
                 Answer(

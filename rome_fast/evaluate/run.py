@@ -21,6 +21,7 @@ from rome_fast.evaluate.metrics import summarise
 from rome_fast.evaluate.modes import judge_alone, judge_in_sequence
 from rome_fast.evaluate.protocols import PROTOCOLS, Rules, Verdict, check_context, chosen
 from rome_fast.evaluate.result import CaseResult, Checkpoint
+from rome_fast.evaluate.stress import Stress
 from rome_fast.model.hashes import config_hash, fingerprint, model_hash, tokenizer_hash, versions
 from rome_fast.moment.collect.ranks import Ranks
 from rome_fast.results import second_moment_name
@@ -52,6 +53,7 @@ def evaluate(
     protocol: str | Sequence[str] = "rome",
     context: str = "qa",
     judge: Verdict | None = None,
+    stress: bool = False,
     generate_tokens: int = 20,
     held_texts: Sequence[str] = (),
     window: int = 4,
@@ -76,6 +78,8 @@ def evaluate(
             that is answered, "question", alone, "chat", through the chat template, or a text with
             "{}" for it. A record in a chat is asked in its chat.
         judge: of "wild", (question, answer, target) -> bool; None: the target's words, no others.
+        stress: also ask the edited prompt behind 50 and 200 tokens of other text, and negated, and
+            in single mode other facts of its subject among the records.
         generate_tokens: length of the greedy continuations of the edited prompt and of the
             record's generation prompts, before and after; 0 for none.
         held_texts: texts that have nothing to do with the edits, for perplexity and KL drift. In
@@ -113,6 +117,7 @@ def evaluate(
             "form": form,
             "generate_tokens": generate_tokens,
             **_rules(rules),
+            **({"stress": True} if stress else {}),
             "window": window,
             "processes": ranks.size,
             "notes": notes,
@@ -123,7 +128,8 @@ def evaluate(
                 "give all the same"
             )
         asker = Judge(
-            editor.model, tok, editor.projection, records, generate_tokens, held_texts, rules
+            *(editor.model, tok, editor.projection, records, generate_tokens, held_texts, rules),
+            Stress(editor.model, tok, records, alone=mode == "single") if stress else None,
         )
         run = _Run(editor, asker, ranks, progress and ranks.rank == 0)
         if mode == "single":
@@ -184,8 +190,11 @@ class _Run:
         retention: Sequence[Checkpoint],
     ) -> Evaluation:
         cases = sorted(cases, key=lambda case: case.index)
+        notes = self._judge.notes(cases)
+        for note in notes:
+            warn(note, EditWarning)
         return Evaluation(
-            setting=setting,
+            setting={**setting, "notes": [*setting["notes"], *notes]},
             metrics=summarise(cases),
             cases=tuple(cases),
             drift=self._drift,

@@ -45,6 +45,14 @@ def run(arguments, *flags):
     return CliRunner().invoke(app, ["evaluate", *words(arguments), *flags], env={"COLUMNS": "80"})
 
 
+def test_stress_is_asked_for_and_what_does_not_fit_is_said(arguments, tmp_path):
+    (tmp_path / "settings.yaml").write_text(SETTINGS.replace("steps: 20", "steps: 1"))
+    result = run(arguments, "--stress")
+    assert result.exit_code == 0, result.output
+    assert "stress_prefix_50" in result.output and "stress_negated" in result.output
+    assert "warning: stress_prefix_200 was not asked of 2 of 2 cases" in result.output
+
+
 @pytest.mark.parametrize("mode", ["single", "sequential"])
 def test_table_json_and_page_tell_the_same(arguments, tmp_path, mode):
     texts = tmp_path / "texts.txt"

@@ -42,6 +42,13 @@ METRICS = {
         "wild_rephrase_endless": "paraphrases: without an end",
         "wild_neighborhood_endless": "neighbours: without an end",
     },
+    "Under stress": {
+        "stress_prefix_50": "behind 50 tokens of other text: said greedily",
+        "stress_prefix_200": "behind 200 tokens of other text: said greedily",
+        "stress_negated": "negated: no longer said greedily",
+        "stress_reverse": "asked in reverse: tokens right",
+        "stress_same_subject": "other facts of the subject: tokens as before",
+    },
     "Generations": {
         "ngram_entropy": "entropy of the words, bits",
         "reference_score": "likeness to references",
@@ -92,8 +99,8 @@ def stages_of(evaluation: EvaluationData) -> list[str]:
 
 def is_share(name: str) -> bool:
     """Whether a metric is a share or a probability, which is shown in percent."""
-    last = ("_acc", "_exact", "_prob", "_unchanged")
-    return name in SHARES or name.endswith(last) or "." in name or name.startswith("wild_")
+    first, last = ("wild_", "stress_"), ("_acc", "_exact", "_prob", "_unchanged")
+    return name in SHARES or name.endswith(last) or "." in name or name.startswith(first)
 
 
 def number(name: str, value: float) -> str:
