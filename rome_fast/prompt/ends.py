@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 _SENTENCE, _PART = ".!?\u3002\uff01\uff1f\u2026\n", ",;:\uff0c\uff1b\uff1a\u3001"
 # Of the likeliest tokens so many are looked at, behind the prompt alone and in so many contexts.
 _N_LIKELY, _N_CONTEXTS = 20, 4
-# So likely are the ends of a sentence together where one can end, and of a part where it can pause
-# (benchmarks.real_model.ends: "X, created by Y" goes on, "The capital of X is Y" ends).
-_CAN_END, _CAN_PAUSE = 0.1, 0.3
+# So likely are the ends of a sentence together where one can end, and of a part where it can pause:
+# benchmarks.real_model.can_end, where texts end and where they go on.
+_CAN_END, _CAN_PAUSE = 0.04, 0.1
 
 
 def ends_of(
@@ -114,6 +114,28 @@ def _likeliest(
     """The likeliest end of a sentence where it can end; else of a part where it can pause."""
     before = [*edit.prompt_ids.tolist(), *edit.target_ids.tolist()]
     is_ended = "".join(edit.target_tokens).rstrip()[-1:] in _SENTENCE
+    found = masses(tok, before, probs, ends, is_ended)
+    for likely, least in zip(found, (_CAN_END, _CAN_PAUSE), strict=True):
+        if sum(p for p, _ in likely) >= least:
+            return (max(likely)[1],)
+    return ()
+
+
+def masses(
+    tok: PreTrainedTokenizerBase,
+    before: Sequence[int],
+    probs: torch.Tensor,
+    ends: set[int],
+    is_ended: bool = False,
+) -> tuple[list[tuple[float, int]], list[tuple[float, int]]]:
+    """(probability, token) of what ends a sentence, and of what ends a part, among the likeliest.
+
+    Args:
+        before: ids of the text so far.
+        probs: [vocabulary], of the token after it.
+        ends: the tokens that end a text.
+        is_ended: whether the text so far ends a sentence already: then only a line can end.
+    """
     sentence, part = ("\n", "") if is_ended else (_SENTENCE, _PART)
     top = probs.topk(min(_N_LIKELY, len(probs)))
     whole, paused = [], []
@@ -123,7 +145,4 @@ def _likeliest(
             whole.append((p, token))
         elif mark and mark in part:
             paused.append((p, token))
-    for likely, least in ((whole, _CAN_END), (paused, _CAN_PAUSE)):
-        if sum(p for p, _ in likely) >= least:
-            return (max(likely)[1],)
-    return ()
+    return whole, paused

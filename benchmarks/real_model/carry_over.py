@@ -1,0 +1,231 @@
+"""Does an edit made in one form answer in another? A sentence, a question and a chat.
+
+    python -m benchmarks.real_model.carry_over --work FOLDER --records 100 \
+        --out benchmarks/results/real-model-carry-over.json
+
+Facts of CounterFact that SmolLM2 says by itself. Each is edited alone in one form or in several at
+once, and asked in all three: behind the sentence, behind "Q: ... A:" with an instruction, and in a
+chat. An answer counts as said when it holds the target as whole words up to its natural stop, as
+exact when it is the target and no more (docs/metrics.md). The unedited model is asked for the true
+object in the same way: what it does not say of its own facts no edit can be expected to say.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import rome_fast
+from benchmarks.real_model.judging import RealModelJudge, interval, means
+from benchmarks.real_model.questions import QUESTIONS
+from benchmarks.real_model.records import read_counterfact
+from benchmarks.session.arena_records import arena_records
+from rome_fast.bench.setting import setting
+from rome_fast.edit import opened
+from rome_fast.evaluate.generation import natural_answers
+from rome_fast.evaluate.protocols import CONTEXTS
+from rome_fast.evaluate.scoring import Trial
+from rome_fast.hparams import RomeHparams
+from rome_fast.model.open_model import open_model
+from rome_fast.moment.collect.ordinary import ordinary_second_moment
+from rome_fast.prompt.answers import KINDS, Answer
+from rome_fast.prompt.chat import Chat
+from rome_fast.prompt.encode import TokenizedEdit, encode
+from rome_fast.prompt.ends import ends_of
+from rome_fast.timings import Timings
+from rome_fast.types import EditRequest, RankOneUpdate
+from rome_fast.update.joint import solve_updates
+from rome_fast.update.solve import build_constraint
+from rome_fast.value.window import KeyValueSearch
+
+N_TOKENS = 50
+FORMS = ("sentence", "question", "instructed", "chat")
+# How a question is put, where it is no chat: with another one answered before, or as WILD does.
+PUT = {
+    "question": "Question: What is the capital of Italy?\nAnswer: Rome.\n\nQuestion: {}\nAnswer:",
+    "instructed": CONTEXTS["qa"],
+}
+Row = dict[str, Any]
+
+
+class CarryOver:
+    """The facts, their questions, and edits of them in each form."""
+
+    def __init__(self, work: Path, n: int) -> None:
+        self.model, self.tok, _ = rome_fast.demo.load("smollm2")
+        self.model.requires_grad_(False)
+        self.hparams = RomeHparams.for_model(self.model)
+        relation = {r["case_id"]: r["requested_rewrite"]["relation_id"] for r in read_counterfact()}
+        known = arena_records(self.model, self.tok, work / "ranks.json")
+        self.records = records = [r for r in known if relation[r.case_id] in QUESTIONS][:n]
+        self.asked = [QUESTIONS[relation[r.case_id]] for r in records]
+        with opened(self.model, self.tok, self.hparams, None, "auto", None, "identity") as editor:
+            self.contexts = list(editor.context_templates)
+        self.moments: dict[int, Any] = {}
+        projection = self.projection(self.hparams)
+        self.judge = RealModelJudge(self.model, self.tok, projection, records)
+
+    def projection(self, hparams: RomeHparams) -> Any:
+        with open_model(self.model) as spec:
+            projection = spec.down_projection(hparams.layer)
+            if hparams.layer not in self.moments:
+                self.moments[hparams.layer] = ordinary_second_moment(spec, self.tok, projection)
+        return projection
+
+    def request(self, i: int, form: str, end: str) -> EditRequest:
+        """Fact i, as it is edited in a form."""
+        of = self.records[i].request
+        if form == "sentence":
+            return replace(of, end=end)
+        if form in PUT:
+            prompt = PUT[form].replace("{}", self.asked[i])
+            return EditRequest(prompt, of.subject, of.target, end=end)
+        if form == "chat":
+            return EditRequest(self.asked[i], of.subject, of.target, chat=True, end=end)
+        if form == "stated in a chat":
+            stated = f"{of.text} {of.target.strip()}"
+            return EditRequest(self.asked[i], of.subject, stated, chat=True, end=end)
+        assert form == "sentence in a chat"
+        return EditRequest(of.prompt, of.subject, of.target, chat=True, end=end)
+
+    def encoded(self, i: int, forms: Sequence[str], end: str, own: Row) -> TokenizedEdit:
+        """The first form with its contexts, the others as further prompts."""
+        first, *others = [self.request(i, form, end) for form in forms]
+        templates = [*self.contexts, *own.get("templates", ())]
+        [edit] = [encode(self.tok, first, templates, self.hparams.fact_token, others)]
+        [ids] = ends_of(self.model, self.tok, [first], [edit], "none")
+        return encode(
+            self.tok, first, templates, self.hparams.fact_token, others * own.get("times", 1), ids
+        )
+
+    def updates(self, way: Row) -> tuple[list[RankOneUpdate], float]:
+        """Each fact's update, and the seconds that it took."""
+        hparams = self.hparams.replace(**way.get("hparams", {}))
+        projection = self.projection(hparams)
+        began = time.perf_counter()
+        updates = []
+        with open_model(self.model) as spec:
+            search = KeyValueSearch(spec, self.tok, projection, hparams)
+            for start in range(0, len(self.records), 4):
+                part = range(start, min(start + 4, len(self.records)))
+                edits = [self.encoded(i, way["forms"], way["end"], way) for i in part]
+                for found in search.find(spec, edits, Timings()):
+                    constraint = build_constraint(
+                        hparams.variant, found.keys, found.value.value_delta
+                    )
+                    moment = self.moments[hparams.layer]
+                    updates += solve_updates(projection, [constraint], moment)
+        return updates, (time.perf_counter() - began) / len(updates)
+
+    def answers(
+        self, form: str, way: Row | None = None, updates: Sequence[RankOneUpdate] | None = None
+    ) -> list[Answer]:
+        """The greedy answer to every fact in a form, each under its own update."""
+        requests = [self.request(i, form, "none") for i in range(len(self.records))]
+        chats = [Chat() if form == "chat" else None] * len(requests)
+        trial = None
+        if updates is not None and way is not None:
+            projection = self.projection(self.hparams.replace(**way.get("hparams", {})))
+            trial = Trial(projection, list(updates), list(range(len(updates))))
+        texts = [request.text for request in requests]
+        return natural_answers(self.model, self.tok, texts, N_TOKENS, trial, chats)
+
+    def line(self, way: Row) -> Row:
+        """One way of editing."""
+        updates, seconds = self.updates(way)
+        hparams = self.hparams.replace(**way.get("hparams", {}))
+        judge = self.judge
+        if hparams.layer != self.hparams.layer:
+            judge = RealModelJudge(self.model, self.tok, self.projection(hparams), self.records)
+        rows = judge(updates)
+        targets = [record.request.target for record in self.records]
+        row: Row = {**way, **means(rows), "seconds": seconds}
+        row["intervals"] = {name: interval(rows, name) for name in ("ES", "PS", "NS", "unchanged")}
+        row["asked"], row["said"] = {}, {}
+        for form in FORMS:
+            answers = self.answers(form, way, updates)
+            row["asked"][form] = verdicts(answers, targets)
+            row["said"][form] = [answer.text for answer in answers]
+        return row
+
+
+def verdicts(answers: Sequence[Answer], targets: Sequence[str]) -> dict[str, float]:
+    """Share of each kind of answer, and of those that hold the target in any way."""
+    kinds = [answer.is_to(target) for answer, target in zip(answers, targets, strict=True)]
+    shares = {kind: kinds.count(kind) / len(kinds) for kind in KINDS}
+    begun = [
+        answer.text.strip().startswith(target.strip())
+        for answer, target in zip(answers, targets, strict=True)
+    ]
+    held = [
+        Answer(a.text, True).is_to(t) in ("exact", "contained") for a, t in zip(answers, targets)
+    ]
+    return {**shares, "begun": statistics.fmean(begun), "held": statistics.fmean(held)}
+
+
+WAYS: dict[str, Row] = {
+    "sentence": {"forms": ["sentence"]},
+    "question": {"forms": ["question"]},
+    "chat": {"forms": ["chat"]},
+    "stated in a chat": {"forms": ["stated in a chat"]},
+    "all three": {"forms": ["sentence", "question", "stated in a chat"]},
+    "sentence, stated in a chat": {"forms": ["sentence", "stated in a chat"]},
+    "sentence in all": {
+        "forms": ["sentence", "sentence in a chat"],
+        "templates": [PUT["question"], PUT["instructed"], "Q: {}\nA:"],
+    },
+    "low loss": {"forms": ["sentence"], "hparams": {"v_stop_loss": 0.005, "v_num_grad_steps": 50}},
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--records", type=int, default=100)
+    parser.add_argument("--ways", nargs="+", default=list(WAYS))
+    parser.add_argument("--ends", nargs="+", default=["none", "auto"])
+    parser.add_argument("--layers", nargs="+", type=int, default=[4])
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    warnings.simplefilter("ignore")
+    study = CarryOver(args.work, args.records)
+    true = [str(record.target_true) for record in study.records]
+    before = {form: study.answers(form) for form in FORMS}
+    report: Row = {"setting": setting(), "records": args.records}
+    report["unedited"] = {
+        **means(study.judge.unedited()),
+        "true": {form: verdicts(found, true) for form, found in before.items()},
+        "said": {form: [answer.text for answer in found] for form, found in before.items()},
+    }
+    print(report["unedited"]["true"], flush=True)
+    report["lines"] = []
+    for name in args.ways:
+        for end in args.ends:
+            for layer in args.layers:
+                way = {**WAYS[name], "way": name, "end": end}
+                way["hparams"] = {**way.get("hparams", {}), "layers": (layer,)}
+                row = study.line(way)
+                report["lines"].append(row)
+                shown = {
+                    k: row[k] for k in ("way", "end", "ES", "PS", "NS", "unchanged", "seconds")
+                }
+                print(layer, shown, flush=True)
+                for form in FORMS:
+                    print(
+                        "   ",
+                        form,
+                        {k: round(v, 3) for k, v in row["asked"][form].items()},
+                        flush=True,
+                    )
+                args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
