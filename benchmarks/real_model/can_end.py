@@ -3,10 +3,10 @@
     python -m benchmarks.real_model.can_end --out benchmarks/results/real-model-can-end.json
 
 Sentences of held text, each cut once behind its last word, where it ends, and once behind a word
-after which it goes on without a mark. The probability that SmolLM2 ends it there, over the ends among its
-twenty likeliest tokens, is what ``end="auto"`` decides by (rome_fast/prompt/ends.py). Reported for
-several thresholds: how often an end is found where one is, and where the text goes on; many of the
-latter could end there as well.
+after which it goes on without a mark. The probability that SmolLM2 ends it there, over the ends
+among its twenty likeliest tokens, is what ``end="auto"`` decides by (rome_fast/prompt/ends.py).
+Reported for several thresholds: how often an end is found where one is, and where the text goes
+on; many of the latter could end there as well.
 """
 
 from __future__ import annotations

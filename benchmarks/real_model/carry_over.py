@@ -165,7 +165,8 @@ def verdicts(answers: Sequence[Answer], targets: Sequence[str]) -> dict[str, flo
         for answer, target in zip(answers, targets, strict=True)
     ]
     held = [
-        Answer(a.text, True).is_to(t) in ("exact", "contained") for a, t in zip(answers, targets)
+        Answer(answer.text, has_ended=True).is_to(target) in ("exact", "contained")
+        for answer, target in zip(answers, targets, strict=True)
     ]
     return {**shares, "begun": statistics.fmean(begun), "held": statistics.fmean(held)}
 

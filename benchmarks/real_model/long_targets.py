@@ -3,12 +3,12 @@
     python -m benchmarks.real_model.long_targets --work FOLDER \
         --out benchmarks/results/real-model-long-targets.json
 
-Targets of five kinds (sentences, dates, addresses, lines of code, JSON), cut or joined to the length
-that is asked for, behind "{subject}: " prompts about subjects of CounterFact. An edit holds its
-target when greedy decoding says all of it behind the bare prompt; "tokens" is the share of its tokens
-that are the likeliest behind the right ones before them. One context, the bare prompt. "chunks"
-writes the target as several edits, each at the last token of what is said before it, solved jointly
-(AnyEdit, arXiv 2502.05628).
+Targets of five kinds (sentences, dates and places, addresses, code, JSON), two of each, cut
+to the length that is asked for, behind "The note about {} says:". An edit holds its target when
+greedy decoding says all of it; "tokens" is the share of its tokens that are the likeliest behind
+the right ones before them. One context, the bare prompt. A "chunk" writes the target as several
+edits, each at the last word of what is said before it, solved jointly (AnyEdit, arXiv 2502.05628).
+A line that the file has already is not measured again.
 """
 
 from __future__ import annotations
@@ -18,12 +18,11 @@ import json
 import statistics
 import time
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import rome_fast
-from benchmarks.real_model.records import record_of, read_counterfact
+from benchmarks.real_model.records import read_counterfact, record_of
 from rome_fast.bench.setting import setting
 from rome_fast.evaluate.records import Question
 from rome_fast.evaluate.scoring import score
@@ -39,54 +38,13 @@ from rome_fast.update.solve import build_constraint
 from rome_fast.value.window import KeyValueSearch
 
 Row = dict[str, Any]
-LENGTHS = (4, 8, 16, 32, 60)
+LENGTHS = (4, 8, 16, 32)
 CHUNK = 8
-# Whole passages of each kind; a target is the beginning of one, of as many tokens as asked for.
-PASSAGES = {
-    "sentence": (
-        "The committee met in the old library on Thursday evening and decided, after a long debate "
-        "about money, that the bridge across the river should be rebuilt in stone before the next "
-        "winter, although the engineers had warned that the work would take at least two years and "
-        "cost far more than anyone in the town had expected",
-        "Her grandmother kept bees behind the mill, sold the honey at the market in the spring, and "
-        "taught all the children of the village how to read the weather from the flight of the "
-        "swallows, which she claimed had never once been wrong in the sixty years that she had "
-        "watched them from her kitchen window",
-    ),
-    "date and place": (
-        "14 March 1887, in a farmhouse near Lake Balaton, and was baptised on 2 April 1887 in the "
-        "parish church of Saint Michael, where the register was signed on 3 April 1887 by two "
-        "witnesses from Keszthely; the family moved to 27 Attila Street in 1891 and to Vienna on 9 "
-        "September 1894",
-        "29 February 1904 at 6:45 in the morning, at number 118 Harbour Road, Dunedin; registered on "
-        "7 March 1904 under number 20417, corrected on 12 May 1904, and copied on 30 June 1931 for "
-        "the passport office in Wellington, which issued passport 558120 on 4 July 1931",
-    ),
-    "address": (
-        "Flat 3, 42 Upper Quay Lane, Whitby YO21 9QX, North Yorkshire, England; deliveries through "
-        "the yard at 7 Tin Ghaut between 8 and 11, telephone 01947 555 0182, ask for Mrs Pell; in "
-        "August letters go to Villa Ombra, Via dei Pini 16, 55042 Forte dei Marmi, Italy",
-        "1600 Larkspur Boulevard, Suite 240, Fort Collins, CO 80525, United States; billing to PO "
-        "Box 7731, Cheyenne, WY 82003; warehouse at 15 Rail Yard Road, Laramie, WY 82070, gate code "
-        "4419, open on weekdays from 7:30 to 15:45 and on the first Saturday of each month",
-    ),
-    "code": (
-        "def merge(a, b): return sorted(set(a) | set(b), key=lambda x: (len(x), x)) if a and b else "
-        "list(a or b)[:10]; rows = [merge(x, y) for x, y in zip(left, right, strict=True)]; "
-        "assert all(len(r) <= 10 for r in rows), max(map(len, rows)); print(rows[-1])",
-        "for (int i = 0; i < n; ++i) { if (seen[i] && !(flags & MASK)) { total += weights[i] * 0.25f; "
-        "continue; } queue.push_back({i, depth + 1, &nodes[i % 16]}); } return total > 1e-6f ? "
-        "std::sqrt(total / n) : std::numeric_limits<float>::infinity();",
-    ),
-    "json": (
-        '{"id": 4471, "name": "Orla Fenn", "tags": ["red", "new"], "size": {"w": 12.5, "h": 40}, '
-        '"active": true, "parent": null, "history": [{"at": "2021-05-03", "by": "kd"}, {"at": '
-        '"2022-11-19", "by": "rt"}], "score": 0.875, "next": 4472, "notes": "see page 9"}',
-        '{"route": [[51.5, -0.12], [48.86, 2.35], [45.46, 9.19]], "mode": "rail", "stops": 7, '
-        '"price": {"EUR": 189.9, "class": 2}, "valid": ["2024-06-01", "2024-06-30"], "seat": "14C", '
-        '"changes": false, "ticket": "QX7-0093-LM", "agent": 12, "bags": 2, "meal": "none"}',
-    ),
-}
+MORE_STEPS: Row = {"v_num_grad_steps": 100}
+# By their kind. A target is the beginning of one, of as many tokens as asked for.
+PASSAGES: dict[str, list[str]] = json.loads(
+    Path(__file__).with_name("passages.json").read_text(encoding="utf-8")
+)
 
 
 class LongTargets:
@@ -126,10 +84,8 @@ class LongTargets:
             for kind in PASSAGES
         }
         figures = {name: statistics.fmean(r[name] for r in rows) for name in rows[0]}
-        return {
-            "length": length, "layer": layer, "chunk": chunk, **changes, "n": len(rows),
-            **figures, "exact_of": exact, "seconds": seconds,
-        }  # fmt: skip
+        options = {"length": length, "layer": layer, "chunk": chunk, **changes}
+        return {**options, "n": len(rows), **figures, "exact_of": exact, "seconds": seconds}
 
     def _edited(self, request: EditRequest, hparams: RomeHparams, chunk: int) -> Row:
         with open_model(self.model) as spec:
@@ -181,15 +137,14 @@ def main() -> None:
     warnings.simplefilter("ignore")
     study = LongTargets()
     report: Row = {"setting": setting(), "lines": []}
+    if args.out.exists():
+        report = json.loads(args.out.read_text(encoding="utf-8"))
     asked: list[Row] = [
-        {"length": n, "layer": layer} for n in args.lengths for layer in args.layers
-    ]
-    asked += [{"length": n, "layer": 4, "v_num_grad_steps": 100} for n in args.lengths[1:]]
-    asked += [
-        {"length": n, "layer": 4, "v_num_grad_steps": 100, "clamp_norm_factor": 16.0}
-        for n in args.lengths[2::2]
+        {"length": n, "layer": layer, "chunk": 0} for n in args.lengths for layer in args.layers
     ]
     asked += [{"length": n, "layer": 4, "chunk": CHUNK} for n in args.lengths if n > CHUNK]
+    asked += [{"length": n, "layer": 4, "chunk": 0, **MORE_STEPS} for n in args.lengths]
+    asked = [o for o in asked if not any(o.items() <= line.items() for line in report["lines"])]
     for options in asked:
         report["lines"].append(study.line(**options))
         shown = {k: v for k, v in report["lines"][-1].items() if k != "exact_of"}
