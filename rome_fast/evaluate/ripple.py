@@ -34,13 +34,16 @@ _FORMS = (
     (r"The name of the award ", r" won is"),
     (r"The (?:name of the )?currency in ", r" is"),
     (r"The number of children ", r" has is"),
-    (rf"[Tt]he (?:names? of the )?{_RELATION} of ", r" (?:is|are)"),
+    (rf"[Tt]he (?:names? of the )?(?!names? ){_RELATION} of ", r" (?:is|are)"),
     (r"", r" (?:follows|is followed by)"),
 )
 # With the shortest subject, and with the longest one: they differ where it, or the target, holds
 # the word between the two itself.
 _PATTERNS = tuple(
-    [re.compile(rf"({before})(\S{subject})({after}) (\S.*?)\.?") for subject in (".*?", ".*")]
+    [
+        re.compile(rf"({before})(\S{subject})({after}) (?!\.$)(\S.*?)\.?")
+        for subject in (".*?", ".*")
+    ]
     for before, after in _FORMS
 )
 
