@@ -90,8 +90,8 @@ def case_values(scores: Scores, before: Scores | None = None) -> dict[str, float
             values[name] = accuracy(answers)
         elif before is not None and name.startswith("locality."):
             values[name] = unchanged(answers, before[name])
-    if answers := scores.get(f"portability.{MULTI_HOP}"):
-        values[ANY_HOP] = float(any(score.exact for score in answers))
+    if hops := scores.get(f"portability.{MULTI_HOP}"):
+        values[ANY_HOP] = float(any(score.exact for score in hops))
     if before is not None and "neighborhood_true" in scores:
         kept = unchanged(scores["neighborhood_true"], before["neighborhood_true"])
         values["neighborhood_unchanged"] = kept
