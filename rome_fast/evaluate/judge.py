@@ -217,14 +217,15 @@ class Judge:
         return Trial(self._projection, updates, edit_of)
 
     def _prompts(self, number: int) -> tuple[str, ...]:
-        record = self.records[number]
-        return (*(request.text for request in record.requests), *record.generation_prompts)
+        facts = self.records[number].facts
+        more = [prompt for fact in facts for prompt in fact.generation_prompts]
+        return (*(fact.request.text for fact in facts), *more)
 
     def _chats(self, number: int) -> list[Chat | None]:
         """The chat of each prompt."""
-        record = self.records[number]
-        chats = [request.conversation for request in record.requests]
-        return chats + [record.request.conversation] * len(record.generation_prompts)
+        facts = self.records[number].facts
+        more = [fact.request.conversation for fact in facts for _ in fact.generation_prompts]
+        return [*(fact.request.conversation for fact in facts), *more]
 
     def _stage(
         self,
@@ -238,9 +239,10 @@ class Judge:
         if said:
             texts = [a + b for a, b in zip(self._prompts(number), said, strict=True)]
             # Those that the record asks for; the edited prompts alone where it asks for none.
-            texts = texts[len(self.records[number].facts) :] or texts
+            facts = self.records[number].facts
+            texts = texts[len(facts) :] or texts
             values["ngram_entropy"] = ngram_entropy(texts)
-            if references := self.records[number].reference_texts:
+            if references := [text for fact in facts for text in fact.reference_texts]:
                 values["reference_score"] = reference_score(texts, references)
         return Stage(values, said, self._answers(number, scores), readings)
 

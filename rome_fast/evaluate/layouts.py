@@ -76,7 +76,7 @@ def mquake(raw: Raw) -> Raw:
 
 
 def akew(raw: Raw) -> Raw:
-    """AKEW: any of the three before it, with a text to edit in, and the facts that it states."""
+    """AKEW: CounterFact's or MQuAKE's keys, with texts to edit in, and the facts they state."""
     first, *rest = (_text_fact(rewrite) for rewrite in _rewrites(raw))
     portability = {**first["portability"], **_hops(raw)}
     neighbors = [

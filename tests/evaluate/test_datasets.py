@@ -6,6 +6,7 @@ import copy
 
 import pytest
 
+import rome_fast
 from rome_fast import EditRequest
 from rome_fast.errors import RecordError, RecordWarning
 from rome_fast.evaluate import EditRecord, Question, load_records
@@ -144,6 +145,24 @@ def read(raw, format="auto"):
 def test_each_is_told_by_its_keys_all_of_which_are_known(name, recwarn):
     assert read(EVERY[name]) == read(EVERY[name], name)
     assert not recwarn.list
+
+
+@pytest.mark.exhaustive
+def test_each_can_be_evaluated():
+    model, tok, _ = rome_fast.demo.load()
+    records = [read(raw) for raw in EVERY.values()]
+    found = rome_fast.evaluate(
+        *(model, tok, records),
+        hparams=rome_fast.RomeHparams(layers=[1], v_num_grad_steps=1),
+        second_moment="identity",
+        context_templates=["{}"],
+        protocol="rome,wild",
+        generate_tokens=0,
+        progress=False,
+    )
+    assert [case.error for case in found.cases] == [None] * len(EVERY)
+    assert found.metrics["after"]["portability.multi_hop.any"].n == 2
+    assert found.metrics["after"]["ES"].n == 2
 
 
 def test_qaedit():

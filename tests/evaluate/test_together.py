@@ -172,6 +172,18 @@ def test_a_case_is_saved_with_all_of_its_requests(demo, tmp_path):
     assert groups.count("rewrite") == 2
 
 
+@pytest.mark.exhaustive
+def test_all_of_their_texts_are_begun_and_compared(demo):
+    model, tok, records = demo
+    texts = {"generation_prompts": ("One day",), "reference_texts": ("a b c",)}
+    also = dataclasses.replace(records[1].also[0], **texts)
+    record = dataclasses.replace(records[1], also=(also,), generation_prompts=("Then",))
+    [case] = run((model, tok, [record]), generate_tokens=1).cases
+    edited = [request.text for request in record.requests]
+    assert list(case.generation_prompts) == [*edited, "Then", "One day"]
+    assert "reference_score" in case.stages["after"].values
+
+
 def test_half_precision_weights_get_their_bits_back(demo):
     model, tok, records = demo
     model.to(torch.bfloat16)
