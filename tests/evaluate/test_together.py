@@ -14,6 +14,7 @@ from helpers import CONTEXTS, same_bits, state
 
 import rome_fast
 from rome_fast import EditRecord, EditRequest, Evaluation
+from rome_fast.cli.edit import _requests
 from rome_fast.editor import Editor
 from rome_fast.errors import EditRejectedError, InvalidRequestError
 from rome_fast.evaluate.records import Question
@@ -215,3 +216,11 @@ def test_they_are_read_from_flat_records():
     for wrong, reason in (("x", "also must be a dict"), ({**other, "also": [fact]}, "also of its")):
         with pytest.raises(rome_fast.errors.RecordError, match=reason):
             rome_fast.load_records([{**fact, "also": [wrong]}])
+
+
+def test_the_command_edits_all_of_them(tmp_path):
+    fact = {"prompt": "{} is in", "subject": "Paris", "target_new": "Rome"}
+    file = tmp_path / "facts.json"
+    file.write_text(json.dumps([{**fact, "also": [{**fact, "subject": "Oslo"}]}, fact]))
+    requests = _requests(None, None, None, file, "auto", None, False)
+    assert [request.subject for request in requests] == ["Paris", "Oslo", "Paris"]
