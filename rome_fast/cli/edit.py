@@ -155,7 +155,7 @@ def _requests(
         raise InvalidArgumentError("--requests takes the place of --prompt, --subject, --target")
     if file is not None:
         records = read_records("--requests", file, format, limit, skip_bad)
-        return [record.request for record in records]
+        return [request for record in records for request in record.requests]
     if prompt is None or subject is None or target is None:
         raise InvalidArgumentError("give --prompt, --subject and --target, or --requests")
     return [EditRequest(prompt, subject, target)]

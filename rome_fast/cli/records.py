@@ -14,7 +14,11 @@ if TYPE_CHECKING:
     from rome_fast.evaluate.records import EditRecord
 
 FormatOption = Annotated[
-    str, typer.Option(help="layout of the file: auto, counterfact, flat, zsre or zsre_rome")
+    str,
+    typer.Option(
+        help="layout of the file: auto, flat, counterfact, zsre, zsre_rome, qaedit, wikibigedit, "
+        "mquake, ripple_edits, unke or akew"
+    ),
 ]
 LimitOption = Annotated[
     int | None, typer.Option(help="read so many records at most", show_default="all")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from numbers import Integral, Real
 from typing import Any
@@ -53,18 +54,29 @@ def string(value: Any, name: str) -> str:
     return value
 
 
+def mapping(value: Any, name: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise InvalidRequestError(f"{name} must be a dict, got {value!r}")
+    return value
+
+
+def listed(value: Any) -> list[Any]:
+    """A list of things, or one of them; none where there is nothing."""
+    if value is None:
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
 def strings(name: str, value: Any) -> list[str]:
     """One text or a list of them; none where there is nothing."""
     if value is None or value == "":
         return []
-    values = value if isinstance(value, list | tuple) else [value]
-    return [string(text, name) for text in values]
+    return [string(text, name) for text in listed(value)]
 
 
 def neighborhood_of(flat: Mapping[str, Any], true: str | None) -> Iterator[Question]:
     for key in NEIGHBORHOOD:
-        value = flat.get(key) or []
-        for item in value if isinstance(value, list | tuple) else [value]:
+        for item in listed(flat.get(key) or None):
             if isinstance(item, str) and true is None:
                 raise InvalidRequestError(
                     f"{key} {item!r} has no answer: give target_true, or "
@@ -76,11 +88,14 @@ def neighborhood_of(flat: Mapping[str, Any], true: str | None) -> Iterator[Quest
         yield _question("locality_prompt", prompt, flat.get("locality_ground_truth"))
 
 
-def groups_of(name: str, value: Any) -> dict[str, tuple[Question, ...]]:
+def groups_of(
+    name: str, value: Any, unanswered: Counter[str] | None = None
+) -> dict[str, tuple[Question, ...]]:
     """EasyEdit's groups of questions; those without any are left out.
 
     Args:
         name: of the field, for messages.
+        unanswered: counts, by the group, questions that are left out since they have no answer.
 
     Raises:
         InvalidRequestError: as ``parse_record``.
@@ -91,13 +106,13 @@ def groups_of(name: str, value: Any) -> dict[str, tuple[Question, ...]]:
         raise InvalidRequestError(f"{name} must be a dict of groups, got {value!r}")
     if "New Question" in value:  # zsRE and CounterFact with GPT-4's portability
         value = {"one_hop": {"prompt": value["New Question"], "target": value.get("New Answer")}}
-    groups = {group: tuple(_asked(f"{name}.{group}", of)) for group, of in value.items()}
+    counts = Counter() if unanswered is None else unanswered
+    groups = {group: tuple(_asked(f"{name}.{group}", of, counts)) for group, of in value.items()}
     return {group: questions for group, questions in groups.items() if questions}
 
 
-def _asked(name: str, group: Any) -> Iterator[Question]:
-    items = group if isinstance(group, list | tuple) else [] if group is None else [group]
-    for item in items:
+def _asked(name: str, group: Any, unanswered: Counter[str]) -> Iterator[Question]:
+    for item in listed(group):
         prompts, answers = _pair(name, item)
         if not isinstance(prompts, list | tuple) or len(prompts) == 1:
             prompts, answers = [text_of(prompts)], [answers]
@@ -106,6 +121,8 @@ def _asked(name: str, group: Any) -> Iterator[Question]:
         for prompt, answer in zip(prompts, answers, strict=True):
             if str(text_of(answer) or "").strip():
                 yield _question(name, prompt, answer)
+            else:
+                unanswered[name] += 1
 
 
 def _pair(name: str, item: Any) -> tuple[Any, Any]:

@@ -1,6 +1,6 @@
 """Finished cases on disk, so that an evaluation that was cut off goes on where it stopped.
 
-A JSONL file: the settings first, then one case a line, in a sequence with the update of its edit
+A JSONL file: the settings first, then one case a line, in a sequence with the updates of its edits
 and, at some of them, the checkpoint after it. A line is on the disk before the next case is begun;
 one that was torn by the end of the process is dropped.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ from rome_fast.types import EditRequest, JointConstraint, Update
 if TYPE_CHECKING:
     from rome_fast.moment.collect.ranks import Ranks
 
-FORMAT = "rome_fast.evaluation-journal.2"
+FORMAT = "rome_fast.evaluation-journal.3"
 
 
 class Journal:
@@ -35,7 +35,7 @@ class Journal:
 
     Attributes:
         cases: those that the file held, by their index.
-        updates: of the same, in a sequence; None where no edit was made.
+        updates: of the same, in a sequence, one an edit; none where there was no edit.
         checkpoints: of a sequence, by the index of the case before them.
 
     Raises:
@@ -44,7 +44,7 @@ class Journal:
 
     def __init__(self, path: str | Path | None, setting: Mapping[str, Any], ranks: Ranks) -> None:
         self.cases: dict[int, CaseResult] = {}
-        self.updates: dict[int, Update | None] = {}
+        self.updates: dict[int, list[Update]] = {}
         self.checkpoints: dict[int, Checkpoint] = {}
         self._path = None if path is None else Path(path)
         if self._path is None:
@@ -59,10 +59,10 @@ class Journal:
         lines, end = self._whole_lines()
         self._check(lines[0] if lines else None, header)
         for line in lines[1:]:
-            update, checkpoint = line.pop("update", None), line.pop("checkpoint", None)
+            updates, checkpoint = line.pop("updates", ()), line.pop("checkpoint", None)
             case = CaseResult.from_json(line)
             self.cases[case.index] = case
-            self.updates[case.index] = None if update is None else _decoded(update)
+            self.updates[case.index] = [_decoded(update) for update in updates]
             if checkpoint is not None:
                 self.checkpoints[case.index] = Checkpoint(**checkpoint)
         os.truncate(self._path, end)
@@ -73,12 +73,13 @@ class Journal:
             self._append(asdict(case) for case in cases)
 
     def add_next(
-        self, case: CaseResult, update: Update | None, checkpoint: Checkpoint | None
+        self, case: CaseResult, updates: Sequence[Update], checkpoint: Checkpoint | None
     ) -> None:
         """Put the next case of a sequence on the disk."""
         if self._path is not None:
+            made = zip(updates, case.requests, strict=True) if updates else ()
             more = {
-                "update": None if update is None else _encoded(update, case.request),
+                "updates": [_encoded(update, request) for update, request in made],
                 "checkpoint": None if checkpoint is None else asdict(checkpoint),
             }
             self._append([{**asdict(case), **more}])

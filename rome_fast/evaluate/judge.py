@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from rome_fast.evaluate.records import EditRecord, Question
     from rome_fast.model.spec import DownProjection
+    from rome_fast.prompt.chat import Chat
     from rome_fast.types import RankOneUpdate
 
 Sheet = dict[str, list[EncodedQuestion]]
@@ -103,8 +104,9 @@ class Judge:
         return self._stage(number, scores, before.generations, before.readings, scores)
 
     def retained(self, numbers: Sequence[int]) -> float:
-        """Share of the records whose new target greedy decoding says after the edited prompt."""
-        scores = score_encoded(self.model, [self._sheets[n]["rewrite_new"][0] for n in numbers])
+        """Share of the edits whose new target greedy decoding says after the edited prompt."""
+        asked = [question for n in numbers for question in self._sheets[n]["rewrite_new"]]
+        scores = score_encoded(self.model, asked)
         self.timings.lap("score")
         return sum(score.exact for score in scores) / len(scores)
 
@@ -122,6 +124,7 @@ class Judge:
             index=number,
             case_id=record.case_id,
             request=record.request,
+            also=record.requests[1:],
             generation_prompts=self._prompts(number),
             stages={**before, **stages},
             **facts,
@@ -178,7 +181,6 @@ class Judge:
             return [()] * len(numbers)
         prompts = [self._prompts(number) for number in numbers]
         counts = [len(texts) for texts in prompts]
-        chats = [self.records[number].request.conversation for number in numbers]
         said = iter(
             generate(
                 self.model,
@@ -186,7 +188,7 @@ class Judge:
                 [text for texts in prompts for text in texts],
                 self._generate_tokens,
                 self._trial(updates, counts),
-                [chat for chat, texts in zip(chats, prompts, strict=True) for _ in texts],
+                [chat for number in numbers for chat in self._chats(number)],
             )
         )
         self.timings.lap("generate")
@@ -198,7 +200,10 @@ class Judge:
         """What the model answers by itself, where a protocol asks for it."""
         if not (self._rules.lets_answer and numbers):
             return [()] * len(numbers)
-        asked = [self._rules.questions(self.records[number]) for number in numbers]
+        asked = [
+            [question for fact in self.records[n].facts for question in self._rules.questions(fact)]
+            for n in numbers
+        ]
         flat = [(question, prompt) for questions in asked for _, question, prompt in questions]
         answers = natural_answers(
             self.model,
@@ -225,8 +230,15 @@ class Judge:
         return Trial(self._projection, updates, edit_of)
 
     def _prompts(self, number: int) -> tuple[str, ...]:
-        record = self.records[number]
-        return (record.request.text, *record.generation_prompts)
+        facts = self.records[number].facts
+        more = [prompt for fact in facts for prompt in fact.generation_prompts]
+        return (*(fact.request.text for fact in facts), *more)
+
+    def _chats(self, number: int) -> list[Chat | None]:
+        """The chat of each prompt."""
+        facts = self.records[number].facts
+        more = [fact.request.conversation for fact in facts for _ in fact.generation_prompts]
+        return [*(fact.request.conversation for fact in facts), *more]
 
     def _stage(
         self,
@@ -241,10 +253,11 @@ class Judge:
             values |= stress_values(scores, before)
         if said:
             texts = [a + b for a, b in zip(self._prompts(number), said, strict=True)]
-            # Those that the record asks for; the edited prompt alone where it asks for none.
-            texts = texts[1:] or texts
+            # Those that the record asks for; the edited prompts alone where it asks for none.
+            facts = self.records[number].facts
+            texts = texts[len(facts) :] or texts
             values["ngram_entropy"] = ngram_entropy(texts)
-            if references := self.records[number].reference_texts:
+            if references := [text for fact in facts for text in fact.reference_texts]:
                 values["reference_score"] = reference_score(texts, references)
         return Stage(values, said, self._answers(number, scores), readings)
 

@@ -7,6 +7,7 @@ import gzip
 import json
 import os
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -45,10 +46,11 @@ def load_records(
         source: a file (.json with a list, .jsonl, .csv, .tsv, also with .gz, or .xlsx), a list of
             dicts or of EditRequests, a `datasets` Dataset, or the hub name ``owner/name`` of one.
             EditRecords are returned as they are.
-        format: ``"counterfact"``, ``"flat"``, ``"zsre"`` or ``"zsre_rome"``
-            (`rome_fast.evaluate.formats`); ``"auto"`` recognises it by the keys of the first
-            record that fits one.
-            Keys that no layout knows are named once, in a RecordWarning.
+        format: a layout of docs/datasets.md: ``"flat"``, ``"counterfact"``, ``"zsre"``,
+            ``"zsre_rome"``, ``"qaedit"``, ``"wikibigedit"``, ``"mquake"``, ``"ripple_edits"``,
+            ``"unke"`` or ``"akew"``; ``"auto"`` recognises it by the keys of the first record that
+            fits one. Keys that it does not know are named once, in a RecordWarning, and questions
+            without an answer are counted in one.
         on_error: ``"raise"`` stops at the first bad record; ``"skip"`` leaves bad ones out and
             gives their reasons in one RecordWarning.
         limit: how many records to return at most; what comes after them is not read.
@@ -88,6 +90,9 @@ def load_records(
         raise InvalidArgumentError(f"{name} holds no records")
     if reader.unread:
         warn(f"{name}: nothing reads the keys {', '.join(reader.unread)}", RecordWarning)
+    if reader.unanswered:
+        counts = ", ".join(f"{n} of {group}" for group, n in reader.unanswered.items())
+        warn(f"{name}: left out questions without an answer: {counts}", RecordWarning)
     if bad:
         more = f"; and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
         warn(
@@ -105,6 +110,7 @@ class _Reader:
     def __init__(self, layout: Format | None) -> None:
         self._layout = layout
         self.unread: dict[str, None] = {}
+        self.unanswered: Counter[str] = Counter()
 
     def read(self, item: Any, index: int) -> EditRecord:
         """Raise InvalidRequestError with the reason when it is bad."""
@@ -117,8 +123,8 @@ class _Reader:
         if not isinstance(item, Mapping):
             raise InvalidRequestError(f"a dict is needed, got {type(item).__name__}: {item!r:.80}")
         self._layout = self._layout or _recognised(item)
-        self.unread |= dict.fromkeys(unread(item))
-        return parse_record(item, self._layout, index)
+        self.unread |= dict.fromkeys(unread(item, self._layout))
+        return parse_record(item, self._layout, index, self.unanswered)
 
 
 def _recognised(item: Mapping[str, Any]) -> Format:

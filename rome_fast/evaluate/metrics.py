@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from rome_fast.evaluate.records import EditRecord, Question
+from rome_fast.evaluate.records import MULTI_HOP, EditRecord, Question
 from rome_fast.evaluate.result import CaseResult, Metric, Reading
 from rome_fast.evaluate.scoring import Score
 
@@ -20,15 +20,32 @@ Z = 1.96
 # Metrics that the score S is the harmonic mean of.
 SUCCESS = ("ES", "PS", "NS")
 
+# Whether any question of that group is answered right (MQuAKE).
+ANY_HOP = f"portability.{MULTI_HOP}.any"
+# Prompts of edits with the true target, which is compared with the new one.
+_EITHER = ("rewrite_true", "rephrase_true")
+
 Scores = Mapping[str, Sequence[Score]]
 
 
 def questions_of(record: EditRecord) -> dict[str, list[Question]]:
     """The questions of a record by purpose, in the order in which they are asked.
 
-    ``X_new`` and ``X_true`` are the same prompts with either target; without ``target_true`` there
-    are no ``rewrite_true`` and ``rephrase_true``. All are asked in the chat of the request, if any.
+    ``X_new`` and ``X_true`` are the same prompts with either target; without ``target_true``, of
+    any of the edits, there are no ``rewrite_true`` and ``rephrase_true``. Each edit's are asked in
+    the chat of its request, if any.
     """
+    asked: dict[str, list[Question]] = {}
+    for fact in record.facts:
+        for name, questions in _questions_of_fact(fact).items():
+            asked.setdefault(name, []).extend(questions)
+    if any(fact.target_true is None for fact in record.facts):
+        asked = {name: of for name, of in asked.items() if name not in _EITHER}
+    return {name: questions for name, questions in asked.items() if questions}
+
+
+def _questions_of_fact(record: EditRecord) -> dict[str, list[Question]]:
+    """Those of one edit alone."""
     new, true = record.request.target, record.target_true
     prompts = {"rewrite": (record.request.text,), "rephrase": record.paraphrases}
     asked = {f"{name}_new": [Question(p, new) for p in texts] for name, texts in prompts.items()}
@@ -43,7 +60,7 @@ def questions_of(record: EditRecord) -> dict[str, list[Question]]:
     chat = record.request.conversation
     if chat is not None:
         asked = {name: [replace(q, chat=chat) for q in of] for name, of in asked.items()}
-    return {name: questions for name, questions in asked.items() if questions}
+    return asked
 
 
 def case_values(scores: Scores, before: Scores | None = None) -> dict[str, float]:
@@ -53,7 +70,8 @@ def case_values(scores: Scores, before: Scores | None = None) -> dict[str, float
         before: the scores of the unedited model, for what must be unchanged; None where
             ``scores`` are those.
     """
-    values = {"rewrite_prob": math.exp(sum(scores["rewrite_new"][0].log_probs))}
+    probs = [math.exp(sum(score.log_probs)) for score in scores["rewrite_new"]]
+    values = {"rewrite_prob": float(np.mean(probs))}
     for letter, name, wanted, other in (
         ("E", "rewrite", "new", "true"),
         ("P", "rephrase", "new", "true"),
@@ -72,6 +90,8 @@ def case_values(scores: Scores, before: Scores | None = None) -> dict[str, float
             values[name] = accuracy(answers)
         elif before is not None and name.startswith("locality."):
             values[name] = unchanged(answers, before[name])
+    if hops := scores.get(f"portability.{MULTI_HOP}"):
+        values[ANY_HOP] = float(any(score.exact for score in hops))
     if before is not None and "neighborhood_true" in scores:
         kept = unchanged(scores["neighborhood_true"], before["neighborhood_true"])
         values["neighborhood_unchanged"] = kept

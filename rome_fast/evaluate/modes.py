@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import torch
 
 from rome_fast.errors import REFUSALS, RomeFastError
 from rome_fast.evaluate.result import CaseResult, Checkpoint, Stage
@@ -14,7 +16,8 @@ if TYPE_CHECKING:
     from rome_fast.editor import Editor
     from rome_fast.evaluate.journal import Journal
     from rome_fast.evaluate.judge import Judge
-    from rome_fast.types import Update
+    from rome_fast.evaluate.records import EditRecord
+    from rome_fast.types import EditResult, Update
 
 # At how many points of a sequence retention and drift are measured.
 N_CHECKPOINTS = 10
@@ -24,14 +27,16 @@ def judge_alone(editor: Editor, judge: Judge, numbers: Sequence[int]) -> list[Ca
     """Judge each record edited alone; the weight's bits are as before.
 
     A window's values are searched together. Where that fails they are searched one by one, so
-    that a bad request does not affect the others.
+    that a bad request does not affect the others. A record of several edits is no part of a window.
     """
-    askable = [number for number in numbers if number not in judge.unaskable]
-    cases = [
-        judge.case(number, {}, error=judge.unaskable[number])
-        for number in numbers
-        if number in judge.unaskable
-    ]
+    askable, cases = [], []
+    for number in numbers:
+        if number in judge.unaskable:
+            cases.append(judge.case(number, {}, error=judge.unaskable[number]))
+        elif judge.records[number].also:
+            cases.append(_judge_together(editor, judge, number))
+        else:
+            askable.append(number)
     try:
         return cases + (_judge_window(editor, judge, askable) if askable else [])
     except REFUSALS as error:
@@ -61,7 +66,7 @@ def _judge_window(editor: Editor, judge: Judge, numbers: Sequence[int]) -> list[
         judge.case(
             number,
             {"after": stage},
-            **_norms(proposal.update, proposal.weight_norm),
+            **_norms([proposal.update], proposal.weight_norm),
             losses=proposal.losses,
             seconds=sum(proposal.seconds.values()),
             warnings=(
@@ -71,6 +76,24 @@ def _judge_window(editor: Editor, judge: Judge, numbers: Sequence[int]) -> list[
         )
         for number, proposal, stage in zip(numbers, proposals, after, strict=True)
     ]
+
+
+def _judge_together(editor: Editor, judge: Judge, number: int) -> CaseResult:
+    """One record's edits, all in the model at once, solved together where their keys allow it."""
+    record, before = judge.records[number], editor.edits.updates
+    results: list[EditResult] = []
+    try:
+        while len(results) < len(record.requests):
+            results += editor.edit(record.requests[len(results) :], strict=False)
+        judge.timings.lap("edit")
+        [stage] = judge.stages([number])
+    except REFUSALS as error:
+        editor.edits.set(before)
+        return _refused(judge, number, error)
+    stage = _with_drift(stage, judge.drift())
+    case = judge.case(number, {"after": stage}, **_made(editor, record, results))
+    editor.edits.set(before)
+    return case
 
 
 def _refused(judge: Judge, number: int, error: RomeFastError) -> CaseResult:
@@ -105,21 +128,22 @@ def judge_in_sequence(
     checkpoints = []
     for count, number in enumerate(numbers, 1):
         if is_kept := number in journal.cases:
-            case, update = journal.cases[number], journal.updates[number]
-            if update is not None:
+            case, updates = journal.cases[number], journal.updates[number]
+            for update in updates:
                 editor.edits.add(update)
         else:
-            case, update = _edit_next(editor, judge, number)
+            case, updates = _edit_next(editor, judge, number)
         cases.append(case)
         if case.error is None:
             made.append(number)
         checkpoint = journal.checkpoints.get(number)
         if count in due and made and not is_kept:
-            checkpoint = Checkpoint(len(made), judge.retained(made), **judge.drift())
+            n_edits = sum(len(judge.records[n].requests) for n in made)
+            checkpoint = Checkpoint(n_edits, judge.retained(made), **judge.drift())
         if checkpoint is not None:
             checkpoints.append(checkpoint)
         if not is_kept:
-            journal.add_next(case, update, checkpoint)
+            journal.add_next(case, updates, checkpoint)
         advance()
     askable = [number for number in numbers if number not in judge.unaskable]
     after = dict(zip(askable, judge.stages(askable), strict=True))
@@ -132,34 +156,48 @@ def judge_in_sequence(
     return ended, checkpoints
 
 
-def _edit_next(editor: Editor, judge: Judge, number: int) -> tuple[CaseResult, Update | None]:
+def _edit_next(editor: Editor, judge: Judge, number: int) -> tuple[CaseResult, list[Update]]:
     if number in judge.unaskable:
-        return judge.case(number, {}, error=judge.unaskable[number]), None
-    before = editor.edits.updates
+        return judge.case(number, {}, error=judge.unaskable[number]), []
+    record, before = judge.records[number], editor.edits.updates
+    results: list[EditResult] = []
     try:
-        [result] = editor.edit([judge.records[number].request], strict=False)
+        for request in record.requests:
+            results += editor.edit([request], strict=False)
         judge.timings.lap("edit")
         [stage] = judge.stages([number])
     except REFUSALS as error:
         editor.edits.set(before)
         [stage] = judge.stages([number])
-        return judge.case(number, {"edit_time": stage}, error=_reason(error)), None
-    case = judge.case(
-        number,
-        {"edit_time": stage},
-        **_norms(result.update, result.weight_norm),
-        losses=result.losses,
-        seconds=sum(result.seconds.values()),
-        warnings=(
-            *result.warnings,
-            *editor.unreached(result.update, judge.records[number].paraphrases),
-        ),
-    )
-    return case, result.update
+        return judge.case(number, {"edit_time": stage}, error=_reason(error)), []
+    case = judge.case(number, {"edit_time": stage}, **_made(editor, record, results))
+    return case, [result.update for result in results]
 
 
-def _norms(update: Update, weight_norm: float) -> dict[str, float]:
-    """Of an update of the weight; what stands beside it changes nothing of it."""
-    if not isinstance(update, RankOneUpdate):
+def _made(editor: Editor, record: EditRecord, results: Sequence[EditResult]) -> dict[str, Any]:
+    """What a case says of its edits."""
+    unreached = [
+        remark
+        for fact, result in zip(record.facts, results, strict=True)
+        for remark in editor.unreached(result.update, fact.paraphrases)
+    ]
+    remarks = [remark for result in results for remark in result.warnings]
+    return {
+        **_norms([result.update for result in results], results[0].weight_norm),
+        "losses": tuple(loss for result in results for loss in result.losses),
+        "seconds": sum(sum(result.seconds.values()) for result in results),
+        "warnings": tuple(dict.fromkeys([*remarks, *unreached])),
+    }
+
+
+def _norms(updates: Sequence[Update], weight_norm: float) -> dict[str, float]:
+    """Of the updates of the weight together; what stands beside it changes nothing of it."""
+    ranks = [update for update in updates if isinstance(update, RankOneUpdate)]
+    if not ranks:
         return {}
-    return {"update_norm": update.norm, "weight_norm": weight_norm}
+    if len(ranks) == 1:
+        return {"update_norm": ranks[0].norm, "weight_norm": weight_norm}
+    # Of the sum of v u^T: the products of all pairs, without the matrix itself.
+    u, v = (torch.stack([getattr(x, part) for x in ranks]).double() for part in ("u", "v"))
+    square = float(((u @ u.T) * (v @ v.T)).sum())
+    return {"update_norm": max(square, 0.0) ** 0.5, "weight_norm": weight_norm}

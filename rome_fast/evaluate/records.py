@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from rome_fast.errors import InvalidRequestError
 from rome_fast.prompt.chat import Chat
 from rome_fast.types import EditRequest
+
+# The portability group whose questions all ask one thing: one that is answered right is enough.
+MULTI_HOP = "multi_hop"
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,12 @@ class EditRecord:
         reference_texts: texts about the new target, that generations are compared with.
         question: how one asks for the fact, where that is not the edited prompt; for protocols that
             let the model answer.
+        also: records of further edits, made together with this one. What they are judged by is
+            asked too, all of it is one case, and without one of the edits none is made. They have
+            no ``also`` of their own.
+
+    Raises:
+        InvalidRequestError: ``also`` holds something else, or a record with its own.
     """
 
     case_id: int | str
@@ -56,6 +66,24 @@ class EditRecord:
     generation_prompts: tuple[str, ...] = ()
     reference_texts: tuple[str, ...] = ()
     question: str | None = None
+    also: tuple[EditRecord, ...] = ()
+
+    def __post_init__(self) -> None:
+        for record in self.also:
+            if not isinstance(record, EditRecord) or record.also:
+                raise InvalidRequestError(
+                    f"also must hold EditRecords without an also of their own, got {record!r:.200}"
+                )
+
+    @property
+    def facts(self) -> tuple[EditRecord, ...]:
+        """This record and those whose edits are made with its."""
+        return (self, *self.also)
+
+    @property
+    def requests(self) -> tuple[EditRequest, ...]:
+        """All that is to be edited."""
+        return tuple(fact.request for fact in self.facts)
 
     @property
     def rewrite(self) -> Question:

@@ -104,15 +104,16 @@ class CaseResult:
 
     Attributes:
         index: position among the records.
-        generation_prompts: the edited prompt, then those of the record.
+        generation_prompts: the edited prompts, then those of the record.
         stages: by name, "before" and "after", in sequential mode also "edit_time"; none where the
             questions themselves could not be asked (``error`` says why).
         update_norm, weight_norm: Frobenius norms of the update and of the weight before it; None
             where no edit was made, or one beside the weight.
-        losses: of v* at each step, in order.
+        losses: of v* at each step, in order; of several edits, one's after the other's.
         seconds: wall-clock time of the edit.
         warnings: remarks for the user about the edit.
         error: why there was no edit; the model is then judged without it.
+        also: the requests that were edited together with ``request``.
     """
 
     index: int
@@ -126,6 +127,12 @@ class CaseResult:
     seconds: float = 0.0
     warnings: tuple[str, ...] = ()
     error: str | None = None
+    also: tuple[EditRequest, ...] = ()
+
+    @property
+    def requests(self) -> tuple[EditRequest, ...]:
+        """All that were edited."""
+        return (self.request, *self.also)
 
     @property
     def relative_norm(self) -> float | None:
@@ -140,7 +147,9 @@ class CaseResult:
         stages = {name: Stage.from_json(stage) for name, stage in fields["stages"].items()}
         tuples = {k: tuple(fields[k]) for k in ("generation_prompts", "losses", "warnings")}
         request = EditRequest(**fields["request"])
-        return cls(**{**fields, **tuples, "request": request, "stages": stages})
+        also = tuple(EditRequest(**request) for request in fields.get("also", ()))
+        read = {"request": request, "also": also, "stages": stages}
+        return cls(**{**fields, **tuples, **read})
 
 
 @dataclass(frozen=True)

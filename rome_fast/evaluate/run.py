@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 from tqdm.auto import tqdm
 
 from rome_fast.edit import opened
-from rome_fast.errors import EditWarning, InvalidArgumentError, warn
+from rome_fast.errors import EditWarning, InvalidArgumentError, RecordWarning, warn
 from rome_fast.evaluate.evaluation import Evaluation
 from rome_fast.evaluate.journal import Journal
 from rome_fast.evaluate.judge import Judge
 from rome_fast.evaluate.loading import load_records
 from rome_fast.evaluate.metrics import summarise
 from rome_fast.evaluate.modes import judge_alone, judge_in_sequence
+from rome_fast.evaluate.needs import lacking
 from rome_fast.evaluate.protocols import PROTOCOLS, Rules, Verdict, check_context, chosen
 from rome_fast.evaluate.result import CaseResult, Checkpoint
 from rome_fast.evaluate.stress import Stress
@@ -64,7 +65,8 @@ def evaluate(
     """Edit facts, and measure what the model says before and after; its weights are put back.
 
     Every definition is in docs/metrics.md. A request that cannot be edited is reported in its
-    case's ``error``, and counts with what the model says without it.
+    case's ``error``, and counts with what the model says without it. What a protocol needs and
+    records do not have is said in a RecordWarning, and in the setting's ``notes``.
 
     Args:
         records: EditRecords, or whatever ``load_records`` reads.
@@ -106,11 +108,14 @@ def evaluate(
     check_context(context)
     ranks = Ranks.current() if distributed else Ranks()
     records = load_records(records)
+    lacks = lacking(rules.protocols, records)
     shared = (hparams, variant, backend, context_templates, second_moment)
     with opened(model, tok, *shared, form=form) as editor:
         notes, editor.notes = editor.notes, []
         for note in notes:
             warn(note, EditWarning)
+        for note in lacks:
+            warn(note, RecordWarning)
         setting = {
             **_setting(editor, records, held_texts),
             "mode": mode,
@@ -120,7 +125,7 @@ def evaluate(
             **({"stress": True} if stress else {}),
             "window": window,
             "processes": ranks.size,
-            "notes": notes,
+            "notes": [*notes, *lacks],
         }
         if not ranks.all_equal(int(_hash(setting), 16) >> 193):
             raise InvalidArgumentError(

@@ -85,7 +85,7 @@ def suggest_layer(
         HparamsError, UnsupportedModelError: a layer does not exist or cannot be edited.
         SecondMomentError, NonFiniteError: as for ``edit`` and ``locate``.
     """
-    records = load_records(requests)
+    records = [fact for record in load_records(requests) for fact in record.facts]
     spec = ModelSpec.of(model)
     model = spec.model
     check_tokenizer(model, tok)

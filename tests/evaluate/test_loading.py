@@ -154,7 +154,7 @@ def test_ready_records_and_requests_are_taken_as_they_are():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"format": "nope"}, r"format must be one of \['auto', 'counterfact', .* got 'nope'"),
+        ({"format": "nope"}, r"format must be one of \['auto', .*'counterfact', .* got 'nope'"),
         ({"on_error": "ignore"}, "on_error must be 'raise' or 'skip', got 'ignore'"),
         ({"limit": 0}, "limit must be a whole number of 1 or more, got 0"),
     ],

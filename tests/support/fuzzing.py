@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from typing import Any
 
@@ -12,7 +13,11 @@ KEYS = (
         "rephrase_prompts queries neighborhood neighborhood_prompts locality portability "
         "generation_prompts reference_texts requested_rewrite src alt answers rephrase loc "
         "loc_ans case_id locality_prompt "
-        "locality_ground_truth str role content type relation_id cond"
+        "locality_ground_truth str role content type relation_id cond also id update ans mhop "
+        "mhop_ans personas edit original_fact test_queries answers value question answer "
+        "para_question sub_question sub_answer questions new_answer new_single_hops "
+        "fact_new_uns unsfact_triplets_GPT prompt_full target_new_str Forgetfulness "
+        "Subject_Aliasing"
     ).split(),
     "New Question",
 )
@@ -31,6 +36,50 @@ ODD = (
     b"Paris",
     {"a"},
     object(),
+)
+
+
+# A good record of each layout that is not drawn below.
+LAYOUTS: tuple[dict[str, Any], ...] = (
+    {"src": "Paris is in", "subject": "Paris", "alt": "Rome", "answers": ["France"]},
+    {
+        "id": 3,
+        "prompt": "Paris is in",
+        "subject": "Paris",
+        "target": "Rome",
+        "locality": [{"loc": "Oslo is in", "loc_ans": "Norway"}],
+    },
+    {"subject": "Paris", "update": "Paris is in", "ans": "Rome", "mhop": "a?", "mhop_ans": "b"},
+    {
+        "requested_rewrite": [
+            {"prompt": "{} is in", "subject": "Paris", "target_new": {"str": "Rome"}},
+            {"prompt": "{} is in", "subject": "Rome", "target_new_str": "Spain"},
+        ],
+        "questions": ["a?", "b?"],
+        "new_answer": "c",
+        "new_single_hops": [{"question": "d?", "answer": "e"}],
+    },
+    {
+        "edit": {"prompt": "The capital of Oz is Rome.", "relation": "CAPITAL"},
+        "Forgetfulness": [{"test_queries": [{"prompt": "a", "answers": [{"value": "b"}]}]}],
+    },
+    {"question": "a?", "answer": "b", "sub_question": ["c?"], "sub_answer": ["d"]},
+    {
+        "requested_rewrite": {
+            "prompt": "{} is in",
+            "subject": "Paris",
+            "target_true": {"str": "France"},
+            "fact_new_uns": "Paris is in Rome.",
+            "unsfact_triplets_GPT": [{"prompt": "{} is", "subject": "Rome", "target": "there"}],
+        },
+        "neighborhood_prompts": ["Oslo is in"],
+    },
+    {
+        "prompt": "{} is in",
+        "subject": "Paris",
+        "target_new": "Rome",
+        "also": [{"prompt": "{} is in", "subject": "Rome", "target_new": "Spain"}],
+    },
 )
 
 
@@ -58,9 +107,15 @@ def record(draw: random.Random) -> Any:
     }
     if draw.random() < 0.2:
         made = {"requested_rewrite": made, "case_id": 3}
-    elif draw.random() < 0.2:
-        made = {"src": "Paris is in", "subject": "Paris", "alt": "Rome", "answers": ["France"]}
+    elif draw.random() < 0.6:
+        made = copy.deepcopy(draw.choice(LAYOUTS))
     for _ in range(draw.choice((0, 1, 1, 2, 3))):
-        key = draw.choice(KEYS) if draw.random() < 0.9 else draw.choice(list(made))
-        made[key] = value(draw)
+        key = draw.choice(KEYS) if draw.random() < 0.8 else draw.choice(list(made))
+        inner = made.get(key)
+        if isinstance(inner, list) and inner:
+            inner = inner[0]
+        if isinstance(inner, dict) and inner and draw.random() < 0.7:
+            inner[draw.choice(list(inner))] = value(draw)
+        else:
+            made[key] = value(draw)
     return made if draw.random() < 0.97 else value(draw)

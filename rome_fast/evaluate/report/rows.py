@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from rome_fast.evaluate.metrics import ANY_HOP
+
 if TYPE_CHECKING:
     from rome_fast.evaluate.result import CaseResult, EvaluationData, Metric
 
@@ -84,6 +86,8 @@ def metric_rows(evaluation: EvaluationData) -> Iterator[MetricRow]:
     for kind, meaning in (("locality", "tokens as before"), ("portability", "tokens right")):
         own = sorted(name for name in measured if name.startswith(f"{kind}."))
         groups[kind.capitalize()] = dict.fromkeys(own, meaning)
+    if ANY_HOP in measured:
+        groups["Portability"][ANY_HOP] = "any question said greedily"
     for group, names in groups.items():
         for name, meaning in names.items():
             if name in measured:
