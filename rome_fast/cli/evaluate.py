@@ -67,7 +67,7 @@ def evaluate(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="file for all numbers, .json; for cases .csv, for a table .tex"),
+        typer.Option(help="file for all numbers, .json; for cases .csv, for a table .tex or .md"),
     ] = None,
     readings: Annotated[
         Path | None, typer.Option(help="file for the answers of 'wild' with verdicts, .jsonl")
@@ -84,7 +84,7 @@ def evaluate(
     import rome_fast
 
     with one_line_errors(), torchrun_group() as distributed, _interruptible(resume):
-        check_file("--out", out, (".json", ".csv", ".tex"))
+        check_file("--out", out, (".json", ".csv", ".tex", ".md"))
         check_file("--html", html, (".html",))
         check_file("--readings", readings, (".jsonl",))
         check_file("--resume", resume)

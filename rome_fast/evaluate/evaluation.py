@@ -40,12 +40,14 @@ class Evaluation(EvaluationData):
         """Write it as one file, atomically.
 
         What is written follows from the name: all of it as JSON, which ``load`` reads; for
-        ``.csv`` a row a case; for ``.tex`` the table of the metrics in LaTeX (booktabs).
+        ``.csv`` a row a case; for ``.tex`` and ``.md`` the table of the metrics in LaTeX (booktabs)
+        and in Markdown, each with what was done at its head.
         """
-        from rome_fast.evaluate.report import as_csv, as_latex  # rich takes long to import
+        # rich takes long to import
+        from rome_fast.evaluate.report import as_csv, as_latex, as_markdown
 
-        made = {".csv": as_csv, ".tex": as_latex}.get(Path(path).suffix.lower(), _as_json)
-        write_text(path, made(self))
+        tables = {".csv": as_csv, ".tex": as_latex, ".md": as_markdown}
+        write_text(path, tables.get(Path(path).suffix.lower(), _as_json)(self))
 
     def save_readings(self, path: str | Path) -> None:
         """Write every answer of a protocol that lets the model answer, a JSON object a line.

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from rome_fast.editor import Editor
-    from rome_fast.evaluate.records import EditRecord
+    from rome_fast.evaluate.records import EditRecord, Records
     from rome_fast.hparams import RomeHparams
     from rome_fast.moment.second_moment import SecondMoment
 
@@ -186,7 +186,7 @@ class _Run:
         cases = sorted(cases, key=lambda case: case.index)
         return Evaluation(
             setting=setting,
-            metrics=summarise(cases),
+            metrics=summarise(cases, setting["n_skipped"]),
             cases=tuple(cases),
             drift=self._drift,
             retention=tuple(retention),
@@ -201,9 +201,7 @@ def _rules(rules: Rules) -> dict[str, Any]:
     return {"protocols": [asdict(PROTOCOLS[name]) for name in rules.protocols], **answered}
 
 
-def _setting(
-    editor: Editor, records: Sequence[EditRecord], held_texts: Sequence[str]
-) -> dict[str, Any]:
+def _setting(editor: Editor, records: Records, held_texts: Sequence[str]) -> dict[str, Any]:
     """What the numbers depend on, besides the arguments that only ``evaluate`` has; JSON-able."""
     model, projection, moment = editor.model, editor.projection, editor.second_moment
     return {
@@ -223,6 +221,7 @@ def _setting(
         "second_moment_hash": None if moment is None else fingerprint(moment.moment_sum),
         "context_templates": list(editor.context_templates),
         "n_records": len(records),
+        "n_skipped": records.n_skipped,
         "records": _hash([asdict(record) for record in records]),
         "held_texts": {"n": len(held_texts), "hash": _hash(list(held_texts))},
         "versions": versions(),
