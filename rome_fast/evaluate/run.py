@@ -2,35 +2,32 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
 from rome_fast.edit import opened
-from rome_fast.errors import EditWarning, InvalidArgumentError, warn
+from rome_fast.errors import EditWarning, InvalidArgumentError, JudgeError, warn
 from rome_fast.evaluate.evaluation import Evaluation
 from rome_fast.evaluate.journal import Journal
 from rome_fast.evaluate.judge import Judge
 from rome_fast.evaluate.loading import load_records
 from rome_fast.evaluate.metrics import summarise
 from rome_fast.evaluate.modes import judge_alone, judge_in_sequence
-from rome_fast.evaluate.protocols import CONTEXTS, PROTOCOLS, Rules, Verdict, chosen
+from rome_fast.evaluate.protocols import CONTEXTS, Rules, Verdict, chosen
+from rome_fast.evaluate.readings import judged
 from rome_fast.evaluate.result import CaseResult, Checkpoint
-from rome_fast.model.hashes import config_hash, fingerprint, model_hash, tokenizer_hash, versions
+from rome_fast.evaluate.setting import hash_of, rules_of, setting_of
 from rome_fast.moment.collect.ranks import Ranks
-from rome_fast.results import second_moment_name
 from rome_fast.timings import progress_bar
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from rome_fast.editor import Editor
-    from rome_fast.evaluate.records import EditRecord, Records
+    from rome_fast.evaluate.records import EditRecord
     from rome_fast.hparams import RomeHparams
     from rome_fast.moment.second_moment import SecondMoment
 
@@ -75,6 +72,7 @@ def evaluate(
         context: how "wild" puts a question: "qa", with an instruction, or "question", alone; a
             record in a chat is asked in its chat.
         judge: of "wild", (question, answer, target) -> bool; None: the target's words, no others.
+            It is asked when the model has given all of its answers.
         generate_tokens: length of the greedy continuations of the edited prompt and of the
             record's generation prompts, before and after; 0 for none.
         held_texts: texts that have nothing to do with the edits, for perplexity and KL drift. In
@@ -94,10 +92,11 @@ def evaluate(
         An Evaluation. The model is as before: weights to the bit, training mode, hooks.
 
     Raises:
+        JudgeError: the judge has failed; the error has all answers, and says where they are kept.
         RomeFastError: a subclass says what was wrong; the weights are as before.
     """
     _check(mode, generate_tokens, held_texts, window, distributed)
-    rules = Rules(chosen(protocol), context, judge)
+    rules = Rules(chosen(protocol), context)
     if context not in CONTEXTS:
         raise InvalidArgumentError(f"context must be one of {tuple(CONTEXTS)}, got {context!r}")
     ranks = Ranks.current() if distributed else Ranks()
@@ -108,16 +107,16 @@ def evaluate(
         for note in notes:
             warn(note, EditWarning)
         setting = {
-            **_setting(editor, records, held_texts),
+            **setting_of(editor, records, held_texts),
             "mode": mode,
             "form": form,
             "generate_tokens": generate_tokens,
-            **_rules(rules),
+            **rules_of(rules),
             "window": window,
             "processes": ranks.size,
             "notes": notes,
         }
-        if not ranks.all_equal(int(_hash(setting), 16) >> 193):
+        if not ranks.all_equal(int(hash_of(setting), 16) >> 193):
             raise InvalidArgumentError(
                 "distributed=True, and the processes have different models, records or arguments: "
                 "give all the same"
@@ -125,17 +124,22 @@ def evaluate(
         asker = Judge(
             editor.model, tok, editor.projection, records, generate_tokens, held_texts, rules
         )
-        run = _Run(editor, asker, ranks, progress and ranks.rank == 0)
+        journal = Journal(resume, setting, ranks)  # whoever will judge what it keeps
+        if rules.lets_answer:
+            setting["judge"] = "words" if judge is None else "own"
+        run = _Run(editor, asker, judge, ranks, progress and ranks.rank == 0)
         if mode == "single":
-            return run.single(setting, Journal(resume, setting, ranks), window)
-        return run.sequential(setting, Journal(resume, setting, ranks))
+            return run.single(setting, journal, window)
+        return run.sequential(setting, journal)
 
 
 class _Run:
     """One evaluation, from the questions to the result."""
 
-    def __init__(self, editor: Editor, judge: Judge, ranks: Ranks, progress: bool) -> None:
-        self._editor, self._judge = editor, judge
+    def __init__(
+        self, editor: Editor, judge: Judge, verdict: Verdict | None, ranks: Ranks, progress: bool
+    ) -> None:
+        self._editor, self._judge, self._verdict = editor, judge, verdict
         self._ranks, self._progress = ranks, progress
         self._drift: dict[str, dict[str, float]] = {}
 
@@ -150,6 +154,7 @@ class _Run:
                 journal.add(made)
                 cases += made
                 bar.update(len(made))
+        cases = self._judged(setting, cases, (), journal)
         result = self._result(setting, self._ranks.gather(cases), ())
         if self._drift:
             after = {name: result.metrics["after"][name].mean for name in self._drift["before"]}
@@ -166,6 +171,7 @@ class _Run:
         if self._drift:
             self._drift["after"] = self._judge.drift()
         self._editor.edits.rewind()
+        cases = self._judged(setting, cases, retention, journal)
         return self._result(setting, cases, retention)
 
     def _begin(self, numbers: Sequence[int]) -> None:
@@ -176,6 +182,31 @@ class _Run:
     def _bar(self, total: int, done: int) -> tqdm:
         show = self._progress
         return progress_bar(show=show, total=total, initial=done, desc="cases", unit="case")
+
+    def _judged(
+        self,
+        setting: dict[str, Any],
+        cases: list[CaseResult],
+        retention: Sequence[Checkpoint],
+        journal: Journal,
+    ) -> list[CaseResult]:
+        """With the verdicts of the user's judge, if there is one."""
+        if self._verdict is None:
+            return cases
+        try:
+            return judged(cases, self._verdict)
+        except InvalidArgumentError as error:
+            asked = self._result({**setting, "judge": "words"}, cases, retention)
+            where = "save_readings of this error's evaluation writes them"
+            if journal.path is not None:
+                path = journal.path.with_name(f"{journal.path.name}.readings.jsonl")
+                asked.save_readings(path)
+                where = f"they are in {path}"
+            raise JudgeError(
+                f"{error}. No answer is lost: {where}, and Evaluation.from_readings judges them "
+                "without the model",
+                asked,
+            ) from error
 
     def _result(
         self,
@@ -192,44 +223,6 @@ class _Run:
             retention=tuple(retention),
             seconds=dict(self._judge.timings.seconds),
         )
-
-
-def _rules(rules: Rules) -> dict[str, Any]:
-    """Of the protocols; as far as they concern what is asked."""
-    own = "own" if rules.judge is not None else "words"
-    answered = {"context": rules.context, "judge": own} if rules.lets_answer else {}
-    return {"protocols": [asdict(PROTOCOLS[name]) for name in rules.protocols], **answered}
-
-
-def _setting(editor: Editor, records: Records, held_texts: Sequence[str]) -> dict[str, Any]:
-    """What the numbers depend on, besides the arguments that only ``evaluate`` has; JSON-able."""
-    model, projection, moment = editor.model, editor.projection, editor.second_moment
-    return {
-        "model": {
-            "name": Path(str(model.config._name_or_path)).name,
-            "class": type(model).__name__,
-            "config": config_hash(model),
-            "weights": model_hash(editor.spec),
-            "dtype": str(projection.weight.dtype).removeprefix("torch."),
-            "device": projection.weight.device.type,
-            "tokenizer": tokenizer_hash(editor.tok),
-        },
-        "weight_name": f"{projection.name}.weight",
-        "hparams": json.loads(json.dumps(asdict(editor.hparams))),
-        "backend": editor.backend,
-        "second_moment": "none" if editor.form != "weight" else second_moment_name(moment),
-        "second_moment_hash": None if moment is None else fingerprint(moment.moment_sum),
-        "context_templates": list(editor.context_templates),
-        "n_records": len(records),
-        "n_skipped": records.n_skipped,
-        "records": _hash([asdict(record) for record in records]),
-        "held_texts": {"n": len(held_texts), "hash": _hash(list(held_texts))},
-        "versions": versions(),
-    }
-
-
-def _hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _check(

@@ -180,6 +180,8 @@ def rules(evaluation: EvaluationData) -> list[str]:
     ]
     if "context" in setting:
         judge = "a judge of the user's" if setting["judge"] == "own" else "words"
+        if changed := setting.get("n_changed"):
+            judge += f", {changed} verdicts changed by hand"
         lines.append(f"questions put as {setting['context']!r}, answers judged by {judge}")
     return lines
 
