@@ -11,6 +11,8 @@ PAPERS = Path(__file__).parents[1] / "docs" / "papers.csv"
 MODEL = "SmolLM2-135M-Instruct"
 # How edits are made, in the order of the tables; rows of different ones are not comparable.
 HOW = ("alone", "one a step", "batches of 100", "at once", "not said")
+# The ends that an edit can ask for behind its target.
+ENDS = {"unedited": "unedited", "none": "no end", "auto": '`end="auto"`', ".": '`end="."`'}
 # Where a figure was read; what is a summary of the paper by others is marked.
 READ = {"paper": "", "code": " (its code)", "digest": " †"}
 COLUMNS: Columns = {
@@ -46,7 +48,12 @@ def _ours() -> list[Row]:
         told |= {"edits": 0 if way == "unedited" else 1, "source": name}
         rows.append(_row("rome", told, found["ES"], found["PS"], found["NS"]))
         rows.append(_row("strict", told, found["ES_greedy"], found["PS_greedy"]))
-        rows.append(_row("wild", told, found["says"]))
+    ends = read("real-model-ends")
+    for line in ({**ends["unedited"], "way": "unedited"}, *ends["lines"]):
+        told = {"method": _named(ENDS[line["way"]]), "data": "CounterFact, facts it says"}
+        told |= {"edits": 0 if line["way"] == "unedited" else 1, "how": "alone"}
+        told |= {"records": ends["records"], "source": "real-model-ends.json"}
+        rows.append(_row("wild", told, line["answers"]["question"]["natural"]))
     for line in read("arena")["lines"]:
         if line["form"] in ("weight", "neuron", "gate") and line["n"] <= 1000:
             told = {"method": _named(f"Session, `{line['form']}`"), "edits": line["n"]}
