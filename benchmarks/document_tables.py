@@ -6,6 +6,7 @@ python -m benchmarks.document_tables
 from __future__ import annotations
 
 from benchmarks.gpu.tables import gpu_goals, gpu_tables
+from benchmarks.paper_tables import protocol_table
 from benchmarks.real_model.answer_tables import ends_table
 from benchmarks.real_model.tables import (
     changes_table,
@@ -37,6 +38,7 @@ from benchmarks.session.policy_tables import (
     values_table,
 )
 from benchmarks.support.tables import Columns, Row, beside, read, table, times
+from rome_fast.evaluate.protocols import PROTOCOLS
 
 SPEED: Columns = {
     "seconds": lambda r: f"{r['seconds_median']:.2f}",
@@ -230,6 +232,7 @@ def documents() -> dict[str, list[str]]:
     return {
         "README.md": counterfact_in_readme() + sequence_in_readme() + gpu_goals(),
         "docs/benchmarks.md": shown + counterfact_tables(),
+        "docs/comparable.md": [line for name in PROTOCOLS for line in protocol_table(name)],
         "docs/gpu.md": gpu_tables(),
         "docs/many_edits.md": order_table(),
         "docs/decisions.md": sums

@@ -121,6 +121,18 @@ class RecordError(InvalidArgumentError):
     """A record of edits to evaluate is bad; the message says which one, and why."""
 
 
+class JudgeError(InvalidArgumentError):
+    """``judge=`` has raised, or returned no bool; every answer that it was to judge is kept.
+
+    Attributes:
+        evaluation: an Evaluation with the answers, judged by their words.
+    """
+
+    def __init__(self, message: str, evaluation: object) -> None:
+        super().__init__(message)
+        self.evaluation = evaluation
+
+
 class MissingExtraError(RomeFastError, ImportError):
     """An optional library is not installed; the message names the extra that brings it."""
 

@@ -95,7 +95,7 @@ EDITED: Columns = {
     "greedy": lambda r: " / ".join(
         f"{100 * r[f'{name}_greedy']:.0f}" for name in ("ES", "PS", "NS")
     ),
-    "answer is the target": lambda r: f"{100 * r['says']:.0f}",
+    "answer begins with it": lambda r: f"{100 * r['says']:.0f}",
     "norm, median": lambda r: f"{r['norm']:.3f}" if "norm" in r else "",
 }
 
@@ -158,7 +158,7 @@ def counterfact_tables() -> list[str]:
 def counterfact_in_readme() -> list[str]:
     """The rows and columns of the same that the README has room for."""
     report = read("real-model-counterfact")
-    answer = {**SCORES, "answer is the target": EDITED["answer is the target"]}
+    answer = {**SCORES, "answer begins with it": EDITED["answer begins with it"]}
     rows = [(name, report["variants"][name]) for name in IN_README]
     lines = table(f"{rows[0][1]['n']} records", answer, rows)
     beside = list(report["beside"].items())

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rome_fast.cli.common import console, load_model, one_line_errors
+from rome_fast.cli.paths import check_file
 from rome_fast.cli.records import lines_of
 from rome_fast.errors import InvalidArgumentError, MissingExtraError
 
@@ -55,26 +56,25 @@ def check(
 def compare(
     first: Annotated[Path, typer.Argument(help="JSON of `evaluate --out`")],
     second: Annotated[Path, typer.Argument(help="another one, of the same records")],
+    out: Annotated[
+        Path | None, typer.Option(help="file for the table, .md, .csv, .tex or .json")
+    ] = None,
 ) -> None:
-    """Show two evaluations of the same records side by side, paired by case."""
+    """Show two evaluations of the same records side by side, paired by record.
+
+    Each metric with the 95 % interval of the difference, its p-value, and that corrected for the
+    number of metrics. docs/metrics.md says how they are made.
+    """
     from rome_fast.evaluate import Evaluation
-    from rome_fast.evaluate.beside import compare as compared
-    from rome_fast.evaluate.report.rows import number
+    from rome_fast.evaluate import compare as compared
 
     with one_line_errors():
+        check_file("--out", out, (".md", ".csv", ".tex", ".json"))
         found = compared(Evaluation.load(first), Evaluation.load(second))
-        table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-        table.add_column("metric, after", overflow="fold")
-        for name in ("first", "second", "second - first", "cases"):
-            table.add_column(name, justify="right", no_wrap=True)
-        for row in found:
-            d = row.difference
-            spread = f"{number(row.name, d.mean)} ± {number(row.name, d.mean - d.low)}"
-            values = (number(row.name, x) for x in (row.first, row.second))
-            sure = d.low > 0 or d.high < 0
-            table.add_row(row.name, *values, Text(spread, "bold" if sure else ""), str(d.n))
-        console.print(table)
-        console.print("bold: the interval of the difference does not hold 0", soft_wrap=True)
+        console.print(found)
+        if out is not None:
+            found.save(out)
+            console.print(f"saved: {out}", markup=False, soft_wrap=True)
 
 
 def _prompts(file: Path | None, edited: Path) -> list[str]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,13 +20,23 @@ from rome_fast.cli.common import (
 )
 from rome_fast.cli.paths import check_file
 from rome_fast.cli.records import FormatOption, LimitOption, SkipBadOption, lines_of, read_records
+from rome_fast.errors import InvalidArgumentError
 from rome_fast.moment.collect.ranks import torchrun_group
+
+if TYPE_CHECKING:
+    from rome_fast.evaluate import Evaluation
 
 
 def evaluate(
+    called: typer.Context,
     records: Annotated[
-        Path, typer.Option(help="file of edits and questions, .json, .jsonl, .csv or .xlsx")
-    ],
+        Path | None,
+        typer.Option(help="file of edits and questions, .json, .jsonl, .csv or .xlsx"),
+    ] = None,
+    from_readings: Annotated[
+        Path | None,
+        typer.Option(help="instead of records: file of --readings; its figures, without a model"),
+    ] = None,
     model: Annotated[
         str | None,
         typer.Option(
@@ -71,7 +81,7 @@ def evaluate(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="file for all numbers, .json; for cases .csv, for a table .tex"),
+        typer.Option(help="file for all numbers, .json; for cases .csv, for a table .tex or .md"),
     ] = None,
     readings: Annotated[
         Path | None, typer.Option(help="file for the answers of 'wild' with verdicts, .jsonl")
@@ -80,18 +90,28 @@ def evaluate(
 ) -> None:
     """Edit the facts of a file, ask before and after, and say how well it went.
 
-    No edit is kept. docs/metrics.md defines the metrics. Several processes or GPUs share the
-    records of single mode under torchrun:
+    No edit is kept. docs/metrics.md defines the metrics. --from-readings makes the figures of
+    answers again, after verdicts in their file were changed by hand. Several processes or GPUs
+    share the records of single mode under torchrun:
 
     torchrun --nproc-per-node 2 -m rome_fast evaluate ...
     """
     import rome_fast
 
     with one_line_errors(), torchrun_group() as distributed, _interruptible(resume):
-        check_file("--out", out, (".json", ".csv", ".tex"))
+        check_file("--out", out, (".json", ".csv", ".tex", ".md"))
         check_file("--html", html, (".html",))
         check_file("--readings", readings, (".jsonl",))
         check_file("--resume", resume)
+        if from_readings is not None:
+            _refuse_others(called, ("from_readings", "out", "html"))
+            found = rome_fast.Evaluation.from_readings(from_readings)
+            _show(found, ((out, found.save), (html, found.save_html)))
+            return
+        if records is None:
+            raise InvalidArgumentError(
+                "give --records FILE, or --from-readings FILE where the answers are there"
+            )
         texts = [] if held_texts is None else lines_of("--held-texts", held_texts)
         chosen = None if hparams is None else rome_fast.RomeHparams.from_file(hparams)
         asked = read_records("--records", records, format, limit, skip_bad)
@@ -115,18 +135,35 @@ def evaluate(
             distributed=distributed,
         )
         if is_first_process():
-            console.print(evaluation)
-            for note in evaluation.setting["notes"]:
-                console.print(f"warning: {note}", markup=False, soft_wrap=True)
-            written = (
+            files = (
                 (out, evaluation.save),
                 (readings, evaluation.save_readings),
                 (html, evaluation.save_html),
             )
-            for path, save in written:
-                if path is not None:
-                    save(path)
-                    console.print(f"saved: {path}", markup=False, soft_wrap=True)
+            _show(evaluation, files)
+
+
+def _show(
+    evaluation: Evaluation, files: Iterable[tuple[Path | None, Callable[[Path], None]]]
+) -> None:
+    console.print(evaluation)
+    for note in evaluation.setting["notes"]:
+        console.print(f"warning: {note}", markup=False, soft_wrap=True)
+    for path, save in files:
+        if path is not None:
+            save(path)
+            console.print(f"saved: {path}", markup=False, soft_wrap=True)
+
+
+def _refuse_others(called: typer.Context, allowed: Collection[str]) -> None:
+    """Refuse the options that only say how a model is edited and asked."""
+    for option in called.command.params:
+        source = called.get_parameter_source(option.name or "")
+        if option.name not in allowed and source is not None and source.name == "COMMANDLINE":
+            raise InvalidArgumentError(
+                f"--from-readings asks no model, so {option.opts[0]} has no use beside it: leave "
+                "it out"
+            )
 
 
 @contextmanager

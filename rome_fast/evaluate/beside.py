@@ -1,4 +1,4 @@
-"""Two models, or two evaluations, side by side: what differs, and by how much."""
+"""Two models side by side: what they answer otherwise."""
 
 from __future__ import annotations
 
@@ -6,13 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from rome_fast.errors import InvalidArgumentError
 from rome_fast.evaluate.drift import Drift
 from rome_fast.evaluate.generation import generate
-from rome_fast.evaluate.metrics import mean_metric
-from rome_fast.evaluate.result import EvaluationData, Metric
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -61,49 +56,3 @@ def answers_beside(
     return Beside(
         tuple(prompts), tuple(before), tuple(after), found["perplexity"] / first, found["kl"]
     )
-
-
-@dataclass(frozen=True)
-class Difference:
-    """One metric of two evaluations, on the cases that both have.
-
-    Attributes:
-        difference: mean of second minus first over the pairs, with its 95 % interval.
-    """
-
-    name: str
-    first: float
-    second: float
-    difference: Metric
-
-
-def compare(
-    first: EvaluationData, second: EvaluationData, stage: str = "after"
-) -> list[Difference]:
-    """Every metric that both have, paired by case: the same records, edited in two ways.
-
-    Raises:
-        InvalidArgumentError: no case of the one is in the other.
-    """
-    cases = [
-        {(case.case_id, case.request): case.stages[stage].values for case in of.cases
-         if stage in case.stages}
-        for of in (first, second)
-    ]  # fmt: skip
-    shared = [key for key in cases[0] if key in cases[1]]
-    if not shared:
-        raise InvalidArgumentError(
-            "no case of the one evaluation is in the other: compare two of the same records"
-        )
-    names = dict.fromkeys(name for key in shared for name in cases[0][key])
-    found = []
-    for name in names:
-        pairs = [
-            (cases[0][key][name], cases[1][key][name])
-            for key in shared
-            if name in cases[0][key] and name in cases[1][key]
-        ]
-        if pairs:
-            a, b = np.asarray(pairs, dtype=np.float64).T
-            found.append(Difference(name, a.mean(), b.mean(), mean_metric((b - a).tolist())))
-    return found

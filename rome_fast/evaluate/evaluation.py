@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import io
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rome_fast.atomic_files import write_text
 from rome_fast.errors import InvalidArgumentError, MissingExtraError
+from rome_fast.evaluate import readings
+from rome_fast.evaluate.metrics import summarise
 from rome_fast.evaluate.result import EvaluationData
 
 if TYPE_CHECKING:
     import pandas
     from rich.console import Group
+
+    from rome_fast.evaluate.protocols import Verdict
 
 
 # Of the tables as plain text.
@@ -40,26 +43,42 @@ class Evaluation(EvaluationData):
         """Write it as one file, atomically.
 
         What is written follows from the name: all of it as JSON, which ``load`` reads; for
-        ``.csv`` a row a case; for ``.tex`` the table of the metrics in LaTeX (booktabs).
+        ``.csv`` a row a case; for ``.tex`` and ``.md`` the table of the metrics in LaTeX (booktabs)
+        and in Markdown, each with what was done at its head.
         """
-        from rome_fast.evaluate.report import as_csv, as_latex  # rich takes long to import
+        # rich takes long to import
+        from rome_fast.evaluate.report import as_csv, as_latex, as_markdown
 
-        made = {".csv": as_csv, ".tex": as_latex}.get(Path(path).suffix.lower(), _as_json)
-        write_text(path, made(self))
+        tables = {".csv": as_csv, ".tex": as_latex, ".md": as_markdown}
+        write_text(path, tables.get(Path(path).suffix.lower(), _as_json)(self))
 
     def save_readings(self, path: str | Path) -> None:
         """Write every answer of a protocol that lets the model answer, a JSON object a line.
 
-        With the verdict, so that the figures can be made again, or judged by others, without a
-        model.
+        With the verdict, ``right``, which may be changed by hand; ``from_readings`` makes the
+        figures again. The first line says what was evaluated.
         """
-        lines = [
-            {"case_id": case.case_id, "stage": name, **asdict(reading)}
-            for case in self.cases
-            for name, stage in case.stages.items()
-            for reading in stage.readings
-        ]
-        write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+        write_text(path, readings.written(self))
+
+    @classmethod
+    def from_readings(cls, path: str | Path, judge: Verdict | None = None) -> Evaluation:
+        """The figures of the answers that ``save_readings`` wrote, without a model.
+
+        Args:
+            judge: (question, answer, target) -> bool, whose verdicts are taken; None: those of the
+                file, which people may have changed.
+
+        Raises:
+            InvalidArgumentError: the file cannot be read, or a line of it is bad; says which. Or
+                the judge has raised, or has returned no bool.
+        """
+        setting, cases = readings.read(path)
+        if judge is not None:
+            cases, setting["judge"] = readings.judged(cases, judge), "own"
+        elif setting.get("judge") == "words":
+            setting["n_changed"] = readings.n_changed(cases)
+        metrics = summarise(cases, setting.get("n_skipped", 0))
+        return cls(setting=setting, metrics=metrics, cases=tuple(cases))
 
     def to_frame(self) -> pandas.DataFrame:
         """A pandas DataFrame: a row a case, a column for each value under ``stage.name``.

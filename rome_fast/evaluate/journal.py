@@ -34,6 +34,7 @@ class Journal:
         setting: must agree with that in the file.
 
     Attributes:
+        path: of this rank's file, None where no journal is kept.
         cases: those that the file held, by their index.
         updates: of the same, in a sequence, one an edit; none where there was no edit.
         checkpoints: of a sequence, by the index of the case before them.
@@ -46,14 +47,14 @@ class Journal:
         self.cases: dict[int, CaseResult] = {}
         self.updates: dict[int, list[Update]] = {}
         self.checkpoints: dict[int, Checkpoint] = {}
-        self._path = None if path is None else Path(path)
-        if self._path is None:
+        self.path = None if path is None else Path(path)
+        if self.path is None:
             return
         if ranks.size > 1:
-            self._path = self._path.with_name(f"{self._path.name}.rank{ranks.rank}of{ranks.size}")
+            self.path = self.path.with_name(f"{self.path.name}.rank{ranks.rank}of{ranks.size}")
         header = json.loads(json.dumps({"format": FORMAT, "setting": setting}))
-        if not self._path.exists() or not self._path.stat().st_size:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
+        if not self.path.exists() or not self.path.stat().st_size:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             self._append([header])
             return
         lines, end = self._whole_lines()
@@ -65,18 +66,18 @@ class Journal:
             self.updates[case.index] = [_decoded(update) for update in updates]
             if checkpoint is not None:
                 self.checkpoints[case.index] = Checkpoint(**checkpoint)
-        os.truncate(self._path, end)
+        os.truncate(self.path, end)
 
     def add(self, cases: Iterable[CaseResult]) -> None:
         """Put finished cases on the disk."""
-        if self._path is not None:
+        if self.path is not None:
             self._append(asdict(case) for case in cases)
 
     def add_next(
         self, case: CaseResult, updates: Sequence[Update], checkpoint: Checkpoint | None
     ) -> None:
         """Put the next case of a sequence on the disk."""
-        if self._path is not None:
+        if self.path is not None:
             made = zip(updates, case.requests, strict=True) if updates else ()
             more = {
                 "updates": [_encoded(update, request) for update, request in made],
@@ -85,18 +86,18 @@ class Journal:
             self._append([{**asdict(case), **more}])
 
     def _append(self, lines: Iterable[Any]) -> None:
-        assert self._path is not None
+        assert self.path is not None
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        with self._path.open("ab") as file:
+        with self.path.open("ab") as file:
             file.write(text.encode())
             file.flush()
             os.fsync(file.fileno())
 
     def _whole_lines(self) -> tuple[list[Any], int]:
         """What the file holds up to a torn end, and the byte where that begins."""
-        assert self._path is not None
+        assert self.path is not None
         parsed, end = [], 0
-        lines = self._path.read_bytes().split(b"\n")
+        lines = self.path.read_bytes().split(b"\n")
         # What comes after the last line end is torn, or nothing.
         for number, line in enumerate(lines[:-1], 1):
             try:
@@ -117,7 +118,7 @@ class Journal:
 
     def _error(self, reason: str) -> InvalidArgumentError:
         return InvalidArgumentError(
-            f"resume={str(self._path)!r} cannot be resumed: {reason}. Name another file, or delete "
+            f"resume={str(self.path)!r} cannot be resumed: {reason}. Name another file, or delete "
             "this one to start again"
         )
 

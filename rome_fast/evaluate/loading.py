@@ -20,7 +20,7 @@ from rome_fast.errors import (
     warn,
 )
 from rome_fast.evaluate.formats import FORMATS, Format, parse_record, unread
-from rome_fast.evaluate.records import EditRecord
+from rome_fast.evaluate.records import EditRecord, Records
 from rome_fast.evaluate.tables import parsed_json, rows_of_text, rows_of_xlsx
 from rome_fast.text_files import not_utf8
 from rome_fast.types import EditRequest
@@ -39,7 +39,7 @@ def load_records(
     *,
     on_error: str = "raise",
     limit: int | None = None,
-) -> list[EditRecord]:
+) -> Records:
     """Read edits, and what they are judged by, in any published layout.
 
     Args:
@@ -52,7 +52,8 @@ def load_records(
             fits one. Keys that it does not know are named once, in a RecordWarning, and questions
             without an answer are counted in one.
         on_error: ``"raise"`` stops at the first bad record; ``"skip"`` leaves bad ones out and
-            gives their reasons in one RecordWarning.
+            gives their reasons in one RecordWarning; their number is in the list's ``n_skipped``,
+            and ``evaluate`` counts them as failures.
         limit: how many records to return at most; what comes after them is not read.
 
     Returns:
@@ -101,7 +102,8 @@ def load_records(
             + more,
             RecordWarning,
         )
-    return records
+    # Records that come from here have left out theirs already.
+    return Records(records, len(bad) + getattr(source, "n_skipped", 0))
 
 
 class _Reader:

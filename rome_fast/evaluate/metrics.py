@@ -6,7 +6,7 @@ docs/metrics.md gives every definition with its source. Pure functions; nothing 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -19,6 +19,14 @@ from rome_fast.evaluate.scoring import Score
 Z = 1.96
 # Metrics that the score S is the harmonic mean of.
 SUCCESS = ("ES", "PS", "NS")
+# Shares in which a record that could not be read or asked counts as the failure that it is. Of its
+# neighbours nothing is known: it is in no mean of theirs.
+FAILED = frozenset(
+    (
+        *("ES", "rewrite_prob", "rewrite_acc", "rewrite_exact", "wild_rewrite"),
+        *("PS", "rephrase_acc", "rephrase_exact", "wild_rephrase"),
+    )
+)
 
 # Whether any question of that group is answered right (MQuAKE).
 ANY_HOP = f"portability.{MULTI_HOP}.any"
@@ -141,22 +149,54 @@ def unchanged(after: Sequence[Score], before: Sequence[Score]) -> float:
     return float(np.mean([np.mean(np.equal(a.argmax_ids, b.argmax_ids)) for a, b in pairs]))
 
 
-def summarise(cases: Iterable[CaseResult]) -> dict[str, dict[str, Metric]]:
-    """Stage -> name -> mean over the cases that have a value; and S, where all its parts exist."""
-    rows: dict[str, list[Mapping[str, float]]] = {}
-    for case in cases:
-        for name, stage in case.stages.items():
-            rows.setdefault(name, []).append(stage.values)
-    return {name: _summary(values) for name, values in rows.items()}
+def summarise(cases: Sequence[CaseResult], n_skipped: int = 0) -> dict[str, dict[str, Metric]]:
+    """Stage -> name -> mean over the cases that have a value; and S, where all its parts exist.
+
+    Args:
+        n_skipped: records that could not be read; see ``stage_rows``.
+    """
+    stages = dict.fromkeys(name for case in cases for name in case.stages)
+    return {stage: _summary(stage_rows(cases, stage, n_skipped)) for stage in stages}
+
+
+def stage_rows(
+    cases: Sequence[CaseResult], stage: str, n_skipped: int = 0
+) -> list[Mapping[str, float]]:
+    """The values of each case at a stage, then of the records that could not be read.
+
+    What was not asked counts 0 in the shares of ``FAILED`` that the others have, at every stage: an
+    edit that was not made changes nothing.
+    """
+    found = [case.stages[stage].values if stage in case.stages else None for case in cases]
+    names = dict.fromkeys(name for row in found if row is not None for name in row)
+    failure = {name: 0.0 for name in names if name in FAILED}
+    return [failure if row is None else row for row in found] + [failure] * n_skipped
+
+
+def changes(cases: Sequence[CaseResult], n_skipped: int = 0) -> dict[str, Metric]:
+    """Name -> "after" minus "before", the mean over the cases that have both; and that of S."""
+    before, after = (stage_rows(cases, stage, n_skipped) for stage in ("before", "after"))
+    pairs = list(zip(before, after, strict=True))
+    names = dict.fromkeys(name for then, now in pairs for name in now if name in then)
+    found = {
+        name: mean_metric([b[name] - a[name] for a, b in pairs if name in a and name in b])
+        for name in names
+    }
+    if all(name in found for name in SUCCESS):
+        found["S"] = score_metric(_triples(after), _triples(before))
+    return found
 
 
 def _summary(rows: Sequence[Mapping[str, float]]) -> dict[str, Metric]:
     names = dict.fromkeys(name for row in rows for name in row)
     metrics = {name: mean_metric([row[name] for row in rows if name in row]) for name in names}
     if all(name in metrics for name in SUCCESS):
-        triples = [[row.get(name, math.nan) for name in SUCCESS] for row in rows]
-        metrics["S"] = score_metric(triples)
+        metrics["S"] = score_metric(_triples(rows))
     return metrics
+
+
+def _triples(rows: Sequence[Mapping[str, float]]) -> list[list[float]]:
+    return [[row.get(name, math.nan) for name in SUCCESS] for row in rows]
 
 
 def mean_metric(values: Sequence[float]) -> Metric:
@@ -166,27 +206,40 @@ def mean_metric(values: Sequence[float]) -> Metric:
     return Metric(mean, mean - half, mean + half, n)
 
 
-def score_metric(triples: Sequence[Sequence[float]]) -> Metric:
+def score_metric(
+    triples: Sequence[Sequence[float]], minus: Sequence[Sequence[float]] | None = None
+) -> Metric:
     """S: the harmonic mean of the means of ES, PS and NS, with its jackknife interval.
 
     The jackknife leaves out one case at a time; of a mean it gives the usual standard error.
 
     Args:
         triples: ES, PS and NS of each case, NaN where it has none.
+        minus: of the same cases at another time, whose S is subtracted.
     """
-    table = np.asarray(triples, dtype=np.float64)
-    n, there = len(table), np.isfinite(table)
-    sums, counts = np.nansum(table, axis=0), there.sum(axis=0)
-    score = float(_harmonic_mean(sums / counts))
-    half = 0.0
-    if (counts > 1).all():
-        without = (sums - np.where(there, table, 0)) / (counts - there)
-        left_out = _harmonic_mean(without)
+    score, left_out = _scores(triples)
+    if minus is not None:
+        other = _scores(minus)
+        both = min(len(left_out), len(other[1]))  # one of them may have none
+        score, left_out = score - other[0], left_out[:both] - other[1][:both]
+    n, half = len(triples), 0.0
+    if len(left_out):
         half = Z * math.sqrt((n - 1) / n * float(((left_out - left_out.mean()) ** 2).sum()))
     return Metric(score, score - half, score + half, n)
 
 
-def _harmonic_mean(x: np.ndarray) -> np.ndarray:
+def _scores(triples: Sequence[Sequence[float]]) -> tuple[float, np.ndarray]:
+    """S, and S without each of the cases; of the latter none where a mean has a single value."""
+    table = np.asarray(triples, dtype=np.float64)
+    there = np.isfinite(table)
+    sums, counts = np.nansum(table, axis=0), there.sum(axis=0)
+    score = float(harmonic_mean(sums / counts))
+    if not (counts > 1).all():
+        return score, np.empty(0)
+    return score, harmonic_mean((sums - np.where(there, table, 0)) / (counts - there))
+
+
+def harmonic_mean(x: np.ndarray) -> np.ndarray:
     """Along the last axis; 0 where one of the numbers is 0."""
     zero = (x == 0).any(axis=-1)
     inverses = 1 / np.where(x == 0, 1, x)

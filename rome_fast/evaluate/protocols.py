@@ -24,6 +24,7 @@ CONTEXTS = {
     "chat": "{}",
 }
 ANSWER_TOKENS = 50
+GROUPS = ("rewrite", "rephrase", "neighborhood")
 
 
 @dataclass(frozen=True)
@@ -108,18 +109,16 @@ def check_context(context: str) -> None:
 
 @dataclass(frozen=True)
 class Rules:
-    """What an evaluation asks, and who judges.
+    """What an evaluation asks.
 
     Attributes:
         protocols: by name.
         context: of questions that the model answers by itself; one of CONTEXTS, or a text with
             "{}" for the question.
-        judge: (question, answer, target) -> whether it is right; None: whether it is the target.
     """
 
     protocols: tuple[str, ...]
     context: str = "qa"
-    judge: Verdict | None = None
 
     @property
     def lets_answer(self) -> bool:
@@ -141,28 +140,27 @@ class Rules:
         return [(group, q, context.replace("{}", q.prompt.strip())) for group, q in asked]
 
     def reading(self, group: str, question: Question, prompt: str, answer: Answer) -> Reading:
-        """An answer, judged."""
-        right = is_right(self.judge, question.prompt, answer, question.target)
+        """An answer, judged by its words."""
         kind = answer.is_to(question.target)
-        return Reading(group, prompt, question.target, answer.text, kind, right)
+        return Reading(
+            group, question.prompt, prompt, question.target, answer.text, kind, kind == "exact"
+        )
 
 
-def is_right(judge: Verdict | None, question: str, answer: Answer, target: str) -> bool:
-    """What the judge says; without one, whether the answer is the target.
+def verdict(judge: Verdict, question: str, answer: Answer, target: str) -> bool:
+    """What a judge says.
 
     Raises:
-        InvalidArgumentError: the judge has raised, or has returned no bool.
+        InvalidArgumentError: it has raised, or has returned no bool.
     """
-    if judge is None:
-        return answer.is_to(target) == "exact"
     try:
-        verdict = judge(question, answer.text, target)
+        said = judge(question, answer.text, target)
     except Exception as error:  # whatever a judge raises
         raise InvalidArgumentError(
             f"judge= has raised {type(error).__name__}: {error}, for question {question[:60]!r}"
         ) from error
-    if not isinstance(verdict, bool):
+    if not isinstance(said, bool):
         raise InvalidArgumentError(
-            f"judge= must return true or false, got {verdict!r:.60} for question {question[:60]!r}"
+            f"judge= must return true or false, got {said!r:.60} for question {question[:60]!r}"
         )
-    return verdict
+    return said

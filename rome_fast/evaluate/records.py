@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from rome_fast.errors import InvalidRequestError
@@ -89,3 +89,15 @@ class EditRecord:
     def rewrite(self) -> Question:
         """The edited prompt itself, and the new target."""
         return Question.of(self.request)
+
+
+class Records(list[EditRecord]):
+    """A list of EditRecords that knows how many of its source could not be read.
+
+    Attributes:
+        n_skipped: how many were left out as bad; an evaluation counts them as failures.
+    """
+
+    def __init__(self, records: Iterable[EditRecord], n_skipped: int = 0) -> None:
+        super().__init__(records)
+        self.n_skipped = n_skipped

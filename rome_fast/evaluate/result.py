@@ -57,12 +57,14 @@ class Reading:
 
     Attributes:
         group: "rewrite", "rephrase" or "neighborhood".
-        prompt: as it was put.
+        question: the record's prompt.
+        prompt: the question as it was put.
         kind: of the answer to the target: "exact", "contained", "other" or "endless".
         right: the verdict.
     """
 
     group: str
+    question: str
     prompt: str
     target: str
     answer: str

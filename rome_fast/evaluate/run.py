@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
 from rome_fast.edit import opened
-from rome_fast.errors import EditWarning, InvalidArgumentError, RecordWarning, warn
+from rome_fast.errors import EditWarning, InvalidArgumentError, JudgeError, RecordWarning, warn
 from rome_fast.evaluate.evaluation import Evaluation
 from rome_fast.evaluate.journal import Journal
 from rome_fast.evaluate.judge import Judge
@@ -20,12 +17,12 @@ from rome_fast.evaluate.loading import load_records
 from rome_fast.evaluate.metrics import summarise
 from rome_fast.evaluate.modes import judge_alone, judge_in_sequence
 from rome_fast.evaluate.needs import lacking
-from rome_fast.evaluate.protocols import PROTOCOLS, Rules, Verdict, check_context, chosen
+from rome_fast.evaluate.protocols import Rules, Verdict, check_context, chosen
+from rome_fast.evaluate.readings import judged
 from rome_fast.evaluate.result import CaseResult, Checkpoint
+from rome_fast.evaluate.setting import hash_of, rules_of, setting_of
 from rome_fast.evaluate.stress import Stress
-from rome_fast.model.hashes import config_hash, fingerprint, model_hash, tokenizer_hash, versions
 from rome_fast.moment.collect.ranks import Ranks
-from rome_fast.results import second_moment_name
 from rome_fast.timings import progress_bar
 
 if TYPE_CHECKING:
@@ -80,6 +77,7 @@ def evaluate(
             that is answered, "question", alone, "chat", through the chat template, or a text with
             "{}" for it. A record in a chat is asked in its chat.
         judge: of "wild", (question, answer, target) -> bool; None: the target's words, no others.
+            It is asked when the model has given all of its answers.
         stress: also ask the edited prompt behind 50 and 200 tokens of other text, and negated, and
             in single mode other facts of its subject among the records.
         generate_tokens: length of the greedy continuations of the edited prompt and of the
@@ -101,10 +99,11 @@ def evaluate(
         An Evaluation. The model is as before: weights to the bit, training mode, hooks.
 
     Raises:
+        JudgeError: the judge has failed; the error has all answers, and says where they are kept.
         RomeFastError: a subclass says what was wrong; the weights are as before.
     """
     _check(mode, generate_tokens, held_texts, window, distributed)
-    rules = Rules(chosen(protocol), context, judge)
+    rules = Rules(chosen(protocol), context)
     check_context(context)
     ranks = Ranks.current() if distributed else Ranks()
     records = load_records(records)
@@ -117,17 +116,17 @@ def evaluate(
         for note in lacks:
             warn(note, RecordWarning)
         setting = {
-            **_setting(editor, records, held_texts),
+            **setting_of(editor, records, held_texts),
             "mode": mode,
             "form": form,
             "generate_tokens": generate_tokens,
-            **_rules(rules),
+            **rules_of(rules),
             **({"stress": True} if stress else {}),
             "window": window,
             "processes": ranks.size,
             "notes": [*notes, *lacks],
         }
-        if not ranks.all_equal(int(_hash(setting), 16) >> 193):
+        if not ranks.all_equal(int(hash_of(setting), 16) >> 193):
             raise InvalidArgumentError(
                 "distributed=True, and the processes have different models, records or arguments: "
                 "give all the same"
@@ -136,17 +135,22 @@ def evaluate(
             *(editor.model, tok, editor.projection, records, generate_tokens, held_texts, rules),
             Stress(editor.model, tok, records, alone=mode == "single") if stress else None,
         )
-        run = _Run(editor, asker, ranks, progress and ranks.rank == 0)
+        journal = Journal(resume, setting, ranks)  # whoever will judge what it keeps
+        if rules.lets_answer:
+            setting["judge"] = "words" if judge is None else "own"
+        run = _Run(editor, asker, judge, ranks, progress and ranks.rank == 0)
         if mode == "single":
-            return run.single(setting, Journal(resume, setting, ranks), window)
-        return run.sequential(setting, Journal(resume, setting, ranks))
+            return run.single(setting, journal, window)
+        return run.sequential(setting, journal)
 
 
 class _Run:
     """One evaluation, from the questions to the result."""
 
-    def __init__(self, editor: Editor, judge: Judge, ranks: Ranks, progress: bool) -> None:
-        self._editor, self._judge = editor, judge
+    def __init__(
+        self, editor: Editor, judge: Judge, verdict: Verdict | None, ranks: Ranks, progress: bool
+    ) -> None:
+        self._editor, self._judge, self._verdict = editor, judge, verdict
         self._ranks, self._progress = ranks, progress
         self._drift: dict[str, dict[str, float]] = {}
 
@@ -161,6 +165,7 @@ class _Run:
                 journal.add(made)
                 cases += made
                 bar.update(len(made))
+        cases = self._judged(setting, cases, (), journal)
         result = self._result(setting, self._ranks.gather(cases), ())
         if self._drift:
             after = {name: result.metrics["after"][name].mean for name in self._drift["before"]}
@@ -177,6 +182,7 @@ class _Run:
         if self._drift:
             self._drift["after"] = self._judge.drift()
         self._editor.edits.rewind()
+        cases = self._judged(setting, cases, retention, journal)
         return self._result(setting, cases, retention)
 
     def _begin(self, numbers: Sequence[int]) -> None:
@@ -187,6 +193,31 @@ class _Run:
     def _bar(self, total: int, done: int) -> tqdm:
         show = self._progress
         return progress_bar(show=show, total=total, initial=done, desc="cases", unit="case")
+
+    def _judged(
+        self,
+        setting: dict[str, Any],
+        cases: list[CaseResult],
+        retention: Sequence[Checkpoint],
+        journal: Journal,
+    ) -> list[CaseResult]:
+        """With the verdicts of the user's judge, if there is one."""
+        if self._verdict is None:
+            return cases
+        try:
+            return judged(cases, self._verdict)
+        except InvalidArgumentError as error:
+            asked = self._result({**setting, "judge": "words"}, cases, retention)
+            where = "save_readings of this error's evaluation writes them"
+            if journal.path is not None:
+                path = journal.path.with_name(f"{journal.path.name}.readings.jsonl")
+                asked.save_readings(path)
+                where = f"they are in {path}"
+            raise JudgeError(
+                f"{error}. No answer is lost: {where}, and Evaluation.from_readings judges them "
+                "without the model",
+                asked,
+            ) from error
 
     def _result(
         self,
@@ -200,51 +231,12 @@ class _Run:
             warn(note, EditWarning)
         return Evaluation(
             setting={**setting, "notes": [*setting["notes"], *notes]},
-            metrics=summarise(cases),
+            metrics=summarise(cases, setting["n_skipped"]),
             cases=tuple(cases),
             drift=self._drift,
             retention=tuple(retention),
             seconds=dict(self._judge.timings.seconds),
         )
-
-
-def _rules(rules: Rules) -> dict[str, Any]:
-    """Of the protocols; as far as they concern what is asked."""
-    own = "own" if rules.judge is not None else "words"
-    answered = {"context": rules.context, "judge": own} if rules.lets_answer else {}
-    return {"protocols": [asdict(PROTOCOLS[name]) for name in rules.protocols], **answered}
-
-
-def _setting(
-    editor: Editor, records: Sequence[EditRecord], held_texts: Sequence[str]
-) -> dict[str, Any]:
-    """What the numbers depend on, besides the arguments that only ``evaluate`` has; JSON-able."""
-    model, projection, moment = editor.model, editor.projection, editor.second_moment
-    return {
-        "model": {
-            "name": Path(str(model.config._name_or_path)).name,
-            "class": type(model).__name__,
-            "config": config_hash(model),
-            "weights": model_hash(editor.spec),
-            "dtype": str(projection.weight.dtype).removeprefix("torch."),
-            "device": projection.weight.device.type,
-            "tokenizer": tokenizer_hash(editor.tok),
-        },
-        "weight_name": f"{projection.name}.weight",
-        "hparams": json.loads(json.dumps(asdict(editor.hparams))),
-        "backend": editor.backend,
-        "second_moment": "none" if editor.form != "weight" else second_moment_name(moment),
-        "second_moment_hash": None if moment is None else fingerprint(moment.moment_sum),
-        "context_templates": list(editor.context_templates),
-        "n_records": len(records),
-        "records": _hash([asdict(record) for record in records]),
-        "held_texts": {"n": len(held_texts), "hash": _hash(list(held_texts))},
-        "versions": versions(),
-    }
-
-
-def _hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _check(

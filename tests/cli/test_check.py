@@ -98,6 +98,13 @@ def test_two_evaluations_are_compared_case_by_case(tmp_path):
     assert [float(x) for x in row[1:3]] == pytest.approx([100 * m for m in means], abs=0.06)
     assert float(row[3]) == pytest.approx(100 * (means[1] - means[0]), abs=0.06)
     assert row[-1] == "3"
+    # Three records have eight ways to exchange sides: nothing is sure.
+    assert float(row[6]) >= 0.25 and float(row[7]) == 1
+    for name in ("table.md", "table.csv", "table.tex", "table.json"):
+        result = run("compare", first, second, "--out", tmp_path / name)
+        assert result.exit_code == 0 and f"saved: {tmp_path / name}" in result.stdout
+    assert "| `rewrite_prob` |" in (tmp_path / "table.md").read_text("utf-8")
+    assert "--out" in refusal(run("compare", first, second, "--out", tmp_path / "table.txt"))
 
 
 def test_evaluations_of_other_records_are_refused(tmp_path):

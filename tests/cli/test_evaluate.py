@@ -114,6 +114,47 @@ def test_what_cannot_be_done_is_refused_before_the_model_is_read(
     assert option in line and reason in line
 
 
+def test_figures_of_readings_without_a_model(arguments, tmp_path, monkeypatch):
+    readings, out = tmp_path / "readings.jsonl", tmp_path / "again.json"
+    asked = {
+        **arguments,
+        "--protocol": "wild",
+        "--readings": readings,
+        "--out": tmp_path / "a.json",
+    }
+    assert run(asked).exit_code == 0
+    expected = Evaluation.load(tmp_path / "a.json").metrics
+    monkeypatch.setattr("rome_fast.cli.evaluate.load_model_or_demo", None)
+    result = run({"--from-readings": readings, "--out": out, "--html": tmp_path / "again.html"})
+    assert result.exit_code == 0, result.output
+    for stage, metrics in Evaluation.load(out).metrics.items():
+        assert metrics == {n: x for n, x in expected[stage].items() if n.startswith("wild_")}
+    assert "wild_rewrite" in result.output
+    assert "wild_rewrite" in (tmp_path / "again.html").read_text("utf-8")
+    lines = readings.read_text("utf-8").replace('"right": false', '"right": true')
+    readings.write_text(lines, "utf-8")
+    table = {"--from-readings": readings, "--out": tmp_path / "table.md"}
+    assert "verdicts changed by hand" in " ".join(run(table).output.split())
+    assert "| `wild_rewrite` | 100.0 ± 0.0 | 100.0" in (tmp_path / "table.md").read_text("utf-8")
+    readings.write_text(lines + "{\n", "utf-8")
+    assert "readings.jsonl: line 10 is not JSON" in refusal(run(table))
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--records", "a.json"), ("--mode", "single"), ("--protocol", "wild"), ("--model", "x"),
+     ("--readings", "more.jsonl"), ("--limit", 3)],
+)  # fmt: skip
+def test_options_of_a_run_have_no_use_beside_readings(tmp_path, option, value):
+    value = tmp_path / value if option == "--readings" else value
+    line = refusal(run({"--from-readings": tmp_path / "readings.jsonl", option: value}))
+    assert f"--from-readings asks no model, so {option} has no use beside it" in line
+
+
+def test_there_must_be_something_to_evaluate():
+    assert "give --records FILE, or --from-readings FILE" in refusal(run({}))
+
+
 @pytest.mark.exhaustive
 def test_two_processes_share_the_records_and_one_speaks(arguments, tmp_path):
     out = tmp_path / "report.json"

@@ -13,7 +13,12 @@ from shared_data import shared
 
 import rome_fast
 from rome_fast import EditRecord, EditRequest
-from rome_fast.errors import EditRejectedError, InvalidArgumentError, NonFiniteError
+from rome_fast.errors import (
+    EditRejectedError,
+    InvalidArgumentError,
+    NonFiniteError,
+    RecordWarning,
+)
 from rome_fast.evaluate.judge import Judge
 from rome_fast.evaluate.records import Question
 
@@ -199,10 +204,23 @@ def test_questions_that_cannot_be_asked_leave_the_other_records_alone(
     found = rome_fast.evaluate(model, tok, records, hparams=settings["hparams"], **cheap)
     assert [case.case_id for case in found.failed] == ["bad"]
     assert "the model takes 128" in found.failed[0].error and not found.failed[0].stages
-    assert found.metrics["after"]["rewrite_acc"].n == 3
+    said = [case.stages["after"].values["rewrite_acc"] for case in found.cases[1:]]
+    accuracy = found.metrics["after"]["rewrite_acc"]
+    assert (accuracy.mean, accuracy.n) == (pytest.approx(sum(said) / 4), 4)
     again = rome_fast.evaluate(model, tok, records, "sequential", settings["hparams"], **cheap)
     assert [case.case_id for case in again.failed] == ["bad"]
     assert [len(case.stages) for case in again.cases] == [0, 3, 3, 3]
+
+
+def test_records_that_could_not_be_read_are_counted(gpt2, requests, settings, cheap):
+    model, tok = gpt2
+    with pytest.warns(RecordWarning, match="left out 1 of 4 records"):
+        records = rome_fast.load_records([*requests, {"prompt": "x"}], on_error="skip")
+    assert (len(records), records.n_skipped) == (3, 1)
+    found = rome_fast.evaluate(model, tok, records, hparams=settings["hparams"], **cheap)
+    assert (found.setting["n_records"], found.setting["n_skipped"]) == (3, 1)
+    assert found.metrics["after"]["rewrite_acc"].n == 4 and len(found.cases) == 3
+    assert "4 records: 3 edited, 1 skipped, counted as failures" in str(found)
 
 
 def test_what_would_fail_every_record_ends_the_evaluation(gpt2, requests, settings, cheap):

@@ -9,6 +9,7 @@ import pytest
 from rome_fast import EditRequest
 from rome_fast.evaluate.metrics import (
     case_values,
+    changes,
     mean_metric,
     questions_of,
     score_metric,
@@ -160,7 +161,51 @@ def test_summary_over_cases():
 
     full = [case(0, ES=1.0, PS=1.0, NS=1.0), case(1, ES=0.0, PS=1.0), case(2)]
     metrics = summarise(full)
-    assert metrics["before"]["ES"].n == metrics["after"]["ES"].n == 2
-    assert metrics["after"]["ES"].mean == 0.5 and metrics["after"]["NS"].n == 1
-    assert metrics["after"]["S"].mean == pytest.approx(3 / (2 + 1 + 1))
+    # The third was not asked: a failure, but for its neighbours, of which nothing is known.
+    assert metrics["before"]["ES"].n == metrics["after"]["ES"].n == 3
+    assert metrics["after"]["ES"].mean == pytest.approx(1 / 3)
+    assert metrics["after"]["NS"].mean == metrics["after"]["NS"].n == 1
+    assert metrics["after"]["S"].mean == pytest.approx(3 / (3 + 3 / 2 + 1))
     assert "S" not in metrics["before"]
+    with_skipped = summarise(full, n_skipped=1)["after"]
+    assert (with_skipped["ES"].mean, with_skipped["ES"].n) == (0.25, 4)
+    assert with_skipped["NS"] == metrics["after"]["NS"]
+
+
+def test_changes_are_paired_and_what_was_not_asked_changes_nothing():
+    def case(index, before, after):
+        stages = {"before": Stage(before), "after": Stage(after)} if before else {}
+        return CaseResult(index, index, REQUEST, ("x",), stages)
+
+    cases = [
+        case(0, {"ES": 0.0, "NS": 1.0}, {"ES": 1.0, "NS": 0.5, "neighborhood_unchanged": 0.5}),
+        case(1, {"ES": 1.0, "NS": 0.5}, {"ES": 1.0, "NS": 0.5}),
+        case(2, {}, {}),
+    ]
+    found = changes(cases, n_skipped=1)
+    assert found.keys() == {"ES", "NS"}  # what is against before has none
+    assert found["ES"] == mean_metric([1.0, 0.0, 0.0, 0.0])
+    assert found["NS"] == mean_metric([-0.5, 0.0])
+
+
+def test_the_change_of_the_score_is_a_jackknife_of_the_difference():
+    before, after = [[0.25, 0.5, 1], [0.5, 0.5, 1]], [[1, 0.5, 1], [1, 1, 0.5]]
+    cases = [
+        CaseResult(
+            *(i, i, REQUEST, ("x",)),
+            {
+                name: Stage(dict(zip(("ES", "PS", "NS"), row, strict=True)))
+                for name, row in (("before", a), ("after", b))
+            },
+        )
+        for i, (a, b) in enumerate(zip(before, after, strict=True))
+    ]
+    found = changes(cases)["S"]
+    metrics = summarise(cases)
+    assert found.mean == pytest.approx(metrics["after"]["S"].mean - metrics["before"]["S"].mean)
+
+    def alone(row):
+        return 3 / sum(1 / x for x in row)
+
+    left = [alone(b) - alone(a) for a, b in zip(before, after, strict=True)]
+    assert found.high - found.mean == pytest.approx(1.96 * abs(left[0] - left[1]) / 2)

@@ -69,9 +69,10 @@ def test_cases_as_a_frame_and_as_csv(evaluation, tmp_path):
 def test_metrics_as_latex(evaluation, tmp_path):
     evaluation.save(tmp_path / "table.tex")
     text = (tmp_path / "table.tex").read_text(encoding="utf-8")
-    assert text.startswith(r"\begin{tabular}{lrrr}") and text.endswith("\\end{tabular}\n")
+    assert text.startswith("% 2 records: 2 edited; ") and text.endswith("\\end{tabular}\n")
+    assert "\n\\begin{tabular}{lrrrr}\n" in text
     [row] = [line for line in text.splitlines() if line.startswith(r"rewrite\_prob ")]
-    assert row.count("&") == 3 and row.endswith(r"& 2 \\") and r"\pm" in row
+    assert row.count("&") == 4 and row.endswith(r"& $2$ \\") and r"\pm" in row
 
 
 def test_pandas_is_named_where_it_is_missing(evaluation, monkeypatch):

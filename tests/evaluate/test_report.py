@@ -117,14 +117,15 @@ def row(parsed, name):
 def test_figures_of_the_table_are_those_of_the_evaluation(single):
     lines = [" ".join(line.split()) for line in terminal(single).splitlines()]
     # ES of 1, 0, 1, 1: mean 75 %, 1.96 * 0.5 / sqrt(4) = 49 %.
-    assert "ES 0.0 ± 0.0 75.0 ± 49.0 4" in lines
-    assert "NS 100.0 ± 0.0 75.0 ± 0.0 4" in lines
+    assert "ES 0.0 ± 0.0 75.0 ± 49.0 +75.0 ± 49.0 4" in lines
+    assert "NS 100.0 ± 0.0 75.0 ± 0.0 -25.0 ± 0.0 4" in lines
     assert "EM 0.125 ± 0.000 4" in lines
     assert "ngram_entropy 4.321 ± 0.000 4" in lines
     assert "locality.near 50.0 ± 0.0 4" in lines
     score = single.metrics["after"]["S"]
     assert score.mean == pytest.approx(0.75)
-    assert f"S 0.0 ± 0.0 75.0 ± {100 * (score.mean - score.low):.1f} 4" in lines
+    half = f"{100 * (score.mean - score.low):.1f}"  # S before is 0, whoever is left out
+    assert f"S 0.0 ± 0.0 75.0 ± {half} +75.0 ± {half} 4" in lines
 
 
 def test_every_metric_is_in_table_and_page(sequential, tmp_path):
@@ -137,8 +138,8 @@ def test_every_metric_is_in_table_and_page(sequential, tmp_path):
 
 def test_figures_of_the_page_are_those_of_the_evaluation(single, tmp_path):
     parsed = _Cells(page(single, tmp_path))
-    assert row(parsed, "ES")[2:] == ["0.0 ± 0.0 %", "75.0 ± 49.0 %", "4"]
-    assert row(parsed, "EM")[2:] == ["", "0.125 ± 0.000", "4"]
+    assert row(parsed, "ES")[2:] == ["0.0 ± 0.0 %", "75.0 ± 49.0 %", "+75.0 ± 49.0 %", "4"]
+    assert row(parsed, "EM")[2:] == ["", "0.125 ± 0.000", "", "4"]
     assert row(parsed, "model.weights") == ["model.weights", "c0ffee"]
     assert row(parsed, "hparams.layers") == ["hparams.layers", "[1]"]
     shown = row(parsed, "case-0")
@@ -149,7 +150,8 @@ def test_figures_of_the_page_are_those_of_the_evaluation(single, tmp_path):
 def test_sequential_shows_its_stages_drift_and_retention(sequential, tmp_path):
     html = page(sequential, tmp_path)
     parsed = _Cells(html)
-    assert row(parsed, "metric")[2:] == ["before", "after its edit", "after", "cases"]
+    stages = ["before", "after its edit", "after"]
+    assert row(parsed, "metric")[2:] == [*stages, "after - before", "cases"]
     drift = [r for r in parsed.rows if "9.25" in r or "10.5" in r]
     assert drift == [["before", "9.25", "0"], ["after", "10.5", "0.2"]]
     titles = re.findall(r"<title>(.+?)</title></circle>", html)
@@ -165,6 +167,53 @@ def test_refused_and_worst_cases_come_first(sequential, tmp_path):
     assert ids == ["case-2", "case-1", "case-0"]
     assert "no such subject" in row(parsed, "case-2")[1]
     assert "1 refused" in terminal(sequential)
+
+
+def test_what_was_not_edited_is_said_at_every_head_and_counted(single, tmp_path):
+    unasked = CaseResult(4, 4, EditRequest("{} is", "He", "x"), (), {}, error="too long")
+    refused = case(5, holds=0.0, error="no such subject")
+    cases = (*single.cases, unasked, refused)
+    setting = {**SETTING, "n_skipped": 2}
+    found = Evaluation(setting=setting, metrics=summarise(cases, 2), cases=cases)
+    said = "8 records: 4 edited, 1 refused, 1 not asked, 2 skipped, counted as failures"
+    for name in ("table.md", "table.tex"):
+        found.save(tmp_path / name)
+        first = (tmp_path / name).read_text("utf-8").splitlines()[0]
+        assert f"{said}; small, each alone; layers.1.mlp.down_proj.weight, exact" in first
+    for shown in (page(found, tmp_path), " ".join(terminal(found).split())):
+        assert said in shown
+    # 3 of 8 hold; of neighbours, which 5 records have, nothing is known where none was asked.
+    after = found.metrics["after"]
+    assert (after["ES"].mean, after["ES"].n) == (3 / 8, 8)
+    assert (after["NS"].mean, after["NS"].n) == (0.75, 5)
+    assert "| `ES` | 0.0 ± 0.0 | 37.5 ± 35.9 | +37.5 ± 35.9 | 8 |" in (
+        (tmp_path / "table.md").read_text("utf-8").splitlines()
+    )
+
+
+def test_the_change_is_paired_by_case(tmp_path):
+    """Before differs much between cases, the change does not."""
+    cases = [
+        replace(c, stages={"before": Stage({"ES": x}), "after": Stage({"ES": x + 0.5})})
+        for c, x in ((case(0), 0.0), (case(1), 0.5))
+    ]
+    found = evaluation_of(cases)
+    lines = [" ".join(line.split()) for line in terminal(found).splitlines()]
+    assert "ES 25.0 ± 49.0 75.0 ± 49.0 +50.0 ± 0.0 2" in lines
+    found.save(tmp_path / "cases.csv")
+    rows = (tmp_path / "cases.csv").read_text("utf-8").splitlines()
+    assert rows[0].endswith("before.ES,after.ES,change.ES")
+    assert [line.split(",")[-1] for line in rows[1:]] == ["0.5", "0.5"]
+
+
+def test_names_of_groups_mean_nothing_to_markdown_and_latex(single, tmp_path):
+    cases = [replace(c, stages={"after": Stage({"locality.50%_{a|b}": 0.5})}) for c in single.cases]
+    found = evaluation_of(cases)
+    found.save(tmp_path / "table.md")
+    found.save(tmp_path / "table.tex")
+    markdown, latex = ((tmp_path / f"table.{x}").read_text("utf-8") for x in ("md", "tex"))
+    assert r"| `locality.50%_{a\|b}` | 50.0 ± 0.0 | 4 |" in markdown
+    assert r"locality.50\%\_\{a|b\} & $50.0 \pm 0.0$ & $4$ \\" in latex
 
 
 def test_bars_of_the_histogram_count_every_norm(single, tmp_path):

@@ -6,8 +6,9 @@ import re
 from pathlib import Path
 
 import rome_fast
-from benchmarks import document_tables
+from benchmarks import document_tables, paper_tables
 from benchmarks.support.tables import read
+from rome_fast.evaluate.protocols import PROTOCOLS
 
 ROOT = Path(__file__).parents[2]
 
@@ -38,3 +39,22 @@ def test_tables_in_the_documents_are_those_of_the_results():
         text = (ROOT / document).read_text(encoding="utf-8")
         for line in lines:
             assert f"{line}\n" in text, f"{document}: {line}"
+
+
+def test_every_published_figure_has_its_source_and_its_rules():
+    rows = paper_tables.papers()
+    for row in rows:
+        assert re.match(r"arXiv \d{4}\.\d{5}(,|$)|EasyEdit, README$", row["source"]), row
+        assert row["protocol"] in PROTOCOLS and row["how"] in paper_tables.HOW, row
+        assert row["read"] in paper_tables.READ and row["method"] and row["model"], row
+        figures = [row[name] for name in ("eff", "gen", "spe") if row[name]]
+        assert figures and all(0 <= float(figure) <= 100 for figure in figures), row
+        assert (row["edits"] == "0") == (row["method"] == "unedited"), row
+        assert row["how"] != "alone" or row["edits"] in ("0", "1"), row
+    assert len({tuple(row.values()) for row in rows}) == len(rows)
+
+
+def test_the_page_of_published_figures_has_a_table_for_each_protocol_and_no_other_figure():
+    shown = (ROOT / "docs" / "comparable.md").read_text("utf-8").splitlines()
+    tables = [line for name in PROTOCOLS for line in paper_tables.protocol_table(name)]
+    assert sorted(line for line in shown if line.startswith("|")) == sorted(tables)

@@ -10,14 +10,17 @@ from typing import TYPE_CHECKING, Any
 from rome_fast.atomic_files import write_text
 from rome_fast.evaluate.report.pictures import norm_histogram, retention_curve
 from rome_fast.evaluate.report.rows import (
+    COLUMNS,
     STAGES,
+    cells,
+    columns_of,
     headline,
     interval,
     is_share,
     metric_rows,
     number,
+    probability,
     rules,
-    stages_of,
     worst_first,
 )
 
@@ -54,7 +57,7 @@ def page(evaluation: EvaluationData) -> str:
         headline=headline(evaluation),
         rules=rules(evaluation),
         cards=_cards(evaluation),
-        stages=[STAGES[stage] for stage in stages_of(evaluation)],
+        columns=[COLUMNS[column] for column in columns_of(evaluation)],
         rows=_rows(evaluation),
         drift=_drift(evaluation),
         retention=retention_curve(points) if points else None,
@@ -79,17 +82,15 @@ def _cards(evaluation: EvaluationData) -> list[dict[str, str]]:
 
 
 def _rows(evaluation: EvaluationData) -> list[dict[str, Any]]:
-    stages = stages_of(evaluation)
+    columns = columns_of(evaluation)
     return [
         {
             "group": row.group,
             "name": row.name,
             "meaning": row.meaning,
             "unit": "%" if is_share(row.name) else "",
-            "values": [
-                interval(row.name, row.metrics[s]) if s in row.metrics else "" for s in stages
-            ],
-            "n": max(metric.n for metric in row.metrics.values()),
+            "values": cells(row, columns),
+            "n": row.n,
         }
         for row in metric_rows(evaluation)
     ]
@@ -114,9 +115,7 @@ def _case(case: CaseResult) -> dict[str, Any]:
         "id": case.case_id,
         "prompt": case.request.asked,
         "target": case.request.target.strip(),
-        "probs": [
-            f"{stage.values['rewrite_prob']:.3f}" if stage else "" for stage in (before, after)
-        ],
+        "probs": [probability(stage.values if stage else {}) for stage in (before, after)],
         "holds": values.get("rewrite_exact") == 1,
         "paraphrases": _percent(values.get("rephrase_exact")),
         "kept": _percent(values.get("neighborhood_unchanged")),

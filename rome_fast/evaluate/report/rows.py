@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rome_fast.evaluate.metrics import ANY_HOP
+from rome_fast.evaluate.metrics import ANY_HOP, changes
 
 if TYPE_CHECKING:
     from rome_fast.evaluate.result import CaseResult, EvaluationData, Metric
 
 STAGES = {"before": "before", "edit_time": "after its edit", "after": "after"}
+# What a table has a column for.
+COLUMNS = {**STAGES, "change": "after - before"}
 
 # Group -> name of a metric -> in words. docs/metrics.md defines them all.
 METRICS = {
@@ -70,7 +72,7 @@ class MetricRow:
 
     Attributes:
         group: where it belongs.
-        metrics: by stage; a stage without it is missing.
+        metrics: by column, a stage or "change"; one without it is missing.
     """
 
     group: str
@@ -78,11 +80,17 @@ class MetricRow:
     meaning: str
     metrics: dict[str, Metric]
 
+    @property
+    def n(self) -> int:
+        """Cases that it is a mean over, skipped records included."""
+        return max(metric.n for metric in self.metrics.values())
+
 
 def metric_rows(evaluation: EvaluationData) -> Iterator[MetricRow]:
     """All that was measured, group after group."""
     measured = {name for metrics in evaluation.metrics.values() for name in metrics}
     groups = {group: dict(names) for group, names in METRICS.items()}
+    columns = {**evaluation.metrics, "change": changes(evaluation.cases, skipped(evaluation))}
     for kind, meaning in (("locality", "tokens as before"), ("portability", "tokens right")):
         own = sorted(name for name in measured if name.startswith(f"{kind}."))
         groups[kind.capitalize()] = dict.fromkeys(own, meaning)
@@ -91,14 +99,14 @@ def metric_rows(evaluation: EvaluationData) -> Iterator[MetricRow]:
     for group, names in groups.items():
         for name, meaning in names.items():
             if name in measured:
-                stages = evaluation.metrics.items()
-                found = {stage: metrics[name] for stage, metrics in stages if name in metrics}
+                found = {at: metrics[name] for at, metrics in columns.items() if name in metrics}
                 yield MetricRow(group, name, meaning, found)
 
 
-def stages_of(evaluation: EvaluationData) -> list[str]:
-    """The stages that it has, in order of time."""
-    return [stage for stage in STAGES if stage in evaluation.metrics]
+def columns_of(evaluation: EvaluationData) -> list[str]:
+    """The stages that it has, in order of time, and where it has both ends, the change."""
+    stages = [stage for stage in STAGES if stage in evaluation.metrics]
+    return stages + ["change"] * ("before" in stages and "after" in stages)
 
 
 def is_share(name: str) -> bool:
@@ -112,9 +120,21 @@ def number(name: str, value: float) -> str:
     return f"{100 * value:.1f}" if is_share(name) else f"{value:.3f}"
 
 
+def probability(values: Mapping[str, float]) -> str:
+    """Of a case's target after the edited prompt, as it is read; empty where it was not asked."""
+    return f"{values['rewrite_prob']:.3f}" if "rewrite_prob" in values else ""
+
+
 def interval(name: str, metric: Metric) -> str:
     """The value with half the width of its interval."""
     return f"{number(name, metric.mean)} ± {number(name, metric.mean - metric.low)}"
+
+
+def cells(row: MetricRow, columns: Sequence[str]) -> list[str]:
+    """A row's figures with their intervals, a change with its sign; empty where it has none."""
+    found = [interval(row.name, row.metrics[at]) if at in row.metrics else "" for at in columns]
+    signed = zip(found, columns, strict=True)
+    return [f"+{x}" if at == "change" and x and x[0] != "-" else x for x, at in signed]
 
 
 def worst_first(evaluation: EvaluationData) -> list[CaseResult]:
@@ -129,13 +149,32 @@ def worst_first(evaluation: EvaluationData) -> list[CaseResult]:
     return sorted(evaluation.cases, key=goodness)
 
 
+def skipped(evaluation: EvaluationData) -> int:
+    """How many records could not be read."""
+    return int(evaluation.setting.get("n_skipped", 0))  # earlier files have none
+
+
+def counted(evaluation: EvaluationData) -> str:
+    """What became of the records, all of which are in the figures."""
+    failed = evaluation.failed
+    left = {
+        "refused": sum(bool(case.stages) for case in failed),
+        "not asked": sum(not case.stages for case in failed),
+        "skipped": skipped(evaluation),
+    }
+    n_edited = len(evaluation.cases) - len(failed)
+    told = [f"{n} {what}" for what, n in left.items() if n]
+    told += ["counted as failures"] if told else []
+    n_records = len(evaluation.cases) + left["skipped"]
+    return f"{n_records} records: {', '.join([f'{n_edited} edited', *told])}"
+
+
 def headline(evaluation: EvaluationData) -> str:
     """What was done, in a line."""
-    setting, failed = evaluation.setting, len(evaluation.failed)
-    refused = f", {failed} refused" if failed else ""
+    setting = evaluation.setting
     return (
-        f"{len(evaluation.cases)} edits of {setting['model']['name']}, "
-        f"{'each alone' if setting['mode'] == 'single' else 'one after the other'}{refused}; "
+        f"{counted(evaluation)}; {setting['model']['name']}, "
+        f"{'each alone' if setting['mode'] == 'single' else 'one after the other'}; "
         f"{setting['weight_name']}, {_how(setting)}"
     )
 
@@ -150,6 +189,8 @@ def rules(evaluation: EvaluationData) -> list[str]:
     ]
     if "context" in setting:
         judge = "a judge of the user's" if setting["judge"] == "own" else "words"
+        if changed := setting.get("n_changed"):
+            judge += f", {changed} verdicts changed by hand"
         lines.append(f"questions put as {setting['context']!r}, answers judged by {judge}")
     return lines
 

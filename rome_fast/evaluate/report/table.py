@@ -10,16 +10,20 @@ from rich.table import Table
 from rich.text import Text
 
 from rome_fast.evaluate.report.rows import (
+    COLUMNS,
     STAGES,
+    cells,
+    columns_of,
     headline,
-    interval,
     metric_rows,
+    probability,
     rules,
-    stages_of,
     worst_first,
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.console import RenderableType
 
     from rome_fast.evaluate.result import CaseResult, EvaluationData
@@ -34,7 +38,10 @@ def tables(evaluation: EvaluationData) -> Group:
     Shares and probabilities are in percent.
     """
     parts: list[RenderableType] = [Text(headline(evaluation))]
-    parts += [*map(Text, rules(evaluation)), _metrics(evaluation)]
+    parts += map(Text, rules(evaluation))
+    columns = columns_of(evaluation)
+    # A sequence has too many columns for a terminal.
+    parts += [_metrics(evaluation, part) for part in (columns[:3], columns[3:]) if part]
     if evaluation.drift:
         parts.append(_drift(evaluation))
     if evaluation.retention:
@@ -43,22 +50,21 @@ def tables(evaluation: EvaluationData) -> Group:
     return Group(*parts)
 
 
-def _metrics(evaluation: EvaluationData) -> Table:
-    # Three stages fit 80 columns only without margins; a long name of a group gives way first.
+def _metrics(evaluation: EvaluationData, columns: Sequence[str]) -> Table:
+    # Three columns fit 80 columns only without margins; a long name of a group gives way first.
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    stages = stages_of(evaluation)
     table.add_column("metric", overflow="fold")
-    for stage in stages:
-        table.add_column(STAGES[stage], justify="right", no_wrap=True)
+    for column in columns:
+        table.add_column(COLUMNS[column], justify="right", no_wrap=True)
     table.add_column("cases", justify="right", no_wrap=True)
     group = None
     for row in metric_rows(evaluation):
+        if not any(column in row.metrics for column in columns):
+            continue
         if row.group != group:
             table.add_row(Text(row.group, style="bold"))
             group = row.group
-        shown = [interval(row.name, row.metrics[s]) if s in row.metrics else "" for s in stages]
-        n = max(metric.n for metric in row.metrics.values())
-        table.add_row(Text(f"  {row.name}"), *shown, str(n))
+        table.add_row(Text(f"  {row.name}"), *cells(row, columns), str(row.n))
     return table
 
 
@@ -97,8 +103,7 @@ def _cases(cases: list[CaseResult]) -> Table:
             Text(
                 str(case.request) if case.error is None else f"{case.request.asked}: {case.error}"
             ),
-            f"{before['rewrite_prob']:.3f}" if before else "",
-            f"{after['rewrite_prob']:.3f}" if after else "",
+            *(probability(values) for values in (before, after)),
             "" if kept is None else f"{kept:.0%}",
             *([norm] if has_norm else []),
         )
