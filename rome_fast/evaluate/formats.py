@@ -8,8 +8,8 @@ EasyEdit. The fields of a flat record:
     ======================  ====================================================================
     ``prompt``              ``prompt``, ``text``
     ``subject``             ``subject``, ``concept``; may be left out beside a ``span``
-    as in an EditRequest    ``chat``, ``chat_template_kwargs``, ``span``, ``space``; ``prompt`` may
-                            also be a list of messages
+    as in an EditRequest    ``chat``, ``chat_template_kwargs``, ``span``, ``space``, ``aliases``,
+                            ``end``; ``prompt`` may also be a list of messages
     ``target_new``          ``target_new``, ``target``, ``target_false``, ``labels``
     ``target_true``         ``target_true``, ``ground_truth``
     ``paraphrases``         ``paraphrases``, ``paraphrase_prompts``, ``rephrase_prompt``,
@@ -21,6 +21,7 @@ EasyEdit. The fields of a flat record:
     ``portability``         dict of two lists
     ``generation_prompts``  ``generation_prompts``, ``queries``
     ``reference_texts``     ``reference_texts``
+    ``question``            ``question``: how one asks for the fact
     ``also``                flat records of edits that are made together with this one
     ======================  ====================================================================
 
@@ -74,13 +75,13 @@ _ONE = {
     "target_true": ("target_true", "ground_truth"),
 }
 _GROUPS = ("locality", "portability")
-_FORM = ("chat", "chat_template_kwargs", "span", "space")
+_FORM = ("chat", "chat_template_kwargs", "span", "space", "aliases", "end")
 
 # CSV cells of these columns may hold JSON, since plain text cannot hold a list.
 JSON_COLUMNS = frozenset({*(key for keys in _TEXTS.values() for key in keys), *NEIGHBORHOOD})
 JSON_COLUMNS |= frozenset({*_GROUPS, *_FORM, "also"})
 _READ = JSON_COLUMNS | {*(key for keys in _ONE.values() for key in keys), "case_id"}
-_READ |= {"locality_prompt", "locality_ground_truth"}
+_READ |= {"locality_prompt", "locality_ground_truth", "question"}
 # Of published layouts, and of no use here: nobody needs to be told.
 _UNUSED = {"attribute_prompts", "cond", "known_id", "neighborhood_target", "pararel_idx", "pred"}
 _UNUSED |= {"relation_id"}
@@ -215,7 +216,7 @@ def _parsed(
     one = {name: number_as_text(text_of(first_of(flat, keys))) for name, keys in _ONE.items()}
     true = one.pop("target_true") or None
     # An empty cell of a CSV counts as absent.
-    form = {key: flat.get(key) for key in _FORM if flat.get(key) != ""}
+    form = {key: flat[key] for key in _FORM if flat.get(key) not in (None, "")}
     if form.get("span") is not None and one["subject"] is None:
         one["subject"] = ""
     if missing := [name for name, value in one.items() if value is None]:
@@ -228,8 +229,10 @@ def _parsed(
         name: tuple(text for key in keys for text in strings(key, flat.get(key)))
         for name, keys in _TEXTS.items()
     }
+    asked = flat.get("question") or None
     return EditRecord(
         case_id=case_id,
+        question=None if asked is None else string(asked, "question"),
         request=EditRequest(one["prompt"], one["subject"], one["target_new"], **form),
         target_true=None if true is None else string(true, "target_true"),
         neighborhood=tuple(neighborhood_of(flat, true)),

@@ -55,11 +55,12 @@ def questions_of(record: EditRecord) -> dict[str, list[Question]]:
 def _questions_of_fact(record: EditRecord) -> dict[str, list[Question]]:
     """Those of one edit alone."""
     new, true = record.request.target, record.target_true
-    prompts = {"rewrite": (record.request.text,), "rephrase": record.paraphrases}
-    asked = {f"{name}_new": [Question(p, new) for p in texts] for name, texts in prompts.items()}
+    rewrite = Question(record.request.text, new, space=record.request.space)
+    like = {"rewrite": [rewrite], "rephrase": [Question(p, new) for p in record.paraphrases]}
+    asked = {f"{name}_new": questions for name, questions in like.items()}
     if true is not None:
-        for name, texts in prompts.items():
-            asked[f"{name}_true"] = [Question(p, true) for p in texts]
+        for name, questions in like.items():
+            asked[f"{name}_true"] = [replace(q, target=true) for q in questions]
     asked["neighborhood_true"] = list(record.neighborhood)
     asked["neighborhood_new"] = [Question(q.prompt, new) for q in record.neighborhood]
     for kind, groups in (("locality", record.locality), ("portability", record.portability)):

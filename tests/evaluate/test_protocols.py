@@ -1,14 +1,16 @@
 """Whose rules a number follows: what each protocol asks, and its own verdicts."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from helpers import CONTEXTS, REQUEST
 
 from rome_fast import EditRequest, evaluate
-from rome_fast.errors import InvalidArgumentError, JudgeError
+from rome_fast.errors import ChatTemplateError, InvalidArgumentError, JudgeError
 from rome_fast.evaluate.generation import natural_answers
 from rome_fast.evaluate.protocols import ANSWER_TOKENS, PROTOCOLS, chosen
+from rome_fast.evaluate.protocols import CONTEXTS as CONTEXTS_OF_WILD
 from rome_fast.evaluate.records import EditRecord, Question
 
 RECORD = EditRecord(
@@ -69,8 +71,34 @@ def test_rome_alone_asks_for_no_answers(judged):
 def test_a_question_alone_is_put_as_it_is(judged):
     [case] = judged(protocol="rome,wild", context="question").cases
     assert case.stages["after"].readings[0].prompt == "The founder is Steve Jobs"
-    with pytest.raises(InvalidArgumentError, match="context must be one of"):
-        judged(protocol="wild", context="essay")
+    for bad in ("essay", "{} and {}", 5):
+        with pytest.raises(InvalidArgumentError, match="context must be one of question, qa, "):
+            judged(protocol="wild", context=bad)
+
+
+@pytest.mark.parametrize("context", ["one_shot", "Ask: {}\nSay:"])
+def test_a_question_stands_in_its_context_and_in_its_own_words(judged, monkeypatch, context):
+    record = replace(RECORD, question="Who is the founder, Steve Jobs or not?")
+    monkeypatch.setattr(f"{__name__}.RECORD", record)
+    [case] = judged(protocol="wild", context=context).cases
+    put = CONTEXTS_OF_WILD.get(context, context)
+    asked = [reading.prompt for reading in case.stages["after"].readings]
+    assert asked[:2] == [put.replace("{}", q) for q in (record.question, "He founded")]
+    # The edited prompt itself is what the other protocols ask.
+    assert case.stages["after"].answers["rewrite_new"][0].prompt == "The founder is Steve Jobs"
+
+
+def test_a_question_in_a_chat(judged, gpt2):
+    model, tok = gpt2
+    with pytest.raises(ChatTemplateError, match="has no chat template"):
+        judged(protocol="wild", context="chat")
+    tok.chat_template = "{% for m in messages %}<{{ m.role }}> {{ m.content }}\n{% endfor %}A:"
+    [case] = judged(protocol="wild", context="chat").cases
+    readings = case.stages["before"].readings
+    prompts, chats = [reading.prompt for reading in readings], [Chat()] * len(readings)
+    answers = natural_answers(model, tok, prompts, ANSWER_TOKENS, chats=chats)
+    assert [reading.answer for reading in readings] == [answer.text for answer in answers]
+    assert readings[0].prompt == "The founder is Steve Jobs"
 
 
 def test_a_judge_of_ones_own(judged):

@@ -187,12 +187,11 @@ def test_where_the_model_has_too_few_positions(gpt2, options):
     assert not evaluation.failed
     assert "stress_prefix_200" not in evaluation.metrics["after"]
     assert evaluation.metrics["after"]["stress_prefix_50"].n == 6
-    [note] = evaluation.setting["notes"]
-    assert note.startswith("stress_prefix_200 was not asked")
+    assert evaluation.setting["notes"][-1].startswith("stress_prefix_200 was not asked")
     # One that is long itself lacks the short prefix alone; its own questions are asked.
     long = record(9, "He is a man. " * 12 + "The founder is {}", "Steve Jobs", "capital")
     evaluation = stressed(model, tok, [long, RECORDS[5]], **options)
-    assert "stress_prefix_50 was not asked of 1 of 2 cases" in evaluation.setting["notes"][0]
+    assert "stress_prefix_50 was not asked of 1 of 2 cases" in " ".join(evaluation.setting["notes"])
     assert "rewrite_exact" in evaluation.cases[0].stages["after"].values
 
 
