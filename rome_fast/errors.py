@@ -121,6 +121,10 @@ class RecordError(InvalidArgumentError):
     """A record of edits to evaluate is bad; the message says which one, and why."""
 
 
+class CapabilityError(RomeFastError):
+    """A task of lm-evaluation-harness cannot be fetched or run; the message names it, and why."""
+
+
 class MissingExtraError(RomeFastError, ImportError):
     """An optional library is not installed; the message names the extra that brings it."""
 

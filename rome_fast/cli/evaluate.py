@@ -60,6 +60,17 @@ def evaluate(
         Path | None,
         typer.Option(help="file of other texts, one a line, for perplexity and KL drift"),
     ] = None,
+    capability: Annotated[
+        str | None,
+        typer.Option(
+            help="in sequential mode, tasks of lm-evaluation-harness, or YAML files of tasks, with "
+            "commas between them, before and after"
+        ),
+    ] = None,
+    capability_limit: Annotated[
+        int | None,
+        typer.Option(help="so many samples of each task at most", show_default="all"),
+    ] = None,
     window: Annotated[int, typer.Option(help="records that are searched and judged together")] = 4,
     resume: Annotated[
         Path | None,
@@ -105,6 +116,8 @@ def evaluate(
             context=context,
             generate_tokens=generate_tokens,
             held_texts=texts,
+            capability=[] if capability is None else capability.split(","),
+            capability_limit=capability_limit,
             window=window,
             resume=resume,
             distributed=distributed,

@@ -1,8 +1,17 @@
 """Judging edits: records of what to edit and to ask, scores, metrics, and the report."""
 
+from rome_fast.evaluate.capability import Capability, measure_capability
 from rome_fast.evaluate.evaluation import Evaluation
 from rome_fast.evaluate.loading import load_records
 from rome_fast.evaluate.records import EditRecord, Question
 from rome_fast.evaluate.run import evaluate
 
-__all__ = ["EditRecord", "Evaluation", "Question", "evaluate", "load_records"]
+__all__ = [
+    "Capability",
+    "EditRecord",
+    "Evaluation",
+    "Question",
+    "evaluate",
+    "load_records",
+    "measure_capability",
+]

@@ -11,12 +11,11 @@ from dataclasses import replace
 
 import numpy as np
 
+from rome_fast.evaluate.interval import Metric, Z, mean_metric
 from rome_fast.evaluate.records import EditRecord, Question
-from rome_fast.evaluate.result import CaseResult, Metric, Reading
+from rome_fast.evaluate.result import CaseResult, Reading
 from rome_fast.evaluate.scoring import Score
 
-# Half the width of a 95 % interval in standard errors.
-Z = 1.96
 # Metrics that the score S is the harmonic mean of.
 SUCCESS = ("ES", "PS", "NS")
 
@@ -137,13 +136,6 @@ def _summary(rows: Sequence[Mapping[str, float]]) -> dict[str, Metric]:
         triples = [[row.get(name, math.nan) for name in SUCCESS] for row in rows]
         metrics["S"] = score_metric(triples)
     return metrics
-
-
-def mean_metric(values: Sequence[float]) -> Metric:
-    """The mean, with the normal interval of its standard error."""
-    n, mean = len(values), float(np.mean(values))
-    half = Z * float(np.std(values, ddof=1)) / math.sqrt(n) if n > 1 else 0.0
-    return Metric(mean, mean - half, mean + half, n)
 
 
 def score_metric(triples: Sequence[Sequence[float]]) -> Metric:

@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from rome_fast.edit import opened
 from rome_fast.errors import EditWarning, InvalidArgumentError, warn
+from rome_fast.evaluate.capability.measure import Harness
 from rome_fast.evaluate.evaluation import Evaluation
 from rome_fast.evaluate.journal import Journal
 from rome_fast.evaluate.judge import Judge
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from rome_fast.editor import Editor
+    from rome_fast.evaluate.capability.result import Capability
     from rome_fast.evaluate.records import EditRecord
     from rome_fast.hparams import RomeHparams
     from rome_fast.moment.second_moment import SecondMoment
@@ -54,6 +56,8 @@ def evaluate(
     judge: Verdict | None = None,
     generate_tokens: int = 20,
     held_texts: Sequence[str] = (),
+    capability: str | Path | Sequence[str | Path] = (),
+    capability_limit: int | None = None,
     window: int = 4,
     resume: str | Path | None = None,
     distributed: bool = False,
@@ -79,6 +83,9 @@ def evaluate(
             record's generation prompts, before and after; 0 for none.
         held_texts: texts that have nothing to do with the edits, for perplexity and KL drift. In
             single mode they are read once for each record.
+        capability: in sequential mode, tasks of lm-evaluation-harness that the unedited model is
+            measured on, and again the one with all edits, as ``measure_capability`` does.
+        capability_limit: so many samples of each of these tasks at most.
         form: of the edits; those of another than ``"weight"`` are judged one by one.
         window: how many records of single mode are searched and judged together; as many of them
             as fit in memory share a forward.
@@ -102,6 +109,7 @@ def evaluate(
         raise InvalidArgumentError(f"context must be one of {tuple(CONTEXTS)}, got {context!r}")
     ranks = Ranks.current() if distributed else Ranks()
     records = load_records(records)
+    harness = _harness(capability, capability_limit, mode, progress)
     shared = (hparams, variant, backend, context_templates, second_moment)
     with opened(model, tok, *shared, form=form) as editor:
         notes, editor.notes = editor.notes, []
@@ -113,6 +121,7 @@ def evaluate(
             "form": form,
             "generate_tokens": generate_tokens,
             **_rules(rules),
+            **({} if harness is None else {"capability": harness.setting}),
             "window": window,
             "processes": ranks.size,
             "notes": notes,
@@ -128,7 +137,7 @@ def evaluate(
         run = _Run(editor, asker, ranks, progress and ranks.rank == 0)
         if mode == "single":
             return run.single(setting, Journal(resume, setting, ranks), window)
-        return run.sequential(setting, Journal(resume, setting, ranks))
+        return run.sequential(setting, Journal(resume, setting, ranks), harness)
 
 
 class _Run:
@@ -138,6 +147,7 @@ class _Run:
         self._editor, self._judge = editor, judge
         self._ranks, self._progress = ranks, progress
         self._drift: dict[str, dict[str, float]] = {}
+        self._capability: dict[str, Capability] = {}
 
     def single(self, setting: dict[str, Any], journal: Journal, window: int) -> Evaluation:
         mine = range(len(self._judge.records))[self._ranks.rank :: self._ranks.size]
@@ -156,15 +166,19 @@ class _Run:
             self._drift["after"] = after
         return result
 
-    def sequential(self, setting: dict[str, Any], journal: Journal) -> Evaluation:
+    def sequential(
+        self, setting: dict[str, Any], journal: Journal, harness: Harness | None
+    ) -> Evaluation:
         numbers = range(len(self._judge.records))
         self._begin(numbers)
+        self._measure("before", harness)
         with self._bar(len(numbers), 0) as bar:
             cases, retention = judge_in_sequence(
                 self._editor, self._judge, numbers, journal, bar.update
             )
         if self._drift:
             self._drift["after"] = self._judge.drift()
+        self._measure("after", harness)
         self._editor.edits.rewind()
         return self._result(setting, cases, retention)
 
@@ -172,6 +186,11 @@ class _Run:
         self._judge.begin(numbers, progress=self._progress)
         if self._judge.texts:
             self._drift["before"] = self._judge.drift()
+
+    def _measure(self, stage: str, harness: Harness | None) -> None:
+        if harness is not None:
+            self._capability[stage] = harness.measure(self._judge.model, self._judge.tok)
+            self._judge.timings.lap("capability")
 
     def _bar(self, total: int, done: int) -> tqdm:
         show = self._progress
@@ -191,7 +210,26 @@ class _Run:
             drift=self._drift,
             retention=tuple(retention),
             seconds=dict(self._judge.timings.seconds),
+            capability=self._capability,
         )
+
+
+def _harness(
+    capability: str | Path | Sequence[str | Path], limit: int | None, mode: str, progress: bool
+) -> Harness | None:
+    """The tasks, fetched before anything is edited; None where there are none."""
+    if not capability:
+        if limit is not None:
+            raise InvalidArgumentError(
+                f"capability_limit={limit!r} is of the tasks in capability=, which names none"
+            )
+        return None
+    if mode == "single":
+        raise InvalidArgumentError(
+            "capability= is for mode='sequential': in single mode each record is edited alone and "
+            "taken back, so that there are as many edited models as records"
+        )
+    return Harness(capability, limit, progress=progress)
 
 
 def _rules(rules: Rules) -> dict[str, Any]:
