@@ -13,7 +13,16 @@ from rome_fast._version import __version__ as __version__
 from rome_fast.beside.widen import widened
 from rome_fast.edit import edit, edit_many, trial
 from rome_fast.editlog import EditLog, attach
-from rome_fast.evaluate import Comparison, EditRecord, Evaluation, compare, evaluate, load_records
+from rome_fast.evaluate import (
+    Capability,
+    Comparison,
+    EditRecord,
+    Evaluation,
+    compare,
+    evaluate,
+    load_records,
+    measure_capability,
+)
 from rome_fast.explain import Explanation, explain
 from rome_fast.hparams import RomeHparams
 from rome_fast.locate import locate, suggest_layer
@@ -25,6 +34,7 @@ from rome_fast.types import EditRequest, EditResult, RankOneUpdate
 
 __all__ = [
     "Anatomy",
+    "Capability",
     "Comparison",
     "EditLog",
     "EditRecord",
@@ -50,6 +60,7 @@ __all__ = [
     "explain",
     "load_records",
     "locate",
+    "measure_capability",
     "probe",
     "suggest_layer",
     "trial",

@@ -133,6 +133,10 @@ class JudgeError(InvalidArgumentError):
         self.evaluation = evaluation
 
 
+class CapabilityError(RomeFastError):
+    """A task of lm-evaluation-harness cannot be fetched or run; the message names it, and why."""
+
+
 class MissingExtraError(RomeFastError, ImportError):
     """An optional library is not installed; the message names the extra that brings it."""
 

@@ -74,6 +74,17 @@ def evaluate(
         Path | None,
         typer.Option(help="file of other texts, one a line, for perplexity and KL drift"),
     ] = None,
+    capability: Annotated[
+        str | None,
+        typer.Option(
+            help="in sequential mode, tasks of lm-evaluation-harness, or YAML files of tasks, with "
+            "commas between them, before and after"
+        ),
+    ] = None,
+    capability_limit: Annotated[
+        int | None,
+        typer.Option(help="so many samples of each task at most", show_default="all"),
+    ] = None,
     window: Annotated[int, typer.Option(help="records that are searched and judged together")] = 4,
     resume: Annotated[
         Path | None,
@@ -130,6 +141,8 @@ def evaluate(
             stress=stress,
             generate_tokens=generate_tokens,
             held_texts=texts,
+            capability=[] if capability is None else capability.split(","),
+            capability_limit=capability_limit,
             window=window,
             resume=resume,
             distributed=distributed,
@@ -172,8 +185,10 @@ def _interruptible(resume: Path | None) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as error:
+        from rome_fast.evaluate.journal import n_finished
+
         kept = [] if resume is None else list(resume.parent.glob(f"{resume.name}*"))
-        n_cases = sum(max(0, path.read_bytes().count(b"\n") - 1) for path in kept)
+        n_cases = sum(map(n_finished, kept))
         if is_first_process():
             complain(
                 f"interrupted: {n_cases} finished cases are in {resume}, and the same command goes "

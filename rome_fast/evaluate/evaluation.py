@@ -37,6 +37,8 @@ class Evaluation(EvaluationData):
             "after" is the mean over the cases. Empty without texts.
         retention: in sequential mode, at some numbers of edits, the last one after all of them.
         seconds: wall-clock time by phase.
+        capability: stage ("before", "after") -> what lm-evaluation-harness measured; empty where
+            it was not asked to.
     """
 
     def save(self, path: str | Path) -> None:

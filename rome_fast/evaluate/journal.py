@@ -1,8 +1,9 @@
 """Finished cases on disk, so that an evaluation that was cut off goes on where it stopped.
 
-A JSONL file: the settings first, then one case a line, in a sequence with the updates of its edits
-and, at some of them, the checkpoint after it. A line is on the disk before the next case is begun;
-one that was torn by the end of the process is dropped.
+A JSONL file: the settings first, then what the unedited model says of each record, then one case a
+line, in a sequence with the updates of its edits and, at some of them, the checkpoint after it, and
+at its end what the model then says. A line is on the disk before the next is begun; one that was
+torn by the end of the process is dropped.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from rome_fast.editlog.edits import fields_of, tensors_of, update_of
 from rome_fast.errors import InvalidArgumentError
+from rome_fast.evaluate.asking import Said
 from rome_fast.evaluate.result import CaseResult, Checkpoint
 from rome_fast.types import EditRequest, JointConstraint, Update
 
@@ -38,6 +40,7 @@ class Journal:
         cases: those that the file held, by their index.
         updates: of the same, in a sequence, one an edit; none where there was no edit.
         checkpoints: of a sequence, by the index of the case before them.
+        said: what the model says of a record, by the stage ("before", "after") and its number.
 
     Raises:
         InvalidArgumentError: the file is of another evaluation (what differs is named), or damaged.
@@ -47,6 +50,7 @@ class Journal:
         self.cases: dict[int, CaseResult] = {}
         self.updates: dict[int, list[Update]] = {}
         self.checkpoints: dict[int, Checkpoint] = {}
+        self.said: dict[tuple[str, int], Said] = {}
         self.path = None if path is None else Path(path)
         if self.path is None:
             return
@@ -60,6 +64,9 @@ class Journal:
         lines, end = self._whole_lines()
         self._check(lines[0] if lines else None, header)
         for line in lines[1:]:
+            if "stage" in line:
+                self.said[line["stage"], line["index"]] = Said.from_json(line["said"])
+                continue
             updates, checkpoint = line.pop("updates", ()), line.pop("checkpoint", None)
             case = CaseResult.from_json(line)
             self.cases[case.index] = case
@@ -67,6 +74,15 @@ class Journal:
             if checkpoint is not None:
                 self.checkpoints[case.index] = Checkpoint(**checkpoint)
         os.truncate(self.path, end)
+
+    def add_said(self, stage: str, said: Mapping[int, Said]) -> None:
+        """Put what the model says of some records on the disk."""
+        self.said |= {(stage, number): each for number, each in said.items()}
+        if self.path is not None:
+            self._append(
+                {"stage": stage, "index": number, "said": each.to_json()}
+                for number, each in said.items()
+            )
 
     def add(self, cases: Iterable[CaseResult]) -> None:
         """Put finished cases on the disk."""
@@ -121,6 +137,12 @@ class Journal:
             f"resume={str(self.path)!r} cannot be resumed: {reason}. Name another file, or delete "
             "this one to start again"
         )
+
+
+def n_finished(path: Path) -> int:
+    """How many cases a journal holds."""
+    lines = path.read_bytes().split(b"\n")[1:-1]
+    return sum(not line.startswith(b'{"stage"') for line in lines)
 
 
 def _encoded(update: Update, request: EditRequest) -> dict[str, Any]:

@@ -11,12 +11,11 @@ from dataclasses import replace
 
 import numpy as np
 
+from rome_fast.evaluate.interval import Metric, Z, mean_metric
 from rome_fast.evaluate.records import MULTI_HOP, EditRecord, Question
-from rome_fast.evaluate.result import CaseResult, Metric, Reading
+from rome_fast.evaluate.result import CaseResult, Reading
 from rome_fast.evaluate.scoring import Score
 
-# Half the width of a 95 % interval in standard errors.
-Z = 1.96
 # Metrics that the score S is the harmonic mean of.
 SUCCESS = ("ES", "PS", "NS")
 # Shares in which a record that could not be read or asked counts as the failure that it is. Of its
@@ -57,10 +56,10 @@ def _questions_of_fact(record: EditRecord) -> dict[str, list[Question]]:
     new, true = record.request.target, record.target_true
     rewrite = Question(record.request.text, new, space=record.request.space)
     like = {"rewrite": [rewrite], "rephrase": [Question(p, new) for p in record.paraphrases]}
-    asked = {f"{name}_new": questions for name, questions in like.items()}
+    asked: dict[str, list[Question]] = {f"{name}_new": of for name, of in like.items()}
     if true is not None:
-        for name, questions in like.items():
-            asked[f"{name}_true"] = [replace(q, target=true) for q in questions]
+        for name, of in like.items():
+            asked[f"{name}_true"] = [replace(q, target=true) for q in of]
     asked["neighborhood_true"] = list(record.neighborhood)
     asked["neighborhood_new"] = [Question(q.prompt, new) for q in record.neighborhood]
     for kind, groups in (("locality", record.locality), ("portability", record.portability)):
@@ -198,13 +197,6 @@ def _summary(rows: Sequence[Mapping[str, float]]) -> dict[str, Metric]:
 
 def _triples(rows: Sequence[Mapping[str, float]]) -> list[list[float]]:
     return [[row.get(name, math.nan) for name in SUCCESS] for row in rows]
-
-
-def mean_metric(values: Sequence[float]) -> Metric:
-    """The mean, with the normal interval of its standard error."""
-    n, mean = len(values), float(np.mean(values))
-    half = Z * float(np.std(values, ddof=1)) / math.sqrt(n) if n > 1 else 0.0
-    return Metric(mean, mean - half, mean + half, n)
 
 
 def score_metric(

@@ -114,13 +114,13 @@ def judge_in_sequence(
     judge: Judge,
     numbers: Sequence[int],
     journal: Journal,
-    advance: Callable[[], object],
+    advance: Callable[[CaseResult], object],
 ) -> tuple[list[CaseResult], list[Checkpoint]]:
     """Judge each record edited on the weights that those before it left; all edits stay in.
 
     Args:
         journal: what it holds is not done again, only its updates are added.
-        advance: called after each record.
+        advance: called with each record's case.
     """
     due = {round(len(numbers) * i / N_CHECKPOINTS) for i in range(1, N_CHECKPOINTS + 1)}
     cases: list[CaseResult] = []
@@ -144,16 +144,22 @@ def judge_in_sequence(
             checkpoints.append(checkpoint)
         if not is_kept:
             journal.add_next(case, updates, checkpoint)
-        advance()
-    askable = [number for number in numbers if number not in judge.unaskable]
-    after = dict(zip(askable, judge.stages(askable), strict=True))
-    ended = [
+        advance(case)
+    return cases, checkpoints
+
+
+def with_end(
+    judge: Judge, cases: Sequence[CaseResult], journal: Journal, advance: Callable[[int], object]
+) -> list[CaseResult]:
+    """The cases of a sequence with what the model says at its end."""
+    askable = [case.index for case in cases if case.index not in judge.unaskable]
+    after = judge.at_the_end(askable, journal, advance)
+    return [
         replace(case, stages={**case.stages, "after": after[case.index]})
         if case.index in after
         else case
         for case in cases
     ]
-    return ended, checkpoints
 
 
 def _edit_next(editor: Editor, judge: Judge, number: int) -> tuple[CaseResult, list[Update]]:

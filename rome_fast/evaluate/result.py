@@ -10,28 +10,14 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from rome_fast.errors import InvalidArgumentError
+from rome_fast.evaluate.capability.result import Capability
+from rome_fast.evaluate.interval import Metric
 from rome_fast.types import EditRequest
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 FORMAT = "rome_fast.evaluation.1"
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A mean over cases with its 95 % interval.
-
-    Attributes:
-        low, high: normal interval, mean -+ 1.96 standard errors over the cases (of the score S,
-            jackknife errors); equal to the mean where there is one case.
-        n: cases that have this value.
-    """
-
-    mean: float
-    low: float
-    high: float
-    n: int
 
 
 @dataclass(frozen=True)
@@ -184,6 +170,8 @@ class EvaluationData:
             "after" is the mean over the cases. Empty without texts.
         retention: in sequential mode, at some numbers of edits, the last one after all of them.
         seconds: wall-clock time by phase.
+        capability: stage ("before", "after") -> what lm-evaluation-harness measured; empty where
+            it was not asked to.
     """
 
     setting: Mapping[str, Any]
@@ -192,6 +180,7 @@ class EvaluationData:
     drift: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     retention: tuple[Checkpoint, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
+    capability: Mapping[str, Capability] = field(default_factory=dict)
 
     @property
     def failed(self) -> tuple[CaseResult, ...]:
@@ -223,4 +212,8 @@ class EvaluationData:
             drift=fields["drift"],
             retention=tuple(Checkpoint(**point) for point in fields["retention"]),
             seconds=fields["seconds"],
+            capability={
+                stage: Capability.from_json(of)
+                for stage, of in fields.get("capability", {}).items()  # older ones have none
+            },
         )

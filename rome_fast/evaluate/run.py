@@ -4,31 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from tqdm.auto import tqdm
+from typing import TYPE_CHECKING
 
 from rome_fast.edit import opened
-from rome_fast.errors import EditWarning, InvalidArgumentError, JudgeError, RecordWarning, warn
+from rome_fast.errors import EditWarning, InvalidArgumentError, RecordWarning, warn
+from rome_fast.evaluate.capability.measure import harness_for
+from rome_fast.evaluate.course import Run
 from rome_fast.evaluate.evaluation import Evaluation
 from rome_fast.evaluate.journal import Journal
 from rome_fast.evaluate.judge import Judge
 from rome_fast.evaluate.loading import load_records
-from rome_fast.evaluate.metrics import summarise
-from rome_fast.evaluate.modes import judge_alone, judge_in_sequence
 from rome_fast.evaluate.needs import lacking
 from rome_fast.evaluate.protocols import Rules, Verdict, check_context, chosen
-from rome_fast.evaluate.readings import judged
-from rome_fast.evaluate.result import CaseResult, Checkpoint
 from rome_fast.evaluate.setting import hash_of, rules_of, setting_of
 from rome_fast.evaluate.stress import Stress
 from rome_fast.moment.collect.ranks import Ranks
-from rome_fast.timings import progress_bar
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from rome_fast.editor import Editor
     from rome_fast.evaluate.records import EditRecord
     from rome_fast.hparams import RomeHparams
     from rome_fast.moment.second_moment import SecondMoment
@@ -54,6 +48,8 @@ def evaluate(
     stress: bool = False,
     generate_tokens: int = 20,
     held_texts: Sequence[str] = (),
+    capability: str | Path | Sequence[str | Path] = (),
+    capability_limit: int | None = None,
     window: int = 4,
     resume: str | Path | None = None,
     distributed: bool = False,
@@ -84,6 +80,9 @@ def evaluate(
             record's generation prompts, before and after; 0 for none.
         held_texts: texts that have nothing to do with the edits, for perplexity and KL drift. In
             single mode they are read once for each record.
+        capability: in sequential mode, tasks of lm-evaluation-harness that the unedited model is
+            measured on, and again the one with all edits, as ``measure_capability`` does.
+        capability_limit: so many samples of each of these tasks at most.
         form: of the edits; those of another than ``"weight"`` are judged one by one.
         window: how many records of single mode are searched and judged together; as many of them
             as fit in memory share a forward.
@@ -108,6 +107,7 @@ def evaluate(
     ranks = Ranks.current() if distributed else Ranks()
     records = load_records(records)
     lacks = lacking(rules.protocols, records)
+    harness = harness_for(capability, capability_limit, mode, progress=progress)
     shared = (hparams, variant, backend, context_templates, second_moment)
     with opened(model, tok, *shared, form=form) as editor:
         notes, editor.notes = editor.notes, []
@@ -122,6 +122,7 @@ def evaluate(
             "generate_tokens": generate_tokens,
             **rules_of(rules),
             **({"stress": True} if stress else {}),
+            **({} if harness is None else {"capability": harness.setting}),
             "window": window,
             "processes": ranks.size,
             "notes": [*notes, *lacks],
@@ -138,105 +139,10 @@ def evaluate(
         journal = Journal(resume, setting, ranks)  # whoever will judge what it keeps
         if rules.lets_answer:
             setting["judge"] = "words" if judge is None else "own"
-        run = _Run(editor, asker, judge, ranks, progress and ranks.rank == 0)
+        run = Run(editor, asker, judge, ranks, progress=progress and ranks.rank == 0)
         if mode == "single":
             return run.single(setting, journal, window)
-        return run.sequential(setting, journal)
-
-
-class _Run:
-    """One evaluation, from the questions to the result."""
-
-    def __init__(
-        self, editor: Editor, judge: Judge, verdict: Verdict | None, ranks: Ranks, progress: bool
-    ) -> None:
-        self._editor, self._judge, self._verdict = editor, judge, verdict
-        self._ranks, self._progress = ranks, progress
-        self._drift: dict[str, dict[str, float]] = {}
-
-    def single(self, setting: dict[str, Any], journal: Journal, window: int) -> Evaluation:
-        mine = range(len(self._judge.records))[self._ranks.rank :: self._ranks.size]
-        todo = [number for number in mine if number not in journal.cases]
-        cases = [journal.cases[number] for number in mine if number in journal.cases]
-        self._begin(todo)
-        with self._bar(len(mine), len(cases)) as bar:
-            for start in range(0, len(todo), window):
-                made = judge_alone(self._editor, self._judge, todo[start : start + window])
-                journal.add(made)
-                cases += made
-                bar.update(len(made))
-        cases = self._judged(setting, cases, (), journal)
-        result = self._result(setting, self._ranks.gather(cases), ())
-        if self._drift:
-            after = {name: result.metrics["after"][name].mean for name in self._drift["before"]}
-            self._drift["after"] = after
-        return result
-
-    def sequential(self, setting: dict[str, Any], journal: Journal) -> Evaluation:
-        numbers = range(len(self._judge.records))
-        self._begin(numbers)
-        with self._bar(len(numbers), 0) as bar:
-            cases, retention = judge_in_sequence(
-                self._editor, self._judge, numbers, journal, bar.update
-            )
-        if self._drift:
-            self._drift["after"] = self._judge.drift()
-        self._editor.edits.rewind()
-        cases = self._judged(setting, cases, retention, journal)
-        return self._result(setting, cases, retention)
-
-    def _begin(self, numbers: Sequence[int]) -> None:
-        self._judge.begin(numbers, progress=self._progress)
-        if self._judge.texts:
-            self._drift["before"] = self._judge.drift()
-
-    def _bar(self, total: int, done: int) -> tqdm:
-        show = self._progress
-        return progress_bar(show=show, total=total, initial=done, desc="cases", unit="case")
-
-    def _judged(
-        self,
-        setting: dict[str, Any],
-        cases: list[CaseResult],
-        retention: Sequence[Checkpoint],
-        journal: Journal,
-    ) -> list[CaseResult]:
-        """With the verdicts of the user's judge, if there is one."""
-        if self._verdict is None:
-            return cases
-        try:
-            return judged(cases, self._verdict)
-        except InvalidArgumentError as error:
-            asked = self._result({**setting, "judge": "words"}, cases, retention)
-            where = "save_readings of this error's evaluation writes them"
-            if journal.path is not None:
-                path = journal.path.with_name(f"{journal.path.name}.readings.jsonl")
-                asked.save_readings(path)
-                where = f"they are in {path}"
-            raise JudgeError(
-                f"{error}. No answer is lost: {where}, and Evaluation.from_readings judges them "
-                "without the model",
-                asked,
-            ) from error
-
-    def _result(
-        self,
-        setting: dict[str, Any],
-        cases: Sequence[CaseResult],
-        retention: Sequence[Checkpoint],
-    ) -> Evaluation:
-        cases = sorted(cases, key=lambda case: case.index)
-        notes = self._judge.notes(cases)
-        for note in notes:
-            warn(note, EditWarning)
-        return Evaluation(
-            setting={**setting, "notes": [*setting["notes"], *notes]},
-            metrics=summarise(cases, setting["n_skipped"]),
-            cases=tuple(cases),
-            drift=self._drift,
-            retention=tuple(retention),
-            seconds=dict(self._judge.timings.seconds),
-        )
+        return run.sequential(setting, journal, harness)
 
 
 def _check(

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 from cli_helpers import python, refusal
 from typer.testing import CliRunner
 
+import rome_fast
 from rome_fast import Evaluation, demo
 from rome_fast.cli.app import app
+from rome_fast.errors import InvalidArgumentError
 
 SETTINGS = "layers: [2]\nv_num_grad_steps: 20\ncontext_template_length_params: [[5, 4]]\n"
 
@@ -68,6 +71,20 @@ def test_table_json_and_page_tell_the_same(arguments, tmp_path, mode):
     assert after in result.output and after in html.read_text(encoding="utf-8")
     said = found.cases[0].stages["after"].generations[0].strip()
     assert said and said in html.read_text(encoding="utf-8")
+
+
+def test_capability_is_asked_for_by_names_with_commas(arguments, monkeypatch):
+    def evaluate(*given, capability, capability_limit, **more):
+        raise InvalidArgumentError(f"{capability} {capability_limit}")
+
+    asked = {**arguments, "--capability": "arc_easy,own/task.yaml"}
+    assert "in single mode each record is edited alone" in refusal(run(asked))
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    line = refusal(run({**asked, "--mode": "sequential"}))
+    assert "pip install 'rome-fast[capability]'" in line
+    monkeypatch.setattr(rome_fast, "evaluate", evaluate)
+    line = refusal(run({**asked, "--capability-limit": 50}))
+    assert "['arc_easy', 'own/task.yaml'] 50" in line
 
 
 def test_resumes_without_asking_again(arguments, tmp_path):

@@ -12,6 +12,7 @@ from rome_fast.evaluate.generation import natural_answers
 from rome_fast.evaluate.protocols import ANSWER_TOKENS, PROTOCOLS, chosen
 from rome_fast.evaluate.protocols import CONTEXTS as CONTEXTS_OF_WILD
 from rome_fast.evaluate.records import EditRecord, Question
+from rome_fast.prompt.chat import Chat
 
 RECORD = EditRecord(
     case_id=7,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rome_fast.atomic_files import write_text
+from rome_fast.evaluate.capability import table as capability
 from rome_fast.evaluate.report.pictures import norm_histogram, retention_curve
 from rome_fast.evaluate.report.rows import (
     COLUMNS,
@@ -60,6 +61,7 @@ def page(evaluation: EvaluationData) -> str:
         columns=[COLUMNS[column] for column in columns_of(evaluation)],
         rows=_rows(evaluation),
         drift=_drift(evaluation),
+        capability=_capability(evaluation),
         retention=retention_curve(points) if points else None,
         histogram=norm_histogram(norms) if norms else None,
         shown=[_case(case) for case in cases[:_OPEN]],
@@ -101,6 +103,18 @@ def _drift(evaluation: EvaluationData) -> list[tuple[str, str, str]]:
         (STAGES[stage], f"{drift['perplexity']:.4g}", f"{drift['kl']:.4g}")
         for stage, drift in evaluation.drift.items()
     ]
+
+
+def _capability(evaluation: EvaluationData) -> dict[str, Any] | None:
+    """Of the tasks of lm-evaluation-harness."""
+    stages = {STAGES[stage]: of.tasks for stage, of in evaluation.capability.items()}
+    if not stages:
+        return None
+    return {
+        "explained": capability.EXPLAINED,
+        "head": capability.head(stages),
+        "rows": capability.rows(stages),
+    }
 
 
 def _case(case: CaseResult) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from rome_fast.evaluate.capability.table import table as capability_table
 from rome_fast.evaluate.report.rows import (
     COLUMNS,
     STAGES,
@@ -33,7 +34,7 @@ _WORST = 5
 
 
 def tables(evaluation: EvaluationData) -> Group:
-    """Every metric at every stage with its 95 % interval, drift, retention and the worst cases.
+    """Metrics at every stage with 95 % intervals, drift, capability, retention, the worst cases.
 
     Shares and probabilities are in percent.
     """
@@ -44,6 +45,10 @@ def tables(evaluation: EvaluationData) -> Group:
     parts += [_metrics(evaluation, part) for part in (columns[:3], columns[3:]) if part]
     if evaluation.drift:
         parts.append(_drift(evaluation))
+    if evaluation.capability:
+        parts.append(
+            capability_table({stage: of.tasks for stage, of in evaluation.capability.items()})
+        )
     if evaluation.retention:
         parts.append(_retention(evaluation))
     parts += [Text("worst cases"), _cases(worst_first(evaluation)[:_WORST])]
