@@ -98,7 +98,7 @@ class CarryOver:
     def encoded(self, i: int, forms: Sequence[str], end: str, own: Row) -> TokenizedEdit:
         """The first form with its contexts, the others as further prompts."""
         first, *others = [self.request(i, form, end) for form in forms]
-        templates = [*self.contexts, *own.get("templates", ())]
+        templates = [*self.contexts[: own.get("contexts")], *own.get("templates", ())]
         [edit] = [encode(self.tok, first, templates, self.hparams.fact_token, others)]
         [ids] = ends_of(self.model, self.tok, [first], [edit], "none")
         return encode(
@@ -182,6 +182,13 @@ WAYS: dict[str, Row] = {
         "forms": ["sentence", "sentence in a chat"],
         "templates": [PUT["question"], PUT["instructed"], "Q: {}\nA:"],
     },
+    "few in all": {
+        "forms": ["sentence", "sentence in a chat"],
+        "contexts": 3,
+        "templates": [PUT["question"], "Q: {}\nA:"],
+    },
+    "and in a chat": {"forms": ["sentence", "sentence in a chat"], "contexts": 4},
+    "and as a question": {"forms": ["sentence"], "contexts": 3, "templates": [PUT["question"]]},
     "low loss": {"forms": ["sentence"], "hparams": {"v_stop_loss": 0.005, "v_num_grad_steps": 50}},
 }
 

@@ -102,6 +102,7 @@ def unke(raw: Raw) -> Raw:
         **raw,
         "case_id": raw.get("id"),
         "prompt": question,
+        "question": None,
         "span": [0, len(question)] if isinstance(question, str) else None,
         "target_new": raw.get("answer"),
         "paraphrases": raw.get("para_question"),

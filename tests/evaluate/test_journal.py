@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 from helpers import CONTEXTS, REQUEST, same_bits, state
@@ -10,6 +11,8 @@ from helpers import CONTEXTS, REQUEST, same_bits, state
 import rome_fast
 from rome_fast.editor import Editor
 from rome_fast.errors import InvalidArgumentError
+from rome_fast.evaluate.journal import n_finished
+from rome_fast.evaluate.judge import Judge
 
 REQUESTS = [
     REQUEST,
@@ -69,6 +72,14 @@ def cut_off(run, monkeypatch, after=2):
         run()
 
 
+def lines_of(path):
+    return [json.loads(line) for line in path.read_text().splitlines()[1:]]
+
+
+def cases_in(path):
+    return [line["index"] for line in lines_of(path) if "stage" not in line]
+
+
 def same_findings(found, expected):
     """But for what rounds differently beside other rows."""
     assert found.setting == expected.setting
@@ -96,6 +107,44 @@ def test_only_what_is_missing_is_done(run, proposed, monkeypatch):
     assert proposed == []
 
 
+@pytest.fixture
+def asked(monkeypatch):
+    """How many records the model has been asked about, each time."""
+    counts, plain = [], Judge.said
+
+    def said(judge, numbers, updates):
+        counts.append(len(numbers))
+        return plain(judge, numbers, updates)
+
+    monkeypatch.setattr(Judge, "said", said)
+    return counts
+
+
+def test_the_unedited_model_is_not_asked_twice(run, asked, monkeypatch):
+    """Killed while it is asked, and while the end of a sequence is."""
+    monkeypatch.setattr(sys.modules[Judge.__module__], "_AT_ONCE", 2)
+    expected = run(resume=None, mode="sequential")
+    counted = len(asked)
+    for n in range(1, counted):  # a call more each time, until all are made
+        asked.clear()
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            plain = Judge.said
+
+            def said(judge, numbers, updates, n=n, plain=plain):
+                if len(asked) == n:
+                    raise KeyboardInterrupt
+                return plain(judge, numbers, updates)
+
+            patch.setattr(Judge, "said", said)
+            run(mode="sequential")
+        kept = [line for line in lines_of(run.path) if line.get("stage") == "before"]
+        assert len(kept) == min(2 * n, 5)
+        asked.clear()
+        same_findings(run(mode="sequential"), expected)
+        assert sum(asked) == sum([5, 5, 5]) - sum([2, 2, 1, *[1] * 5, 2, 2, 1][:n])
+        run.path.unlink()
+
+
 @pytest.mark.parametrize("torn", ['{"index": 4, "case', '{"index": 4}', "\n"])
 def test_a_torn_end_is_dropped(run, proposed, monkeypatch, torn):
     expected = run(resume=None)
@@ -106,7 +155,7 @@ def test_a_torn_end_is_dropped(run, proposed, monkeypatch, torn):
     same_findings(run(), expected)
     assert proposed == ["LeBron James"]
     assert run.path.read_bytes().startswith(whole)
-    assert [json.loads(line).get("index") for line in run.path.open()] == [None, 0, 1, 2, 3, 4]
+    assert cases_in(run.path) == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize(
@@ -160,7 +209,7 @@ def test_a_damaged_line_is_named(run):
 def test_an_empty_file_is_a_new_journal(run):
     run.path.touch()
     run()
-    assert len(run.path.read_text().splitlines()) == 6
+    assert cases_in(run.path) == [0, 1, 2, 3, 4] and n_finished(run.path) == 5
 
 
 @pytest.mark.parametrize("after", [1, 3])
@@ -181,7 +230,7 @@ def test_a_sequence_goes_on_where_it_was_cut_off(run, monkeypatch, after):
         patch.setattr(Editor, "edit", edit)
         run(**asked)
     assert same_bits(run.model, before)
-    assert run.path.read_text().count("\n") == after + 1
+    assert cases_in(run.path) == list(range(after))
     found = run(**asked)
     assert same_bits(run.model, before)
     same_findings(found, expected)

@@ -10,7 +10,7 @@ from helpers import CONTEXTS, REQUEST
 import rome_fast
 from rome_fast import EditRequest, Evaluation
 from rome_fast.errors import InvalidArgumentError, JudgeError
-from rome_fast.evaluate import judge as asker
+from rome_fast.evaluate import asking as asker
 from rome_fast.evaluate.records import EditRecord, Question, Records
 from rome_fast.prompt.answers import Answer
 

@@ -160,7 +160,7 @@ def test_in_a_sequence_they_are_made_one_after_the_other(demo, tmp_path):
         again = run(demo, "sequential", resume=kept, generate_tokens=2)
     assert again.cases == found.cases and same_bits(model, before)
     lines = [json.loads(line) for line in kept.open()][1:]
-    assert [len(line["updates"]) for line in lines] == [1, 2]
+    assert [len(line["updates"]) for line in lines if "updates" in line] == [1, 2]
 
 
 def test_a_case_is_saved_with_all_of_its_requests(demo, tmp_path):

@@ -1,0 +1,100 @@
+"""The four protocols over the same edits: as published, with the defaults, and with an end.
+
+    python -m benchmarks.real_model.protocols --work FOLDER --records 300 \
+        --out benchmarks/results/real-model-protocols.json
+
+Facts of CounterFact that SmolLM2 says by itself and whose relation has a question, each edited
+alone, asked before and after; "wild" asks that question behind another one that is answered, and
+paraphrases and neighbours likewise. Finished cases stay in FOLDER, so that a run that is cut off goes
+on; every answer with its verdict is written beside the results. Shares are of all records: what
+could not be edited counts as failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import warnings
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import rome_fast
+from benchmarks.real_model.questions import QUESTIONS
+from benchmarks.real_model.records import read_counterfact
+from benchmarks.session.arena_records import arena_records
+from rome_fast.bench.setting import setting
+from rome_fast.hparams import RomeHparams
+
+if TYPE_CHECKING:
+    from rome_fast.evaluate.evaluation import Evaluation
+    from rome_fast.evaluate.records import EditRecord
+
+WAYS: dict[str, dict[str, Any]] = {
+    "original": {"variant": "original"},
+    "default": {},
+    "auto": {"end": "auto"},
+}
+PROTOCOLS = "rome,easyedit,strict,wild"
+
+
+def asked_records(model: Any, tok: Any, work: Path, n: int) -> list[EditRecord]:
+    """The first ``n`` known facts with a question."""
+    relation = {r["case_id"]: r["requested_rewrite"]["relation_id"] for r in read_counterfact()}
+    known = arena_records(model, tok, work / "ranks.json")
+    return [
+        replace(r, question=QUESTIONS[relation[r.case_id]].replace("{}", r.request.subject))
+        for r in known
+        if relation[r.case_id] in QUESTIONS
+    ][:n]
+
+
+def line(way: str, found: Evaluation) -> dict[str, Any]:
+    """One way: every figure with its interval, and the natural stops of what is right."""
+    shown = ("before", "after")
+    metrics = {s: {k: asdict(v) for k, v in found.metrics[s].items()} for s in shown}
+    return {
+        "way": way,
+        "metrics": metrics,
+        "failed": len(found.failed),
+        "seconds": found.seconds,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--records", type=int, default=300)
+    parser.add_argument("--ways", nargs="+", default=list(WAYS))
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    warnings.simplefilter("ignore")
+    model, tok, _ = rome_fast.demo.load("smollm2")
+    records = asked_records(model, tok, args.work, args.records)
+    report: dict[str, Any] = {"setting": setting(), "records": len(records), "lines": []}
+    if args.out.exists():
+        report = json.loads(args.out.read_text(encoding="utf-8"))
+    for way in args.ways:
+        found = rome_fast.evaluate(
+            model,
+            tok,
+            records,
+            "single",
+            RomeHparams.for_model(model).replace(**WAYS[way]),
+            protocol=PROTOCOLS,
+            context="one_shot",
+            window=8,
+            resume=args.work / f"protocols-{way}.jsonl",
+        )
+        found.save_readings(args.work / f"readings-{way}.jsonl")
+        text = (args.work / f"readings-{way}.jsonl").read_bytes()
+        kept = args.out.with_name(f"{args.out.stem}-readings-{way}.jsonl.gz")
+        kept.write_bytes(gzip.compress(text, mtime=0))
+        report["lines"] = [x for x in report["lines"] if x["way"] != way] + [line(way, found)]
+        report["rules"] = found.setting["protocols"]
+        args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
