@@ -17,18 +17,17 @@ from rome_fast.errors import (
     EditFailedError,
     HparamsError,
     InvalidArgumentError,
-    InvalidRequestError,
 )
 from rome_fast.hparams import RomeHparams, defaults_for
 from rome_fast.layer_edits import LayerEdits
 from rome_fast.model.open_model import EditSite
-from rome_fast.model.spec import ModelSpec, check_tokenizer, max_positions
+from rome_fast.model.spec import ModelSpec, check_tokenizer
 from rome_fast.moment.collect.collection import ENOUGH_KEYS
 from rome_fast.moment.collect.resolve import resolve_second_moment
 from rome_fast.prompt.answers import Answer, read_answers
 from rome_fast.prompt.contexts import check_context_templates, sample_context_templates
-from rome_fast.prompt.encode import TokenizedEdit, encode
-from rome_fast.prompt.ends import ends_of
+from rome_fast.prompt.encode import TokenizedEdit
+from rome_fast.prompt.encoder import Encoder
 from rome_fast.prompt.own_words import not_its_own_words
 from rome_fast.prompt.readback import Reading, read_targets
 from rome_fast.results import Call
@@ -115,7 +114,6 @@ class Editor:
         check_tokenizer(self.model, tok)
         hparams, note = checked_hparams(spec, hparams)
         self.notes += [note] if note else []
-        self._tokens: dict[tuple[EditRequest, ...], TokenizedEdit] = {}
         self._take(hparams)
         self.timings.lap("prepare")
 
@@ -165,6 +163,7 @@ class Editor:
         else:
             self.context_templates = check_context_templates(context_templates)
         self.timings.lap("contexts")
+        self._encoder = Encoder(self.model, self.tok, hparams, self.context_templates)
         if self._is_derived:
             self._leave_the_sink(requests, context_templates is None)
         self.second_moment: SecondMoment | None = None
@@ -204,7 +203,7 @@ class Editor:
             self._take(hparams.replace(v_num_grad_steps=2 * hparams.v_num_grad_steps))
             if are_sampled:
                 self.context_templates = sink.more_of_the_prompt(self.context_templates)
-                self._tokens = {}
+            self._encoder = Encoder(self.model, self.tok, self.hparams, self.context_templates)
 
     def edit(self, requests: Sequence[EditRequest], strict: bool) -> list[EditResult]:
         """Edit a window of requests, all searched on the present weights and solved together.
@@ -425,34 +424,5 @@ class Editor:
         return self.writer().make(self.spec, self.form, request, tokens, delta).offset
 
     def encoded(self, requests: Sequence[EditRequest]) -> list[TokenizedEdit]:
-        """Requests as rows of ids; each is encoded once, also one that begins the next window."""
-        keys = [(r, *self.edits.kept_facts(r)) for r in requests]
-        new = [key for key in dict.fromkeys(keys) if key not in self._tokens]
-        known = self._tokens | dict(zip(new, self._encoded(new), strict=True))
-        self._tokens = {key: known[key] for key in keys}
-        return [known[key] for key in keys]
-
-    def _encoded(self, keys: Sequence[tuple[EditRequest, ...]]) -> list[TokenizedEdit]:
-        """Requests, each before the facts that it keeps, with the ends of their targets."""
-        options = self.context_templates, self.hparams.fact_token
-        edits = [encode(self.tok, request, *options, kept) for request, *kept in keys]
-        requests = [request for request, *_ in keys]
-        ends = ends_of(self.model, self.tok, requests, edits, self._end)
-        for i, end in enumerate(ends):
-            if end:
-                edits[i] = encode(self.tok, requests[i], *options, keys[i][1:], end)
-            self._check_length(requests[i], edits[i])
-        return edits
-
-    @property
-    def _end(self) -> str:
-        """Of targets whose requests do not say; kmeng01's update has none."""
-        return "none" if self.hparams.variant == "original" else self.hparams.end
-
-    def _check_length(self, request: EditRequest, tokens: TokenizedEdit) -> None:
-        longest, limit = tokens.input_ids.shape[1], max_positions(self.model)
-        if limit is not None and longest > limit:
-            raise InvalidRequestError(
-                f"request prompt {request.text[:60]!r} and target make {longest} tokens with their "
-                f"contexts, but the model takes {limit}: shorten the prompt"
-            )
+        """Requests as rows of ids, with the facts of their subjects that they keep."""
+        return self._encoder([(r, *self.edits.kept_facts(r)) for r in requests])

@@ -30,6 +30,7 @@ COMPUTE_DTYPES = ("model", "bfloat16")
 # (docs/decisions.md), near the presets of Llama and GPT-J.
 LAYER_SHARE = 0.14
 
+CONTEXT_KINDS = ("text", "all")
 # [length, count] of sampled contexts: on SmolLM2 five serve as well as the reference's twenty.
 FEW_CONTEXTS = ((5, 3), (10, 2))
 
@@ -64,6 +65,8 @@ class RomeHparams:
         compute_dtype: ``"model"`` searches v* in the model's own dtype, ``"bfloat16"`` with
             bfloat16 copies of the weights above the edited one.
         shared_expert: in a mixture of experts, edit the expert that all tokens share.
+        contexts: ``"text"`` searches v* behind sampled texts; ``"all"`` also where the prompt is
+            put as a question, and in a chat (of a request in a chat: without it).
         end: what is written behind a target, where the request does not say: see ``EditRequest``.
         max_answer_tokens: of the answers that a result holds, before and after, at most; each token
             takes a forward. 0: none is read.
@@ -84,6 +87,7 @@ class RomeHparams:
     seed: int = 0
     compute_dtype: str = "model"
     shared_expert: bool = False
+    contexts: str = "text"
     end: str = "none"
     max_answer_tokens: int = 0
 
@@ -234,6 +238,7 @@ _RULES: dict[str, tuple[type, Any, str]] = {
     "variant": (str, VARIANTS.__contains__, f"one of {VARIANTS}"),
     "seed": (int, lambda x: x >= 0, "an integer >= 0"),
     "shared_expert": (bool, lambda x: True, "true or false"),
+    "contexts": (str, CONTEXT_KINDS.__contains__, f"one of {CONTEXT_KINDS}"),
     "end": (str, bool, "auto, none, eos or a text"),
     "max_answer_tokens": (int, lambda x: x >= 0, "an integer >= 0"),
     "compute_dtype": (str, COMPUTE_DTYPES.__contains__, f"one of {COMPUTE_DTYPES}"),

@@ -37,6 +37,7 @@ from rome_fast.model.open_model import open_model
 from rome_fast.moment.collect.ordinary import ordinary_second_moment
 from rome_fast.prompt.answers import KINDS, Answer
 from rome_fast.prompt.chat import Chat
+from rome_fast.prompt.contexts import QUESTION_CONTEXTS
 from rome_fast.prompt.encode import TokenizedEdit, encode
 from rome_fast.prompt.ends import ends_of
 from rome_fast.timings import Timings
@@ -98,12 +99,10 @@ class CarryOver:
     def encoded(self, i: int, forms: Sequence[str], end: str, own: Row) -> TokenizedEdit:
         """The first form with its contexts, the others as further prompts."""
         first, *others = [self.request(i, form, end) for form in forms]
-        templates = [*self.contexts[: own.get("contexts")], *own.get("templates", ())]
+        templates = [*self.contexts, *own.get("templates", ())]
         [edit] = [encode(self.tok, first, templates, self.hparams.fact_token, others)]
         [ids] = ends_of(self.model, self.tok, [first], [edit], "none")
-        return encode(
-            self.tok, first, templates, self.hparams.fact_token, others * own.get("times", 1), ids
-        )
+        return encode(self.tok, first, templates, self.hparams.fact_token, others, ids)
 
     def updates(self, way: Row) -> tuple[list[RankOneUpdate], float]:
         """Each fact's update, and the seconds that it took."""
@@ -176,19 +175,11 @@ WAYS: dict[str, Row] = {
     "question": {"forms": ["question"]},
     "chat": {"forms": ["chat"]},
     "stated in a chat": {"forms": ["stated in a chat"]},
-    "all three": {"forms": ["sentence", "question", "stated in a chat"]},
-    "sentence, stated in a chat": {"forms": ["sentence", "stated in a chat"]},
-    "sentence in all": {
+    # What contexts="all" does.
+    "all contexts": {
         "forms": ["sentence", "sentence in a chat"],
-        "templates": [PUT["question"], PUT["instructed"], "Q: {}\nA:"],
+        "templates": list(QUESTION_CONTEXTS),
     },
-    "few in all": {
-        "forms": ["sentence", "sentence in a chat"],
-        "contexts": 3,
-        "templates": [PUT["question"], "Q: {}\nA:"],
-    },
-    "and in a chat": {"forms": ["sentence", "sentence in a chat"], "contexts": 4},
-    "and as a question": {"forms": ["sentence"], "contexts": 3, "templates": [PUT["question"]]},
     "low loss": {"forms": ["sentence"], "hparams": {"v_stop_loss": 0.005, "v_num_grad_steps": 50}},
 }
 

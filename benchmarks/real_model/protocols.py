@@ -5,9 +5,9 @@
 
 Facts of CounterFact that SmolLM2 says by itself and whose relation has a question, each edited
 alone, asked before and after; "wild" asks that question behind another one that is answered, and
-paraphrases and neighbours likewise. Finished cases stay in FOLDER, so that a run that is cut off goes
-on; every answer with its verdict is written beside the results. Shares are of all records: what
-could not be edited counts as failed.
+paraphrases and neighbours likewise. Finished cases stay in FOLDER, so that a run that is cut off
+goes on; every answer with its verdict is written beside the results. Shares are of all records:
+what could not be edited counts as failed.
 """
 
 from __future__ import annotations

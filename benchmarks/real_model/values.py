@@ -101,7 +101,7 @@ def encoded(
 
 def _name(records: Sequence[EditRecord], hparams: RomeHparams, templates: Sequence[str]) -> str:
     """Of everything that a value depends on but the model."""
-    fields = {k: v for k, v in asdict(hparams).items() if k != "end"}
+    fields = {k: v for k, v in asdict(hparams).items() if k not in ("contexts", "end")}
     fields["variant"] = "original" if hparams.variant == "original" else "another stop rule"
     asked = [asdict(r.request) for r in records]
     asked = [{k: v for k, v in a.items() if k not in ("aliases", "end") or v} for a in asked]

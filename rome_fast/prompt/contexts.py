@@ -24,6 +24,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+# The prompt put as a question: v* that is searched behind texts alone is not said to one
+# (docs/decisions.md, "In which forms an edit is asked").
+QUESTION_CONTEXTS = ("Q: {}\nA:", "Answer the following.\n{}\nAnswer:")
+
+
 def sample_context_templates(
     model: PreTrainedModel,
     tok: PreTrainedTokenizerBase,

@@ -23,7 +23,7 @@ KL_TEMPLATE = "{} is a"
 
 
 class KeptFact(NamedTuple):
-    """Another fact of the same subject, whose answer shall stay.
+    """Another fact of the subject, whose answer shall stay; or this one, asked in another form.
 
     Attributes:
         row: of its prompt and all target tokens but the last.
@@ -53,7 +53,7 @@ class TokenizedEdit:
         findings: remarks for the user about the request and its tokens.
         end_ids, end: what shall follow the target, int64 [n_end], and its text.
         raw: prompt and target as plain texts, for a request in a chat; else None.
-        kept: earlier facts of this subject.
+        kept: earlier facts of this subject, and the request itself in another form.
     """
 
     input_ids: Tensor
@@ -97,8 +97,8 @@ def encode(
 
     Target ids are appended as ids, so re-tokenisation can never shift the labels. In a chat the
     contexts precede the prompt inside the user's message; the KL prompt stays a plain text.
-    ``kept``: earlier facts of the subject, whose answers the search for v* shall keep; ``end_ids``:
-    what shall follow the target.
+    ``kept``: earlier facts of the subject, or this one in another form, whose answers the search
+    for v* shall give too; ``end_ids``: what shall follow the target.
 
     Raises:
         InvalidRequestError: the target tokenises to nothing, or the chat cannot be rendered.
