@@ -6,8 +6,8 @@
 Facts of CounterFact that SmolLM2 says by itself and whose relation has a question, each edited
 alone, asked before and after; "wild" asks that question behind another one that is answered, and
 paraphrases and neighbours likewise. Finished cases stay in FOLDER, so that a run that is cut off
-goes on; every answer with its verdict is written beside the results. Shares are of all records:
-what could not be edited counts as failed.
+goes on; every answer with its verdict is written beside the results. The unedited model is asked
+in the first way's run alone. Shares are of all records: what could not be edited counts as failed.
 """
 
 from __future__ import annotations
@@ -16,24 +16,30 @@ import argparse
 import gzip
 import json
 import warnings
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 import rome_fast
 from benchmarks.real_model.questions import QUESTIONS
 from benchmarks.real_model.records import read_counterfact
 from benchmarks.session.arena_records import arena_records
 from rome_fast.bench.setting import setting
+from rome_fast.evaluate.asking import Said
+from rome_fast.evaluate.judge import Judge
 from rome_fast.hparams import RomeHparams
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from rome_fast.evaluate.evaluation import Evaluation
     from rome_fast.evaluate.records import EditRecord
 
 WAYS: dict[str, dict[str, Any]] = {
-    "original": {"variant": "original"},
     "default": {},
+    "original": {"variant": "original"},
     "auto": {"end": "auto"},
 }
 PROTOCOLS = "rome,easyedit,strict,wild"
@@ -50,12 +56,30 @@ def asked_records(model: Any, tok: Any, work: Path, n: int) -> list[EditRecord]:
     ][:n]
 
 
+@contextmanager
+def asked_once(journal: Path) -> Iterator[None]:
+    """While open, what the unedited model says is that of a finished run over the same records."""
+    lines = journal.read_text(encoding="utf-8").splitlines() if journal.exists() else []
+    stages = [json.loads(text) for text in lines if text.startswith('{"stage": "before"')]
+    kept = {stage["index"]: Said.from_json(stage["said"]) for stage in stages}
+    plain = Judge.said
+
+    def said(judge: Judge, numbers: Sequence[int], updates: Any) -> list[Said]:
+        if updates is None and all(number in kept for number in numbers):
+            return [kept[number] for number in numbers]
+        return plain(judge, numbers, updates)
+
+    with patch.object(Judge, "said", said):
+        yield
+
+
 def line(way: str, found: Evaluation) -> dict[str, Any]:
     """One way: every figure with its interval, and the natural stops of what is right."""
     shown = ("before", "after")
     metrics = {s: {k: asdict(v) for k, v in found.metrics[s].items()} for s in shown}
     return {
         "way": way,
+        "n": len(found.cases),
         "metrics": metrics,
         "failed": len(found.failed),
         "seconds": found.seconds,
@@ -76,17 +100,18 @@ def main() -> None:
     if args.out.exists():
         report = json.loads(args.out.read_text(encoding="utf-8"))
     for way in args.ways:
-        found = rome_fast.evaluate(
-            model,
-            tok,
-            records,
-            "single",
-            RomeHparams.for_model(model).replace(**WAYS[way]),
-            protocol=PROTOCOLS,
-            context="one_shot",
-            window=8,
-            resume=args.work / f"protocols-{way}.jsonl",
-        )
+        with asked_once(args.work / f"protocols-{next(iter(WAYS))}.jsonl"):
+            found = rome_fast.evaluate(
+                model,
+                tok,
+                records,
+                "single",
+                RomeHparams.for_model(model).replace(**WAYS[way]),
+                protocol=PROTOCOLS,
+                context="one_shot",
+                window=8,
+                resume=args.work / f"protocols-{way}.jsonl",
+            )
         found.save_readings(args.work / f"readings-{way}.jsonl")
         text = (args.work / f"readings-{way}.jsonl").read_bytes()
         kept = args.out.with_name(f"{args.out.stem}-readings-{way}.jsonl.gz")

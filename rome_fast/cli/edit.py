@@ -45,6 +45,10 @@ def edit(
     ] = False,
     space: SpaceOption = None,
     end: EndOption = None,
+    contexts: Annotated[
+        str | None,
+        typer.Option(metavar="text|all", help="'all': also be said to a question and in a chat"),
+    ] = None,
     requests: Annotated[
         Path | None,
         typer.Option(
@@ -99,6 +103,9 @@ def edit(
         check_file("--journal", journal)
         check_file("--profile", profile, new=True)
         loaded, tok = load_model(model)
+        if contexts is not None:
+            chosen = chosen or rome_fast.RomeHparams.for_model(loaded)
+            chosen = chosen.replace(contexts=contexts)
         options: dict[str, Any] = {"second_moment": second_moment, "variant": variant, "form": form}
         together: dict[str, Any] = {"order": order, "window": window}
         around = Around(loaded, tok, parsed[0]) if requests is None else None
