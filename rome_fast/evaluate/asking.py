@@ -8,7 +8,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from rome_fast.errors import InvalidRequestError
-from rome_fast.evaluate.generation import generate, natural_answers
+from rome_fast.evaluate.generation import encode_prompts, generate, natural_answers
 from rome_fast.evaluate.metrics import Scores, questions_of
 from rome_fast.evaluate.protocols import ANSWER_TOKENS, Rules
 from rome_fast.evaluate.result import Reading
@@ -105,10 +105,26 @@ class Asker:
                     [self.sheets[number]] = self._sheets_of([questions])
                 except InvalidRequestError as error:
                     self.unaskable[number] = str(error)
+        for number in list(self.sheets):
+            try:
+                self._check_prompts(number)
+            except InvalidRequestError as error:
+                self.unaskable[number] = str(error)
+                del self.sheets[number]
         if self._stress is not None:
             for number, sheet in self.sheets.items():
                 for name, (more, encoded) in self._stress.sheet(number).items():
                     asked[number][name], sheet[name] = more, encoded
+
+    def _check_prompts(self, number: int) -> None:
+        """Raise InvalidRequestError if the model cannot go on after one of a record's prompts."""
+        prompts, chats = [], []
+        if self._generate_tokens:
+            prompts, chats = list(self.prompts(number)), self._chats(number)
+        for _, question, prompt in self._free(number):
+            prompts.append(prompt)
+            chats.append(question.chat)
+        encode_prompts(self.model, self.tok, prompts, chats)
 
     def _sheets_of(self, asked: Iterable[Mapping[str, Sequence[Question]]]) -> list[Sheet]:
         asked = list(asked)
@@ -167,10 +183,7 @@ class Asker:
         """What the model answers by itself, where a protocol asks for it."""
         if not (self._rules.lets_answer and numbers):
             return [()] * len(numbers)
-        asked = [
-            [question for fact in self.records[n].facts for question in self._rules.questions(fact)]
-            for n in numbers
-        ]
+        asked = [self._free(number) for number in numbers]
         flat = [(question, prompt) for questions in asked for _, question, prompt in questions]
         answers = natural_answers(
             self.model,
@@ -188,6 +201,14 @@ class Asker:
         ]
         self.timings.lap("answer")
         return found
+
+    def _free(self, number: int) -> list[tuple[str, Question, str]]:
+        """(group, question, the prompt as it is put) of what the model answers by itself."""
+        if not self._rules.lets_answer:
+            return []
+        return [
+            asked for fact in self.records[number].facts for asked in self._rules.questions(fact)
+        ]
 
     def _trial(
         self, updates: Sequence[RankOneUpdate] | None, counts: Sequence[int]

@@ -76,6 +76,28 @@ def natural_answers(
     return _in_batches(model, tok, prompts, n_tokens, trial, chats, read)
 
 
+def encode_prompts(
+    model: PreTrainedModel,
+    tok: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    chats: Sequence[Chat | None] | None = None,
+) -> list[list[int]]:
+    """The ids of prompts that are to be continued.
+
+    Raises:
+        InvalidRequestError: one has no tokens, or more than the model takes.
+    """
+    rows = prompt_ids(tok, prompts, chats or [None] * len(prompts))
+    limit = max_positions(model)
+    for prompt, ids in zip(prompts, rows, strict=True):
+        if not ids or (limit is not None and len(ids) > limit):
+            raise InvalidRequestError(
+                f"prompt {prompt[:60]!r} makes {len(ids)} tokens, but the model continues 1 to "
+                f"{limit or 'any number'} of them"
+            )
+    return rows
+
+
 def _in_batches(
     model: PreTrainedModel,
     tok: PreTrainedTokenizerBase,
@@ -86,14 +108,7 @@ def _in_batches(
     read: Callable[[Sequence[Sequence[int]], Narrow], list[_Said]],
 ) -> list[_Said]:
     """What ``read`` makes of each prompt's ids, prompts of similar length together."""
-    rows = prompt_ids(tok, prompts, chats or [None] * len(prompts))
-    limit = max_positions(model)
-    for prompt, ids in zip(prompts, rows, strict=True):
-        if not ids or (limit is not None and len(ids) > limit):
-            raise InvalidRequestError(
-                f"prompt {prompt[:60]!r} makes {len(ids)} tokens, but the model continues 1 to "
-                f"{limit or 'any number'} of them"
-            )
+    rows = encode_prompts(model, tok, prompts, chats)
     lengths = [len(ids) + n_tokens for ids in rows]
     said: dict[int, _Said] = {}
     n_rows = max(1, BATCH_LOGITS // embedding_rows(model))

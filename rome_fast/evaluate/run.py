@@ -19,6 +19,7 @@ from rome_fast.evaluate.protocols import Rules, Verdict, check_context, chosen
 from rome_fast.evaluate.setting import hash_of, rules_of, setting_of
 from rome_fast.evaluate.stress import Stress
 from rome_fast.moment.collect.ranks import Ranks
+from rome_fast.prompt.chat import Chat, Frame
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -104,6 +105,8 @@ def evaluate(
     _check(mode, generate_tokens, held_texts, window, distributed)
     rules = Rules(chosen(protocol), context)
     check_context(context)
+    if context == "chat":
+        Frame.of(tok, Chat())  # an error without a template
     ranks = Ranks.current() if distributed else Ranks()
     records = load_records(records)
     lacks = lacking(rules.protocols, records)

@@ -140,3 +140,18 @@ def test_the_rules_stand_at_the_head_of_every_report(judged, tmp_path):
     assert "2502.11177" in (tmp_path / "report.html").read_text()
     again = type(evaluation).from_json(json.loads(json.dumps(evaluation.to_json())))
     assert again.cases[0].stages["after"].readings == evaluation.cases[0].stages["after"].readings
+
+
+def test_what_is_too_long_to_be_answered_is_one_cases_failure(gpt2, hparams):
+    """128 positions hold the prompt, not the question around it, nor what it asks to go on with."""
+    model, tok = gpt2
+    room = replace(RECORD, case_id="question", question="Who? " * 60)
+    text = replace(RECORD, case_id="text", generation_prompts=("He is " * 80,))
+    options = {"second_moment": "identity", "context_templates": CONTEXTS, "progress": False}
+    found = evaluate(
+        model, tok, [RECORD, room, text], "single", hparams, protocol="wild", **options
+    )
+    assert [case.case_id for case in found.failed] == ["question", "text"]
+    assert all("tokens, but the model continues 1 to 128" in case.error for case in found.failed)
+    assert found.metrics["after"]["wild_rewrite"].n == 3
+    assert found.cases[0].error is None
