@@ -145,7 +145,7 @@ class CarryOver:
             judge = RealModelJudge(self.model, self.tok, self.projection(hparams), self.records)
         rows = judge(updates)
         targets = [record.request.target for record in self.records]
-        row: Row = {**way, **means(rows), "seconds": seconds}
+        row: Row = {**way, **means(rows), "n": len(rows), "seconds": seconds}
         row["intervals"] = {name: interval(rows, name) for name in ("ES", "PS", "NS", "unchanged")}
         row["asked"], row["said"] = {}, {}
         for form in FORMS:

@@ -77,8 +77,13 @@ def line(way: str, found: Evaluation) -> dict[str, Any]:
     """One way: every figure with its interval, and the natural stops of what is right."""
     shown = ("before", "after")
     metrics = {s: {k: asdict(v) for k, v in found.metrics[s].items()} for s in shown}
+    readings = [r for case in found.cases for r in case.stages["after"].readings]
+    asked = [r for r in readings if r.group == "rewrite"]
+    begun = [r for r in asked if r.answer.strip().startswith(r.target.strip())]
     return {
         "way": way,
+        "begun": len(begun) / len(asked),
+        "natural_of_begun": sum(r.right for r in begun) / max(len(begun), 1),
         "n": len(found.cases),
         "metrics": metrics,
         "failed": len(found.failed),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from rome_fast.errors import InvalidRequestError
+from rome_fast.errors import EditWarning, InvalidRequestError, warn
 from rome_fast.model.spec import max_positions
 from rome_fast.prompt.contexts import QUESTION_CONTEXTS
 from rome_fast.prompt.encode import TokenizedEdit, encode
@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 
     from rome_fast.hparams import RomeHparams
     from rome_fast.prompt.request import EditRequest
+
+
+# One value vector seldom holds more (benchmarks.real_model.long_targets).
+MANY_TOKENS = 8
 
 
 class Encoder:
@@ -40,6 +44,7 @@ class Encoder:
         self._end = hparams.end if is_ours else "none"
         self._in_all_contexts = is_ours and hparams.contexts == "all"
         self._known: dict[tuple[EditRequest, ...], TokenizedEdit] = {}
+        self._has_warned = False
 
     def __call__(self, asked: Sequence[tuple[EditRequest, ...]]) -> list[TokenizedEdit]:
         """Requests, each before the facts that it keeps.
@@ -63,6 +68,7 @@ class Encoder:
             if end:
                 edits[i] = encode(self._tok, requests[i], *options[i], end)
             self._check_length(requests[i], edits[i])
+        self._warn_of_long_targets(requests, edits)
         return edits
 
     def _options(
@@ -77,6 +83,21 @@ class Encoder:
                 chat = True if request.chat is None else None
                 also.append(replace(request, chat=chat, end=None))
         return templates, self._fact_token, also
+
+    def _warn_of_long_targets(
+        self, requests: Sequence[EditRequest], edits: Sequence[TokenizedEdit]
+    ) -> None:
+        """Once, before anything is searched."""
+        lengths = {r.target: len(e.target_ids) for r, e in zip(requests, edits, strict=True)}
+        target = max(lengths, key=lengths.__getitem__, default="")
+        if not self._has_warned and target and lengths[target] > MANY_TOKENS:
+            self._has_warned = True
+            warn(
+                f"target {target[:40]!r} has {lengths[target]} tokens, and one value vector seldom "
+                f"holds more than {MANY_TOKENS}: what comes after them may be said otherwise. A "
+                "shorter target, several edits, or fine-tuning (docs/prompts.md, Long targets)",
+                EditWarning,
+            )
 
     def _check_length(self, request: EditRequest, tokens: TokenizedEdit) -> None:
         longest, limit = tokens.input_ids.shape[1], max_positions(self._model)

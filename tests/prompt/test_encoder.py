@@ -10,7 +10,7 @@ from helpers import CONTEXTS, REQUEST, same_bits, state
 
 import rome_fast
 from rome_fast import EditRequest
-from rome_fast.errors import ChatTemplateError, HparamsError
+from rome_fast.errors import ChatTemplateError, EditWarning, HparamsError
 from rome_fast.prompt.chat import Chat, Frame
 from rome_fast.prompt.contexts import QUESTION_CONTEXTS
 from rome_fast.prompt.encoder import Encoder
@@ -112,3 +112,14 @@ def test_what_is_asked_for_wrongly_is_named(chatting, hparams):
     tok.chat_template = "{% for m in messages %}{{ m.content | upper }}{% endfor %}"
     with pytest.raises(ChatTemplateError):
         encoded(model, tok, hparams, PLAIN, contexts="all")
+
+
+def test_a_long_target_is_named_before_anything_is_searched(gpt2, hparams, recwarn):
+    long = EditRequest(PLAIN.prompt, PLAIN.subject, "one two three four five six seven eight nine")
+    encoder = Encoder(*gpt2, hparams, CONTEXTS)
+    encoder([(PLAIN,)])
+    assert not recwarn.list
+    with pytest.warns(EditWarning, match=r"target 'one two .* tokens, and one value vector seldom"):
+        encoder([(long,)])
+    encoder([(EditRequest(PLAIN.prompt, "Ada", long.target),)])  # said once
+    assert not recwarn.list
