@@ -137,7 +137,10 @@ def test_the_rules_stand_at_the_head_of_every_report(judged, tmp_path):
         assert f"{name} ({PROTOCOLS[name].source})" in said
     assert "the edited prompt: right" not in said and "wild_rewrite_endless" in said
     evaluation.save_html(tmp_path / "report.html")
-    assert "2502.11177" in (tmp_path / "report.html").read_text()
+    page = (tmp_path / "report.html").read_text()
+    assert "2502.11177" in page and "4 free answers" in page
+    last = evaluation.cases[0].stages["after"].readings[-1]
+    assert f"({last.kind})</td>" in page and "wild_neighborhood" in page
     again = type(evaluation).from_json(json.loads(json.dumps(evaluation.to_json())))
     assert again.cases[0].stages["after"].readings == evaluation.cases[0].stages["after"].readings
 

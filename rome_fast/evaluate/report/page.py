@@ -135,6 +135,7 @@ def _case(case: CaseResult) -> dict[str, Any]:
         "kept": _percent(values.get("neighborhood_unchanged")),
         "norm": "" if case.relative_norm is None else f"{case.relative_norm:.1%}",
         "answers": _answers(before, after),
+        "read": _read(before, after),
         "texts": texts if any(map(len, said)) else [],
         "notes": [*([case.error] if case.error else []), *case.warnings],
     }
@@ -155,6 +156,23 @@ def _answers(before: Stage | None, after: Stage | None) -> list[dict[str, Any]]:
         }
         for kind, answers in after.answers.items()
         for first, then in zip(before.answers.get(kind, ()), answers, strict=False)
+    ]
+
+
+def _read(before: Stage | None, after: Stage | None) -> list[dict[str, Any]]:
+    """A row a free answer: what is said to its natural stop before and after, and the verdict."""
+    if before is None or after is None:
+        return []
+    return [
+        {
+            "group": then.group,
+            "question": then.question,
+            "target": then.target.strip(),
+            "before": f"{first.answer} ({first.kind})",
+            "after": f"{then.answer} ({then.kind})",
+            "right": then.right,
+        }
+        for first, then in zip(before.readings, after.readings, strict=False)
     ]
 
 
