@@ -38,7 +38,7 @@ from rome_fast.moment.collect.ordinary import ordinary_second_moment
 from rome_fast.prompt.answers import KINDS, Answer
 from rome_fast.prompt.chat import Chat
 from rome_fast.prompt.contexts import QUESTION_CONTEXTS
-from rome_fast.prompt.encode import TokenizedEdit, encode
+from rome_fast.prompt.encode import KeptFact, TokenizedEdit, encode
 from rome_fast.prompt.ends import ends_of
 from rome_fast.timings import Timings
 from rome_fast.types import EditRequest, RankOneUpdate
@@ -102,7 +102,8 @@ class CarryOver:
         templates = [*self.contexts, *own.get("templates", ())]
         [edit] = [encode(self.tok, first, templates, self.hparams.fact_token, others)]
         [ids] = ends_of(self.model, self.tok, [first], [edit], "none")
-        return encode(self.tok, first, templates, self.hparams.fact_token, others, ids)
+        edit = encode(self.tok, first, templates, self.hparams.fact_token, others, ids)
+        return _weighted(edit, own.get("end_weight", 1.0))
 
     def updates(self, way: Row) -> tuple[list[RankOneUpdate], float]:
         """Each fact's update, and the seconds that it took."""
@@ -155,6 +156,21 @@ class CarryOver:
         return row
 
 
+def _weighted(edit: TokenizedEdit, weight: float) -> TokenizedEdit:
+    """With so much weight on the end's tokens; what is read twice counts twice."""
+    ends, target = edit.end_ids.tolist(), edit.target_ids.tolist()
+    if weight == 1.0 or not ends:
+        return edit
+    more = []
+    for row, start in enumerate(edit.target_start.tolist()):
+        if weight > 1:
+            fact = KeptFact(row, start + len(target), tuple(ends))
+            more += [fact] * (round(weight) - 1)
+        else:
+            more += [KeptFact(row, start, tuple(target))] * (round(1 / weight) - 1)
+    return replace(edit, kept=(*edit.kept, *more))
+
+
 def verdicts(answers: Sequence[Answer], targets: Sequence[str]) -> dict[str, float]:
     """Share of each kind of answer, and of those that hold the target in any way."""
     kinds = [answer.is_to(target) for answer, target in zip(answers, targets, strict=True)]
@@ -180,6 +196,8 @@ WAYS: dict[str, Row] = {
         "forms": ["sentence", "sentence in a chat"],
         "templates": list(QUESTION_CONTEXTS),
     },
+    "end, a third": {"forms": ["sentence"], "end_weight": 1 / 3},
+    "end, thrice": {"forms": ["sentence"], "end_weight": 3.0},
     "low loss": {"forms": ["sentence"], "hparams": {"v_stop_loss": 0.005, "v_num_grad_steps": 50}},
 }
 
