@@ -63,6 +63,10 @@ def evaluate(
     context: Annotated[
         str, typer.Option(help="how 'wild' asks: qa, one_shot, question, chat, or a text with {}")
     ] = "qa",
+    judge: Annotated[
+        str,
+        typer.Option(metavar="exact|contained", help="which answers of 'wild' are right"),
+    ] = "exact",
     stress: Annotated[
         bool,
         typer.Option("--stress", help="also ask behind other text, negated, and of the subject"),
@@ -115,8 +119,9 @@ def evaluate(
         check_file("--readings", readings, (".jsonl",))
         check_file("--resume", resume)
         if from_readings is not None:
-            _refuse_others(called, ("from_readings", "out", "html"))
-            found = rome_fast.Evaluation.from_readings(from_readings)
+            _refuse_others(called, ("from_readings", "judge", "out", "html"))
+            given = _is_given(called, "judge")
+            found = rome_fast.Evaluation.from_readings(from_readings, judge if given else None)
             _show(found, ((out, found.save), (html, found.save_html)))
             return
         if records is None:
@@ -138,6 +143,7 @@ def evaluate(
             form=form,
             protocol=protocol,
             context=context,
+            judge=judge,
             stress=stress,
             generate_tokens=generate_tokens,
             held_texts=texts,
@@ -171,12 +177,16 @@ def _show(
 def _refuse_others(called: typer.Context, allowed: Collection[str]) -> None:
     """Refuse the options that only say how a model is edited and asked."""
     for option in called.command.params:
-        source = called.get_parameter_source(option.name or "")
-        if option.name not in allowed and source is not None and source.name == "COMMANDLINE":
+        if option.name not in allowed and _is_given(called, option.name or ""):
             raise InvalidArgumentError(
                 f"--from-readings asks no model, so {option.opts[0]} has no use beside it: leave "
                 "it out"
             )
+
+
+def _is_given(called: typer.Context, name: str) -> bool:
+    source = called.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 @contextmanager

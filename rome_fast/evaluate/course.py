@@ -32,7 +32,7 @@ class Run:
         self,
         editor: Editor,
         judge: Judge,
-        verdict: Verdict | None,
+        verdict: Verdict,
         ranks: Ranks,
         *,
         progress: bool,
@@ -116,13 +116,13 @@ class Run:
         retention: Sequence[Checkpoint],
         journal: Journal,
     ) -> list[CaseResult]:
-        """With the verdicts of the user's judge, if there is one."""
-        if self._verdict is None:
+        """With the verdicts of the judge that was asked for."""
+        if self._verdict == "exact":  # as they have been read
             return cases
         try:
             return judged(cases, self._verdict)
         except InvalidArgumentError as error:
-            asked = self._result({**setting, "judge": "words"}, cases, retention)
+            asked = self._result({**setting, "judge": "exact"}, cases, retention)
             where = "save_readings of this error's evaluation writes them"
             if journal.path is not None:
                 path = journal.path.with_name(f"{journal.path.name}.readings.jsonl")

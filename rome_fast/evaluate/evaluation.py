@@ -11,6 +11,7 @@ from rome_fast.atomic_files import write_text
 from rome_fast.errors import InvalidArgumentError, MissingExtraError
 from rome_fast.evaluate import readings
 from rome_fast.evaluate.metrics import summarise
+from rome_fast.evaluate.protocols import JUDGES, check_judge
 from rome_fast.evaluate.result import EvaluationData
 
 if TYPE_CHECKING:
@@ -67,8 +68,8 @@ class Evaluation(EvaluationData):
         """The figures of the answers that ``save_readings`` wrote, without a model.
 
         Args:
-            judge: (question, answer, target) -> bool, whose verdicts are taken; None: those of the
-                file, which people may have changed.
+            judge: whose verdicts are taken, as in ``evaluate``; None: those of the file, which
+                people may have changed.
 
         Raises:
             InvalidArgumentError: the file cannot be read, or a line of it is bad; says which. Or
@@ -76,9 +77,11 @@ class Evaluation(EvaluationData):
         """
         setting, cases = readings.read(path)
         if judge is not None:
-            cases, setting["judge"] = readings.judged(cases, judge), "own"
-        elif setting.get("judge") == "words":
-            setting["n_changed"] = readings.n_changed(cases)
+            check_judge(judge)
+            cases = readings.judged(cases, judge)
+            setting["judge"] = judge if isinstance(judge, str) else "own"
+        elif setting.get("judge") in JUDGES:
+            setting["n_changed"] = readings.n_changed(cases, setting["judge"])
         metrics = summarise(cases, setting.get("n_skipped", 0))
         return cls(setting=setting, metrics=metrics, cases=tuple(cases))
 

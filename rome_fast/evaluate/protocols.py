@@ -14,7 +14,10 @@ from rome_fast.evaluate.result import Reading
 from rome_fast.prompt.answers import Answer
 from rome_fast.prompt.chat import Chat
 
-Verdict = Callable[[str, str, str], bool]
+# Kinds of answers that each judge by words calls right.
+JUDGES = {"exact": ("exact",), "contained": ("exact", "contained")}
+# The name of one, or (question, answer, target) -> whether it is right.
+Verdict = str | Callable[[str, str, str], bool]
 
 # How a question is put, of the protocols that let the model answer, and what an answer may take.
 CONTEXTS = {
@@ -147,12 +150,23 @@ class Rules:
         )
 
 
+def check_judge(judge: Verdict) -> None:
+    """Raise InvalidArgumentError unless it can judge."""
+    if not callable(judge) and judge not in JUDGES:
+        raise InvalidArgumentError(
+            f"judge must be one of {', '.join(JUDGES)}, or (question, answer, target) -> bool; got "
+            f"{judge!r:.60}"
+        )
+
+
 def verdict(judge: Verdict, question: str, answer: Answer, target: str) -> bool:
     """What a judge says.
 
     Raises:
         InvalidArgumentError: it has raised, or has returned no bool.
     """
+    if isinstance(judge, str):
+        return answer.is_to(target) in JUDGES[judge]
     try:
         said = judge(question, answer.text, target)
     except Exception as error:  # whatever a judge raises

@@ -14,7 +14,7 @@ from typing import Any
 
 from rome_fast.errors import InvalidArgumentError
 from rome_fast.evaluate.metrics import read_values
-from rome_fast.evaluate.protocols import GROUPS, Verdict, verdict
+from rome_fast.evaluate.protocols import GROUPS, JUDGES, Verdict, verdict
 from rome_fast.evaluate.result import CaseResult, EvaluationData, Reading, Stage
 from rome_fast.prompt.answers import KINDS, Answer
 from rome_fast.text_files import not_utf8
@@ -48,10 +48,10 @@ def judged(cases: Sequence[CaseResult], judge: Verdict) -> list[CaseResult]:
     ]
 
 
-def n_changed(cases: Sequence[CaseResult]) -> int:
-    """How many verdicts are not those of the words."""
+def n_changed(cases: Sequence[CaseResult], judge: str) -> int:
+    """How many verdicts are not those of the words, by the judge's name."""
     return sum(
-        reading.right != (reading.kind == "exact")
+        reading.right != (reading.kind in JUDGES[judge])
         for case in cases
         for stage in case.stages.values()
         for reading in stage.readings

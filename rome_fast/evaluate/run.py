@@ -15,7 +15,7 @@ from rome_fast.evaluate.journal import Journal
 from rome_fast.evaluate.judge import Judge
 from rome_fast.evaluate.loading import load_records
 from rome_fast.evaluate.needs import lacking
-from rome_fast.evaluate.protocols import Rules, Verdict, check_context, chosen
+from rome_fast.evaluate.protocols import Rules, Verdict, check_context, check_judge, chosen
 from rome_fast.evaluate.setting import hash_of, rules_of, setting_of
 from rome_fast.evaluate.stress import Stress
 from rome_fast.moment.collect.ranks import Ranks
@@ -45,7 +45,7 @@ def evaluate(
     form: str = "weight",
     protocol: str | Sequence[str] = "rome",
     context: str = "qa",
-    judge: Verdict | None = None,
+    judge: Verdict = "exact",
     stress: bool = False,
     generate_tokens: int = 20,
     held_texts: Sequence[str] = (),
@@ -73,7 +73,8 @@ def evaluate(
         context: how "wild" puts a question: "qa", with an instruction, "one_shot", behind another
             that is answered, "question", alone, "chat", through the chat template, or a text with
             "{}" for it. A record in a chat is asked in its chat.
-        judge: of "wild", (question, answer, target) -> bool; None: the target's words, no others.
+        judge: of "wild": "exact", the target's words and no others; "contained", they and others;
+            or (question, answer, target) -> bool.
             It is asked when the model has given all of its answers.
         stress: also ask the edited prompt behind 50 and 200 tokens of other text, and negated, and
             in single mode other facts of its subject among the records.
@@ -105,6 +106,7 @@ def evaluate(
     _check(mode, generate_tokens, held_texts, window, distributed)
     rules = Rules(chosen(protocol), context)
     check_context(context)
+    check_judge(judge)
     if context == "chat":
         Frame.of(tok, Chat())  # an error without a template
     ranks = Ranks.current() if distributed else Ranks()
@@ -141,7 +143,7 @@ def evaluate(
         )
         journal = Journal(resume, setting, ranks)  # whoever will judge what it keeps
         if rules.lets_answer:
-            setting["judge"] = "words" if judge is None else "own"
+            setting["judge"] = judge if isinstance(judge, str) else "own"
         run = Run(editor, asker, judge, ranks, progress=progress and ranks.rank == 0)
         if mode == "single":
             return run.single(setting, journal, window)

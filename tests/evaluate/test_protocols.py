@@ -116,6 +116,24 @@ def test_a_judge_of_ones_own(judged):
     assert evaluation.setting["judge"] == "own"
 
 
+def test_a_judge_by_name_counts_what_holds_the_target(judged, monkeypatch, tmp_path):
+    exact = judged(protocol="wild")
+    target = exact.cases[0].stages["after"].readings[0].answer.split()[-1].strip(".,")
+    record = replace(RECORD, request=replace(RECORD.request, target=target))
+    monkeypatch.setattr(f"{__name__}.RECORD", record)
+    contained = judged(protocol="wild", judge="contained")
+    readings = [r for s in contained.cases[0].stages.values() for r in s.readings]
+    assert [r.right for r in readings] == [r.kind in ("exact", "contained") for r in readings]
+    assert contained.setting["judge"] == "contained"
+    contained.save_readings(tmp_path / "readings.jsonl")
+    again = type(contained).from_readings(tmp_path / "readings.jsonl", judge="exact")
+    judged_again = [r for s in again.cases[0].stages.values() for r in s.readings]
+    assert [r.right for r in judged_again] == [r.kind == "exact" for r in readings]
+    for bad in ("nearly", 5, None):
+        with pytest.raises(InvalidArgumentError, match="judge must be one of exact, contained"):
+            judged(protocol="wild", judge=bad)
+
+
 @pytest.mark.parametrize(
     ("judge", "message"),
     [

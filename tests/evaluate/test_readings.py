@@ -122,7 +122,7 @@ def test_verdicts_changed_by_hand_are_taken_and_told(saved, tmp_path):
         for stage in case.stages.values()
         for reading in stage.readings
     )
-    assert n and f"judged by words, {n} verdicts changed by hand" in " ".join(str(again).split())
+    assert n and f"judged by whether they are the target, {n} verdicts changed by hand" in " ".join(str(again).split())
     again.save(tmp_path / "again.json")
     assert Evaluation.load(tmp_path / "again.json") == again
     again.save_html(tmp_path / "again.html")
@@ -192,7 +192,7 @@ def test_a_judge_that_fails_half_way_loses_no_answer(run, tmp_path, mode):
         run(mode, protocol="wild", judge=failing_at(6))
     expected = run(mode, protocol="wild")
     kept = found.value.evaluation
-    assert kept.metrics.keys() == expected.metrics.keys() and kept.setting["judge"] == "words"
+    assert kept.metrics.keys() == expected.metrics.keys() and kept.setting["judge"] == "exact"
     kept.save_readings(tmp_path / "kept.jsonl")
     again = Evaluation.from_readings(tmp_path / "kept.jsonl", judge=has_word)
     assert again.metrics == wild(run(mode, protocol="wild", judge=has_word))
@@ -206,4 +206,4 @@ def test_with_a_journal_the_answers_are_on_the_disk(run, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:  # no model is asked for what the journal has
         patch.setattr(asker, "natural_answers", None)
         assert wild(run(protocol="wild", judge=has_word, resume=path)) == again.metrics
-        assert run(protocol="wild", resume=path).setting["judge"] == "words"
+        assert run(protocol="wild", resume=path).setting["judge"] == "exact"

@@ -188,11 +188,18 @@ def rules(evaluation: EvaluationData) -> list[str]:
         for p in setting.get("protocols", ())
     ]
     if "context" in setting:
-        judge = "a judge of the user's" if setting["judge"] == "own" else "words"
+        judge = _JUDGED[setting["judge"]]
         if changed := setting.get("n_changed"):
             judge += f", {changed} verdicts changed by hand"
         lines.append(f"questions put as {setting['context']!r}, answers judged by {judge}")
     return lines
+
+
+_JUDGED = {
+    "exact": "whether they are the target",
+    "contained": "whether they hold the target",
+    "own": "a judge of the user's",
+}
 
 
 def _how(setting: Mapping[str, Any]) -> str:
