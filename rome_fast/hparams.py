@@ -66,7 +66,8 @@ class RomeHparams:
             bfloat16 copies of the weights above the edited one.
         shared_expert: in a mixture of experts, edit the expert that all tokens share.
         contexts: ``"text"`` searches v* behind sampled texts; ``"all"`` also where the prompt is
-            put as a question, and in a chat (of a request in a chat: without it).
+            put as a question, and, where the tokenizer has a template, in a chat (of a request in a
+            chat: without it); not with ``variant="original"``.
         end: what is written behind a target, where the request does not say: see ``EditRequest``.
         max_answer_tokens: of the answers that a result holds, before and after, at most; each token
             takes a forward. 0: none is read.

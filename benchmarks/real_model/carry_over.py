@@ -4,10 +4,11 @@
         --out benchmarks/results/real-model-carry-over.json
 
 Facts of CounterFact that SmolLM2 says by itself. Each is edited alone in one form or in several at
-once, and asked in all three: behind the sentence, behind "Q: ... A:" with an instruction, and in a
-chat. An answer counts as said when it holds the target as whole words up to its natural stop, as
-exact when it is the target and no more (docs/metrics.md). The unedited model is asked for the true
-object in the same way: what it does not say of its own facts no edit can be expected to say.
+once, and asked in four: behind the sentence; as a question behind another that is answered; as a
+question with WILD's instruction; and in a chat. An answer counts as said when it holds the target
+as whole words up to its natural stop, as exact when it is the target and no more (docs/metrics.md).
+The unedited model is asked for the true object in the same way: what it does not say of its own
+facts no edit can be expected to say.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from benchmarks.session.arena_records import arena_records
 from rome_fast.bench.setting import setting
 from rome_fast.edit import opened
 from rome_fast.evaluate.generation import natural_answers
-from rome_fast.evaluate.protocols import CONTEXTS
+from rome_fast.evaluate.protocols import ANSWER_TOKENS, CONTEXTS
 from rome_fast.evaluate.scoring import Trial
 from rome_fast.hparams import RomeHparams
 from rome_fast.model.open_model import open_model
@@ -46,11 +47,10 @@ from rome_fast.update.joint import solve_updates
 from rome_fast.update.solve import build_constraint
 from rome_fast.value.window import KeyValueSearch
 
-N_TOKENS = 50
 FORMS = ("sentence", "question", "instructed", "chat")
 # How a question is put, where it is no chat: with another one answered before, or as WILD does.
 PUT = {
-    "question": "Question: What is the capital of Italy?\nAnswer: Rome.\n\nQuestion: {}\nAnswer:",
+    "question": CONTEXTS["one_shot"],
     "instructed": CONTEXTS["qa"],
 }
 Row = dict[str, Any]
@@ -100,7 +100,7 @@ class CarryOver:
         """The first form with its contexts, the others as further prompts."""
         first, *others = [self.request(i, form, end) for form in forms]
         templates = [*self.contexts, *own.get("templates", ())]
-        [edit] = [encode(self.tok, first, templates, self.hparams.fact_token, others)]
+        edit = encode(self.tok, first, templates, self.hparams.fact_token, others)
         [ids] = ends_of(self.model, self.tok, [first], [edit], "none")
         edit = encode(self.tok, first, templates, self.hparams.fact_token, others, ids)
         return _weighted(edit, own.get("end_weight", 1.0))
@@ -135,7 +135,7 @@ class CarryOver:
             projection = self.projection(self.hparams.replace(**way.get("hparams", {})))
             trial = Trial(projection, list(updates), list(range(len(updates))))
         texts = [request.text for request in requests]
-        return natural_answers(self.model, self.tok, texts, N_TOKENS, trial, chats)
+        return natural_answers(self.model, self.tok, texts, ANSWER_TOKENS, trial, chats)
 
     def line(self, way: Row) -> Row:
         """One way of editing."""

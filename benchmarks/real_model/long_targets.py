@@ -1,6 +1,6 @@
 """How much one value vector can hold: targets of 4 to 60 tokens, edited alone and said greedily.
 
-    python -m benchmarks.real_model.long_targets --work FOLDER \
+    python -m benchmarks.real_model.long_targets \
         --out benchmarks/results/real-model-long-targets.json
 
 Targets of five kinds (sentences, dates and places, addresses, code, JSON), two of each, cut

@@ -65,6 +65,7 @@ def asked_once(journal: Path) -> Iterator[None]:
     plain = Judge.said
 
     def said(judge: Judge, numbers: Sequence[int], updates: Any) -> list[Said]:
+        # Of a model in float32 "after" comes with updates, which are tried.
         if updates is None and all(number in kept for number in numbers):
             return [kept[number] for number in numbers]
         return plain(judge, numbers, updates)

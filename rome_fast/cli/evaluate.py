@@ -197,8 +197,10 @@ def _interruptible(resume: Path | None) -> Iterator[None]:
     except KeyboardInterrupt as error:
         from rome_fast.evaluate.journal import n_finished
 
-        kept = [] if resume is None else list(resume.parent.glob(f"{resume.name}*"))
-        n_cases = sum(map(n_finished, kept))
+        kept: list[Path] = []
+        if resume is not None:
+            kept = [resume, *resume.parent.glob(f"{resume.name}.rank*")]
+        n_cases = sum(n_finished(path) for path in kept if path.exists())
         if is_first_process():
             complain(
                 f"interrupted: {n_cases} finished cases are in {resume}, and the same command goes "

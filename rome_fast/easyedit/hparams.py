@@ -73,8 +73,8 @@ class ROMEHyperParams:
     seed: int = RomeHparams.seed
     compute_dtype: str = RomeHparams.compute_dtype
     shared_expert: bool = RomeHparams.shared_expert
-    contexts: str = "text"  # as theirs
-    end: str = "none"
+    contexts: str = RomeHparams.contexts
+    end: str = "none"  # as theirs
     max_answer_tokens: int = RomeHparams.max_answer_tokens
 
     mom2_adjustment: bool = RomeHparams.mom2_adjustment

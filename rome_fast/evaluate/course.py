@@ -1,4 +1,4 @@
-"""One evaluation, from the questions to the result."""
+"""The order of an evaluation: what is asked, edited, judged and kept, and when."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ class Run:
                 cases += made
                 self._advance(bar, made)
         cases = self._judged(setting, cases, (), journal)
-        result = self._result(setting, self._ranks.gather(cases), ())
-        if self._drift:
+        result = self._result(setting, cases, ())
+        if self._drift and "after" in result.metrics:
             after = {name: result.metrics["after"][name].mean for name in self._drift["before"]}
             self._drift["after"] = after
         return result
@@ -116,23 +116,28 @@ class Run:
         retention: Sequence[Checkpoint],
         journal: Journal,
     ) -> list[CaseResult]:
-        """With the verdicts of the judge that was asked for."""
-        if self._verdict == "exact":  # as they have been read
-            return cases
-        try:
-            return judged(cases, self._verdict)
-        except InvalidArgumentError as error:
-            asked = self._result({**setting, "judge": "exact"}, cases, retention)
-            where = "save_readings of this error's evaluation writes them"
-            if journal.path is not None:
-                path = journal.path.with_name(f"{journal.path.name}.readings.jsonl")
-                asked.save_readings(path)
-                where = f"they are in {path}"
-            raise JudgeError(
-                f"{error}. No answer is lost: {where}, and Evaluation.from_readings judges them "
-                "without the model",
-                asked,
-            ) from error
+        """The cases of all processes, with the verdicts of the judge that was asked for."""
+        found, cause = cases, None
+        if self._verdict != "exact":  # else as they have been read
+            try:
+                found = judged(cases, self._verdict)
+            except InvalidArgumentError as error:
+                cause = error
+        # Where one judge has failed, every process says so: none waits for another.
+        failed = self._ranks.gather([] if cause is None else [str(cause)])
+        if not failed:
+            return self._ranks.gather(found)
+        asked = self._result({**setting, "judge": "exact"}, self._ranks.gather(cases), retention)
+        where = "save_readings of this error's evaluation writes them"
+        if journal.path is not None:
+            path = journal.path.with_name(f"readings of {journal.path.name}")
+            asked.save_readings(path)
+            where = f"they are in {path}"
+        raise JudgeError(
+            f"{failed[0]}. No answer is lost: {where}, and Evaluation.from_readings judges them "
+            "without the model",
+            asked,
+        ) from cause
 
     def _result(
         self,

@@ -80,7 +80,8 @@ def differences(first: Sequence[Values], second: Sequence[Values]) -> tuple[Diff
         np.array([[row[i].get(name, np.nan) for name in names] for row in pairs], np.float64)
         for i in (0, 1)
     )
-    alone = np.isnan(a) != np.isnan(b)
+    # A perplexity may be infinite: that pair has no difference.
+    alone = ~(np.isfinite(a) & np.isfinite(b))
     a[alone] = b[alone] = np.nan
     there = np.isfinite(a)
     parts = [names.index(name) for name in SUCCESS if name in names]

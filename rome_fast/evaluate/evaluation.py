@@ -76,6 +76,7 @@ class Evaluation(EvaluationData):
                 the judge has raised, or has returned no bool.
         """
         setting, cases = readings.read(path)
+        setting.pop("n_changed", None)  # of a file that was read before
         if judge is not None:
             check_judge(judge)
             cases = readings.judged(cases, judge)

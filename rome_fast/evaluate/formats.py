@@ -25,9 +25,10 @@ EasyEdit. The fields of a flat record:
     ``also``                flat records of edits that are made together with this one
     ======================  ====================================================================
 
-Keys that are not named here are not read, and ``load_records`` says which they were; not of what
-data sets hold beside that and no published figure uses. A question of a locality or portability
-group without an answer is left out, as by EasyEdit, and ``load_records`` says how many were.
+Keys that are not named here are not read, and ``load_records`` says which they were; those that
+published data sets have and no figure uses are passed over in silence. A question of a locality or
+portability group without an answer is left out, as by EasyEdit, and ``load_records`` says how many
+were.
 """
 
 from __future__ import annotations

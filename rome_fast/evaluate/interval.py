@@ -14,11 +14,12 @@ Z = 1.96
 
 @dataclass(frozen=True)
 class Metric:
-    """A mean over cases with its 95 % interval.
+    """A mean over cases, or samples of a task, with its 95 % interval.
 
     Attributes:
         low, high: normal interval, mean -+ 1.96 standard errors over the cases (of the score S,
-            jackknife errors); equal to the mean where there is one case.
+            jackknife errors; of two evaluations' difference, of a bootstrap); equal to the mean
+            where there is one case.
         n: cases that have this value.
     """
 

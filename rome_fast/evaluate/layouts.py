@@ -116,6 +116,7 @@ def _fact(rewrite: Raw) -> dict[str, Any]:
         "target_new": first_of(rewrite, ("target_new", "target_new_str")),
         "target_true": first_of(rewrite, ("target_true", "target_true_str")),
         "paraphrases": rewrite.get("question"),
+        "question": None,
     }
 
 

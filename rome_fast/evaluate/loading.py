@@ -102,8 +102,9 @@ def load_records(
             + more,
             RecordWarning,
         )
-    # Records that come from here have left out theirs already.
-    return Records(records, len(bad) + getattr(source, "n_skipped", 0))
+    # Records that come from here have left out theirs already; some of them have not.
+    earlier = getattr(source, "n_skipped", 0) if limit is None else 0
+    return Records(records, len(bad) + earlier)
 
 
 class _Reader:

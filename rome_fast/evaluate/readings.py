@@ -102,6 +102,10 @@ def read(path: str | Path) -> tuple[dict[str, Any], list[CaseResult]]:
             raise _error(path, number, reason)
         told = {field.name: line[field.name] for field in fields(Reading)}
         found[line["case"], line["stage"]].append(Reading(**told))
+    if not n_readings:
+        raise InvalidArgumentError(
+            f"readings {path} holds no answers: evaluate with protocol='wild'"
+        )
     n_found = sum(map(len, found.values()))
     if n_found != n_readings or not n_found:
         raise _error(

@@ -94,15 +94,22 @@ class Stress:
         return found
 
     def _questions(self, number: int) -> Iterator[tuple[str, list[Question]]]:
-        record = self._records[number]
-        [rewrite] = questions_of(record)["rewrite_new"]
+        facts = self._records[number].facts
+        rewrites = questions_of(self._records[number])["rewrite_new"]
         for n_tokens in PREFIX_TOKENS:
-            prefix = self._prefix(record, n_tokens)
-            if prefix is not None:
-                asked = replace(rewrite, prompt=f"{prefix}\n{rewrite.prompt}")
-                yield f"stress_prefix_{n_tokens}", [asked]
-        if (negated := negation_of(record.request)) is not None:
-            yield "stress_negated", [replace(rewrite, prompt=negated)]
+            prefixes = [self._prefix(fact, n_tokens) for fact in facts]
+            if all(prefix is not None for prefix in prefixes):
+                yield (
+                    f"stress_prefix_{n_tokens}",
+                    [
+                        replace(rewrite, prompt=f"{prefix}\n{rewrite.prompt}")
+                        for prefix, rewrite in zip(prefixes, rewrites, strict=True)
+                    ],
+                )
+        pairs = zip(rewrites, (negation_of(fact.request) for fact in facts), strict=True)
+        negated = [replace(rewrite, prompt=text) for rewrite, text in pairs if text is not None]
+        if negated:
+            yield "stress_negated", negated
         others = [questions_of(self._records[other]) for other in self._others(number)]
         # Without a true answer only the first place of the other one's new target is looked at.
         true = [asked["rewrite_true"][0] for asked in others if "rewrite_true" in asked]
@@ -140,7 +147,8 @@ class Stress:
         """Records with another fact of the subject, the first ones of the file; each fact once."""
         record = self._records[number]
         names = {name.casefold() for name in record.request.names}
-        seen = {_plain(text) for text in (record.request.text, *record.paraphrases)}
+        # The others of a chain are edited with it.
+        seen = {_plain(t) for fact in record.facts for t in (fact.request.text, *fact.paraphrases)}
         found: list[int] = []
         for other in sorted({i for name in names for i in self._of_subject.get(name, ())}):
             request = self._records[other].request

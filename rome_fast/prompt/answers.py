@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rome_fast.prompt.greedy import greedy_tokens
+from rome_fast.prompt.greedy import greedy_tokens, room_of
 from rome_fast.prompt.ids import decode
 
 if TYPE_CHECKING:
@@ -72,7 +72,10 @@ def read_answers(
         return stop_of(decode(tok, tokens)) is not None
 
     rows = greedy_tokens(model, tok, prompts, n_tokens, is_over, narrow)
-    return [_answer(decode(tok, row), len(row) < n_tokens) for row in rows]
+    rooms = [room_of(model, prompt, n_tokens) for prompt in prompts]
+    return [
+        _answer(decode(tok, row), len(row) < room) for row, room in zip(rows, rooms, strict=True)
+    ]
 
 
 def stop_of(text: str) -> int | None:
@@ -83,7 +86,7 @@ def stop_of(text: str) -> int | None:
 
 
 def _answer(text: str, is_short: bool) -> Answer:
-    """Cut where it stops; what is shorter than asked for has met an end token."""
+    """Cut where it stops; what is shorter than there was room for has met an end token."""
     stop = stop_of(text)
     return Answer(text[:stop].strip(), stop is not None or is_short)
 

@@ -56,8 +56,8 @@ def greedy_tokens(
         narrow: is told which rows go on, int64 indices into those of the forward before, each
             time that others have ended and are taken out; None: nothing depends on the rows.
     """
-    limit, ends = max_positions(model), end_tokens(model, tok)
-    room = [n_tokens if limit is None else min(n_tokens, limit + 1 - len(p)) for p in prompts]
+    ends = end_tokens(model, tok)
+    room = [room_of(model, prompt, n_tokens) for prompt in prompts]
 
     def is_done(said: Sequence[int], room: int) -> bool:
         return len(said) >= room or said[-1] in ends or (is_over is not None and is_over(said))
@@ -67,6 +67,12 @@ def greedy_tokens(
         end = next((i for i, token in enumerate(tokens[:n]) if token in ends), n)
         found.append(tokens[:end])
     return found
+
+
+def room_of(model: PreTrainedModel, prompt: Sequence[int], n_tokens: int) -> int:
+    """How many tokens can follow a prompt, ``n_tokens`` at most: the last one needs no position."""
+    limit = max_positions(model)
+    return n_tokens if limit is None else min(n_tokens, limit + 1 - len(prompt))
 
 
 def end_tokens(model: PreTrainedModel, tok: PreTrainedTokenizerBase) -> list[int]:

@@ -122,7 +122,9 @@ def test_verdicts_changed_by_hand_are_taken_and_told(saved, tmp_path):
         for stage in case.stages.values()
         for reading in stage.readings
     )
-    assert n and f"judged by whether they are the target, {n} verdicts changed by hand" in " ".join(str(again).split())
+    assert n and f"judged by whether they are the target, {n} verdicts changed by hand" in " ".join(
+        str(again).split()
+    )
     again.save(tmp_path / "again.json")
     assert Evaluation.load(tmp_path / "again.json") == again
     again.save_html(tmp_path / "again.html")
@@ -200,9 +202,9 @@ def test_a_judge_that_fails_half_way_loses_no_answer(run, tmp_path, mode):
 
 def test_with_a_journal_the_answers_are_on_the_disk(run, tmp_path, monkeypatch):
     path = tmp_path / "cases.jsonl"
-    with pytest.raises(JudgeError, match=r"they are in .*cases\.jsonl\.readings\.jsonl"):
+    with pytest.raises(JudgeError, match=r"they are in .*readings of cases\.jsonl"):
         run(protocol="wild", judge=failing_at(6), resume=path)
-    again = Evaluation.from_readings(tmp_path / "cases.jsonl.readings.jsonl", judge=has_word)
+    again = Evaluation.from_readings(tmp_path / "readings of cases.jsonl", judge=has_word)
     with monkeypatch.context() as patch:  # no model is asked for what the journal has
         patch.setattr(asker, "natural_answers", None)
         assert wild(run(protocol="wild", judge=has_word, resume=path)) == again.metrics

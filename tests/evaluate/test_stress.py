@@ -299,3 +299,16 @@ def test_reports_show_it(gpt2, options, tmp_path):
     assert "It is not true that the founder is Steve Jobs" in page
     again = type(evaluation).from_json(json.loads(json.dumps(evaluation.to_json())))
     assert again.metrics == evaluation.metrics and again.setting["stress"] is True
+
+
+def test_a_record_of_several_edits_is_asked_of_each(gpt2, options):
+    model, tok = gpt2
+    other = record(1, "We drink tea with {}", "Ada Lovelace", "near")
+    chain = replace(record(0, "The founder is {}", "Steve Jobs", "capital"), also=(other,))
+    found = stressed(model, tok, [chain], **options)
+    assert not found.failed
+    ends = {"stress_negated": negation_of(other.request), "stress_prefix_50": other.request.text}
+    for name, end in ends.items():
+        answers = found.cases[0].stages["after"].answers[name]
+        assert [answer.target.strip() for answer in answers] == ["capital", "near"]
+        assert answers[1].prompt.endswith(end)

@@ -72,3 +72,11 @@ def test_a_result_has_the_answers_before_and_after():
     with rome_fast.trial(model, tok, request, hparams) as result:
         assert (result.answer_before, result.answer, result.answer_is) == ("", "", "")
         assert "answers" not in str(result)
+
+
+def test_what_the_models_positions_cut_off_has_not_ended(gpt2):
+    model, tok = gpt2
+    model.generation_config.eos_token_id = tok.eos_token_id
+    prompt = [5, 9, 11] * 41  # 123 of 128 positions
+    [answer] = read_answers(model, tok, [prompt], 50)
+    assert not answer.has_ended and answer.is_to("x") == "endless"
