@@ -76,7 +76,7 @@ def test_kmeng01s_update_is_searched_behind_texts(chatting, hparams):
     assert tokens.n_contexts == len(CONTEXTS) and not tokens.kept
 
 
-def test_each_request_is_encoded_once(chatting, hparams, monkeypatch):
+def test_each_request_is_encoded_once(chatting, hparams):
     encoder = Encoder(*chatting, hparams, CONTEXTS)
     [first] = encoder([(PLAIN,)])
     again, other = encoder([(PLAIN,), (CHAT,)])
