@@ -30,11 +30,12 @@ def questions_of(record: EditRecord) -> dict[str, list[Question]]:
     are no ``rewrite_true`` and ``rephrase_true``. All are asked in the chat of the request, if any.
     """
     new, true = record.request.target, record.target_true
-    prompts = {"rewrite": (record.request.text,), "rephrase": record.paraphrases}
-    asked = {f"{name}_new": [Question(p, new) for p in texts] for name, texts in prompts.items()}
-    if true is not None:
-        for name, texts in prompts.items():
-            asked[f"{name}_true"] = [Question(p, true) for p in texts]
+    objects = {"new": new} if true is None else {"new": new, "true": true}
+    asked = {}
+    for name, target in objects.items():
+        # Behind the edited prompt as it was edited: with the request's space, if it says.
+        asked[f"rewrite_{name}"] = [replace(record.rewrite, target=target)]
+        asked[f"rephrase_{name}"] = [Question(text, target) for text in record.paraphrases]
     asked["neighborhood_true"] = list(record.neighborhood)
     asked["neighborhood_new"] = [Question(q.prompt, new) for q in record.neighborhood]
     for kind, groups in (("locality", record.locality), ("portability", record.portability)):
