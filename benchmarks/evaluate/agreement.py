@@ -36,7 +36,7 @@ from rome_fast.evaluate.records import EditRecord, Question
 if TYPE_CHECKING:
     from rome_fast.evaluate.evaluation import Evaluation
 
-MODELS = {"smollm2": "SmolLM2-135M", "toy": "embedded model"}
+MODELS = {"toy": "embedded model", "smollm2": "SmolLM2-135M"}
 # What kmeng01's summary calls them.
 SUMMARY = {
     "ES": "post_rewrite_success",
@@ -57,17 +57,14 @@ class Stage(NamedTuple):
 
 def records(n: int) -> list[EditRecord]:
     """The first records; their questions also as EasyEdit's groups, of one and of several."""
-    return [_with_groups(record_of(raw)) for raw in read_counterfact()[:n]]
-
-
-def _with_groups(record: EditRecord) -> EditRecord:
-    first, *others = record.neighborhood
-    apart = {f"apart_{i}": (question,) for i, question in enumerate(others, 1)}
-    return replace(
-        record,
-        locality={"neighborhood": (first,), "together": tuple(others), **apart},
-        portability={"reworded": _reworded(record)},
-    )
+    return [
+        replace(
+            record,
+            locality={"alone": record.neighborhood[:1], "together": record.neighborhood[1:]},
+            portability={"reworded": _reworded(record)},
+        )
+        for record in map(record_of, read_counterfact()[:n])
+    ]
 
 
 def _reworded(record: EditRecord) -> tuple[Question, ...]:
@@ -202,8 +199,8 @@ def main() -> None:
         report["edges"][MODELS[name]] = edge_questions(agreement.model, agreement.tok, codes)
         rows += [{"model": MODELS[name], **row} for row in agreement.rows]
         print(json.dumps(found, indent=1), json.dumps(report["edges"][MODELS[name]], indent=1))
-    if args.out:
-        write(args.out, report, rows, "compared_one_by_one")
+        if args.out:
+            write(args.out, report, rows, "compared_one_by_one")
 
 
 if __name__ == "__main__":

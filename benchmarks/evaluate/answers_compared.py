@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from statistics import fmean
 from typing import TYPE_CHECKING
 
@@ -51,9 +52,9 @@ class Answers:
         self.values = case_values(self.scores, None if before is None else before.scores)
 
     def readings(self, context: str) -> list[tuple[Question, Reading]]:
-        """Questions with the answers to their natural stop, judged."""
+        """Edited prompt and paraphrases, and the answers to their natural stop, judged."""
         rules = Rules(("wild",), context)
-        asked = rules.questions(self.record)
+        asked = rules.questions(replace(self.record, neighborhood=()))
         prompts = [prompt for _, _, prompt in asked]
         answers = natural_answers(self.model, self.tok, prompts, ANSWER_TOKENS)
         return [
@@ -109,20 +110,16 @@ def _accuracies(theirs: Sequence[float], mine: Sequence[Score]) -> Iterator[Row]
 def wild_rows(code: WildCode, answers: Answers) -> Iterator[Row]:
     """Verdicts by exact match, with both answers; whether these are the same to its judge.
 
-    Neighbours are asked alone, without an instruction, to be done sooner.
+    Neighbours are left out: their locality is another figure, and an answer takes long.
     """
     for context in code.contexts:
+        suffix = "" if context == "question" else f", {context}"
         for question, reading in answers.readings(context):
-            if context == "qa" and reading.group == "neighborhood":
-                continue
             is_right, text = code.answer(answers.model, answers.tok, question, context)
             texts = {"target": question.target, "they read": text, "we read": reading.answer}
-            suffix = "" if context == "question" else f", {context}"
-            [row] = _beside(f"wild_{reading.group}{suffix}", [is_right], [reading.right])
-            yield {**row, **texts}
-            is_same = code.is_same(text, reading.answer)
-            [row] = _beside(f"answer{suffix}", [1], [is_same])
-            yield {**row, **texts}
+            [verdict] = _beside(f"wild_{reading.group}{suffix}", [is_right], [reading.right])
+            [same] = _beside(f"answer{suffix}", [1], [code.is_same(text, reading.answer)])
+            yield from ({**verdict, **texts}, {**same, **texts})
 
 
 def _beside(kind: str, theirs: Sequence[float], ours: Sequence[float]) -> Iterator[Row]:

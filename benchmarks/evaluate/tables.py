@@ -23,7 +23,7 @@ def _named(rows: list[Row]) -> list[tuple[str, Row]]:
     return [
         (f"`{row['kind']}`, {CODES[row['code']]}", row)
         for row in sorted(rows, key=lambda row: list(CODES).index(row["code"]))
-        if row["stage"] == "after" and "evaluate" in row and "apart" not in row["kind"]
+        if row["stage"] == "after" and "evaluate" in row
     ]
 
 
