@@ -7,6 +7,7 @@ from pathlib import Path
 
 import rome_fast
 from benchmarks import document_tables
+from benchmarks.evaluate.tables import compared
 from benchmarks.support.tables import read
 
 ROOT = Path(__file__).parents[2]
@@ -38,3 +39,22 @@ def test_tables_in_the_documents_are_those_of_the_results():
         text = (ROOT / document).read_text(encoding="utf-8")
         for line in lines:
             assert f"{line}\n" in text, f"{document}: {line}"
+
+
+def test_what_is_said_of_the_agreement_with_the_authors_own_code_is_so():
+    page = (ROOT / "docs/evaluation.md").read_text(encoding="utf-8")
+    nlls = compared("kmeng01", "NLL").values()
+    n, largest = sum(row["n"] for row in nlls), max(row["largest"] for row in nlls)
+    assert f"The {n} NLLs differ by {largest * 1e6:.0f} · 10⁻⁶ nats at most" in page
+    for code, kind in (
+        ("kmeng01", "likeliest token"),
+        ("easyedit", "accuracy"),
+        ("easyedit", "greedy"),
+        ("easyedit", "token asked alone"),
+    ):
+        rows = compared(code, kind)
+        assert len(rows) == 2 and not any(row["differing"] for row in rows.values()), kind
+    together = compared("easyedit", "token asked with others")
+    toy, real = together["embedded model"], together["SmolLM2-135M"]
+    said = f"{toy['differing']} of the {toy['n']} tokens of the embedded model, and "
+    assert f"{said}{real['differing'] or 'none'} of the {real['n']} of SmolLM2" in page
