@@ -5,6 +5,7 @@ python -m benchmarks.document_tables
 
 from __future__ import annotations
 
+from benchmarks.evaluate.tables import agreement_tables
 from benchmarks.gpu.tables import gpu_goals, gpu_tables
 from benchmarks.paper_tables import protocol_table
 from benchmarks.real_model.answer_tables import ends_table
@@ -263,7 +264,7 @@ def documents() -> dict[str, list[str]]:
         + sequences[200]
         + sequences[500]
         + cost_table(),
-        "docs/evaluation.md": evaluation_table(),
+        "docs/evaluation.md": evaluation_table() + agreement_tables(),
         "docs/tracing.md": tracing_tables(),
     }
 

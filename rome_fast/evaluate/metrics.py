@@ -54,12 +54,12 @@ def questions_of(record: EditRecord) -> dict[str, list[Question]]:
 def _questions_of_fact(record: EditRecord) -> dict[str, list[Question]]:
     """Those of one edit alone."""
     new, true = record.request.target, record.target_true
-    rewrite = Question(record.request.text, new, space=record.request.space)
-    like = {"rewrite": [rewrite], "rephrase": [Question(p, new) for p in record.paraphrases]}
-    asked: dict[str, list[Question]] = {f"{name}_new": of for name, of in like.items()}
-    if true is not None:
-        for name, of in like.items():
-            asked[f"{name}_true"] = [replace(q, target=true) for q in of]
+    objects = {"new": new} if true is None else {"new": new, "true": true}
+    asked: dict[str, list[Question]] = {}
+    for name, target in objects.items():
+        # Behind the edited prompt as it was edited: with the request's space, if it says.
+        asked[f"rewrite_{name}"] = [replace(record.rewrite, target=target)]
+        asked[f"rephrase_{name}"] = [Question(text, target) for text in record.paraphrases]
     asked["neighborhood_true"] = list(record.neighborhood)
     asked["neighborhood_new"] = [Question(q.prompt, new) for q in record.neighborhood]
     for kind, groups in (("locality", record.locality), ("portability", record.portability)):

@@ -158,6 +158,18 @@ def test_half_precision_is_judged_by_what_is_written(tiny, requests, settings, c
             )
 
 
+@pytest.mark.parametrize("space", [True, False])
+def test_the_edited_prompt_is_asked_with_the_space_of_its_request(gpt2, settings, cheap, space):
+    model, tok = gpt2
+    request = rome_fast.EditRequest.parse({**REQUEST, "space": space})
+    [case] = rome_fast.evaluate(model, tok, [request], hparams=settings["hparams"], **cheap).cases
+    options = {"hparams": settings["hparams"], **edit_settings(cheap)}
+    with rome_fast.trial(model, tok, request, **options) as result:
+        found = {name: stage.values["rewrite_prob"] for name, stage in case.stages.items()}
+    wanted = {"before": result.prob_before, "after": result.prob_after}
+    assert found == pytest.approx(wanted, rel=1e-4)
+
+
 @pytest.mark.parametrize("mode", ["single", "sequential"])
 def test_a_request_that_is_refused_is_a_case_with_its_reason(
     gpt2, requests, settings, cheap, monkeypatch, mode

@@ -53,6 +53,15 @@ def test_questions_of_a_record():
     assert list(questions_of(EditRecord(0, REQUEST))) == ["rewrite_new"]
 
 
+def test_both_objects_stand_behind_the_edited_prompt_as_the_request_says():
+    request = EditRequest("{} plays the", "Ray Charles", "violin", space=False)
+    asked = questions_of(EditRecord(7, request, "piano", ("Ray Charles on the",)))
+    both = [*asked["rewrite_new"], *asked["rewrite_true"]]
+    assert [(q.target, q.space) for q in both] == [("violin", False), ("piano", False)]
+    # Another prompt may end otherwise.
+    assert [q.space for q in asked["rephrase_new"]] == [None]
+
+
 def test_efficacy():
     # The new target's tokens have probabilities 1/2 and 1/8: 1/4 a token (geometric), 1/16 in all.
     scores = {

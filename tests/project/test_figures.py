@@ -7,6 +7,7 @@ from pathlib import Path
 
 import rome_fast
 from benchmarks import document_tables, paper_tables
+from benchmarks.evaluate.tables import compared
 from benchmarks.support.tables import read
 from rome_fast.evaluate.protocols import PROTOCOLS
 
@@ -58,3 +59,22 @@ def test_the_page_of_published_figures_has_a_table_for_each_protocol_and_no_othe
     shown = (ROOT / "docs" / "comparable.md").read_text("utf-8").splitlines()
     tables = [line for name in PROTOCOLS for line in paper_tables.protocol_table(name)]
     assert sorted(line for line in shown if line.startswith("|")) == sorted(tables)
+
+
+def test_what_is_said_of_the_agreement_with_the_authors_own_code_is_so():
+    page = (ROOT / "docs/evaluation.md").read_text(encoding="utf-8")
+    nlls = compared("kmeng01", "NLL").values()
+    n, largest = sum(row["n"] for row in nlls), max(row["largest"] for row in nlls)
+    assert f"The {n} NLLs differ by {largest * 1e6:.0f} · 10⁻⁶ nats at most" in page
+    for code, kind in (
+        ("kmeng01", "likeliest token"),
+        ("easyedit", "accuracy"),
+        ("easyedit", "greedy"),
+        ("easyedit", "token asked alone"),
+    ):
+        rows = compared(code, kind)
+        assert len(rows) == 2 and not any(row["differing"] for row in rows.values()), kind
+    together = compared("easyedit", "token asked with others")
+    toy, real = together["embedded model"], together["SmolLM2-135M"]
+    said = f"{toy['differing']} of the {toy['n']} tokens of the embedded model, and "
+    assert f"{said}{real['differing'] or 'none'} of the {real['n']} of SmolLM2" in page
