@@ -8,7 +8,12 @@ from __future__ import annotations
 from benchmarks.evaluate.tables import agreement_tables
 from benchmarks.gpu.tables import gpu_goals, gpu_tables
 from benchmarks.paper_tables import protocol_table
-from benchmarks.real_model.answer_tables import ends_table
+from benchmarks.real_model.answer_tables import (
+    carried_table,
+    ends_table,
+    long_table,
+    protocols_table,
+)
 from benchmarks.real_model.tables import (
     changes_table,
     counterfact_in_readme,
@@ -232,7 +237,7 @@ def documents() -> dict[str, list[str]]:
     shown = speed["gpt2-124m, layer 6 of 12"] + speed["embedded model, layer 2 of 6"]
     return {
         "README.md": counterfact_in_readme() + sequence_in_readme() + gpu_goals(),
-        "docs/benchmarks.md": shown + counterfact_tables(),
+        "docs/benchmarks.md": shown + counterfact_tables() + protocols_table(),
         "docs/comparable.md": [line for name in PROTOCOLS for line in protocol_table(name)],
         "docs/gpu.md": gpu_tables(),
         "docs/many_edits.md": order_table(),
@@ -251,6 +256,7 @@ def documents() -> dict[str, list[str]]:
         + values_table()
         + moments_table()
         + ends_table()
+        + carried_table()
         + taken_table(),
         "docs/numerics.md": keys_table(3) + joint_table() + factors + half_precision_table(),
         "docs/forms.md": arena_table()
@@ -265,6 +271,7 @@ def documents() -> dict[str, list[str]]:
         + sequences[500]
         + cost_table(),
         "docs/evaluation.md": evaluation_table() + agreement_tables(),
+        "docs/prompts.md": long_table(),
         "docs/tracing.md": tracing_tables(),
     }
 

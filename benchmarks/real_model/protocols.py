@@ -28,7 +28,9 @@ from benchmarks.real_model.records import read_counterfact
 from benchmarks.session.arena_records import arena_records
 from rome_fast.bench.setting import setting
 from rome_fast.evaluate.asking import Said
+from rome_fast.evaluate.differences import differences
 from rome_fast.evaluate.judge import Judge
+from rome_fast.evaluate.result import CaseResult
 from rome_fast.hparams import RomeHparams
 
 if TYPE_CHECKING:
@@ -42,7 +44,12 @@ WAYS: dict[str, dict[str, Any]] = {
     "original": {"variant": "original"},
     "auto": {"end": "auto"},
 }
+DEFAULT = "default"
 PROTOCOLS = "rome,easyedit,strict,wild"
+SHOWN = (
+    *("ES", "PS", "NS", "neighborhood_unchanged", "rewrite_exact", "rephrase_exact"),
+    *("wild_rewrite", "wild_rephrase", "wild_neighborhood"),
+)
 
 
 def asked_records(model: Any, tok: Any, work: Path, n: int) -> list[EditRecord]:
@@ -72,6 +79,18 @@ def asked_once(journal: Path) -> Iterator[None]:
 
     with patch.object(Judge, "said", said):
         yield
+
+
+def from_default(cases: Sequence[CaseResult], journal: Path) -> dict[str, Any]:
+    """What a way changes beside the default on the same records, paired (docs/metrics.md)."""
+    lines = journal.read_text(encoding="utf-8").splitlines()[1:]
+    kept = [CaseResult.from_json(json.loads(text)) for text in lines if text[2:7] != "stage"]
+    base = {case.index: case for case in kept}
+    sides = [[base[case.index] for case in cases], cases]
+    values = [[case.stages["after"].values for case in side] for side in sides]
+    return {
+        d.name: {**asdict(d.difference), "p": d.p} for d in differences(*values) if d.name in SHOWN
+    }
 
 
 def line(way: str, found: Evaluation) -> dict[str, Any]:
@@ -105,8 +124,9 @@ def main() -> None:
     report: dict[str, Any] = {"setting": setting(), "records": len(records), "lines": []}
     if args.out.exists():
         report = json.loads(args.out.read_text(encoding="utf-8"))
+    journal = args.work / f"protocols-{DEFAULT}.jsonl"
     for way in args.ways:
-        with asked_once(args.work / f"protocols-{next(iter(WAYS))}.jsonl"):
+        with asked_once(journal):
             found = rome_fast.evaluate(
                 model,
                 tok,
@@ -122,7 +142,10 @@ def main() -> None:
         text = (args.work / f"readings-{way}.jsonl").read_bytes()
         kept = args.out.with_name(f"{args.out.stem}-readings-{way}.jsonl.gz")
         kept.write_bytes(gzip.compress(text, mtime=0))
-        report["lines"] = [x for x in report["lines"] if x["way"] != way] + [line(way, found)]
+        made = line(way, found)
+        if way != DEFAULT:
+            made["from_default"] = from_default(found.cases, journal)
+        report["lines"] = [x for x in report["lines"] if x["way"] != way] + [made]
         report["rules"] = found.setting["protocols"]
         args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
