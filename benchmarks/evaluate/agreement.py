@@ -176,6 +176,11 @@ def figures(rows: Sequence[Row], evaluation: Evaluation) -> list[Row]:
     return found
 
 
+def _is_told(row: Row) -> bool:
+    """Whether the report holds a number by itself: NLLs, answers, and whatever differs."""
+    return row["kind"] == "NLL" or row["kind"].startswith("answer") or row["theirs"] != row["ours"]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--peer", action="append", required=True, metavar="NAME=PATH")
@@ -197,7 +202,7 @@ def main() -> None:
         found = figures(agreement.rows, agreement.evaluated())
         report["models"][MODELS[name]] = found
         report["edges"][MODELS[name]] = edge_questions(agreement.model, agreement.tok, codes)
-        rows += [{"model": MODELS[name], **row} for row in agreement.rows]
+        rows += [{"model": MODELS[name], **row} for row in agreement.rows if _is_told(row)]
         print(json.dumps(found, indent=1), json.dumps(report["edges"][MODELS[name]], indent=1))
         if args.out:
             write(args.out, report, rows, "compared_one_by_one")
