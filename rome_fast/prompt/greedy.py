@@ -8,7 +8,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import DynamicCache
 
 from rome_fast.errors import NonFiniteError
 from rome_fast.model.intercept import reading_only
@@ -155,6 +154,8 @@ class _Forward:
 
     def keep(self, rows: Tensor) -> bool:
         """Go on with these rows alone; whether the model's cache can."""
+        from transformers import DynamicCache
+
         rows = rows.to(self._ids.device)
         if self._takes_cache:
             if not isinstance(self._cache, DynamicCache):
