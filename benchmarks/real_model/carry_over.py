@@ -90,9 +90,6 @@ class CarryOver:
             return EditRequest(prompt, of.subject, of.target, end=end)
         if form == "chat":
             return EditRequest(self.asked[i], of.subject, of.target, chat=True, end=end)
-        if form == "stated in a chat":
-            stated = f"{of.text} {of.target.strip()}"
-            return EditRequest(self.asked[i], of.subject, stated, chat=True, end=end)
         assert form == "sentence in a chat"
         return EditRequest(of.prompt, of.subject, of.target, chat=True, end=end)
 
@@ -190,7 +187,6 @@ WAYS: dict[str, Row] = {
     "sentence": {"forms": ["sentence"]},
     "question": {"forms": ["question"]},
     "chat": {"forms": ["chat"]},
-    "stated in a chat": {"forms": ["stated in a chat"]},
     # What contexts="all" does.
     "all contexts": {
         "forms": ["sentence", "sentence in a chat"],
@@ -198,7 +194,6 @@ WAYS: dict[str, Row] = {
     },
     "end, a third": {"forms": ["sentence"], "end_weight": 1 / 3},
     "end, thrice": {"forms": ["sentence"], "end_weight": 3.0},
-    "low loss": {"forms": ["sentence"], "hparams": {"v_stop_loss": 0.005, "v_num_grad_steps": 50}},
 }
 
 
