@@ -102,8 +102,10 @@ def long_table() -> list[str]:
         name = f"{line['length']} tokens, layer {line['layer']}"
         if line["chunk"]:
             name += f", in parts of {line['chunk']}"
-        elif "v_num_grad_steps" in line:
+        if "v_num_grad_steps" in line:
             name += f", {line['v_num_grad_steps']} steps"
+        if "clamp_norm_factor" in line:
+            name += f", clamp {line['clamp_norm_factor']:.0f}"
         rows.append((name, line))
     return table("target", LONG, rows)
 

@@ -8,7 +8,8 @@ once, and asked in four: behind the sentence; as a question behind another that 
 question with WILD's instruction; and in a chat. An answer counts as said when it holds the target
 as whole words up to its natural stop, as exact when it is the target and no more (docs/metrics.md).
 The unedited model is asked for the true object in the same way: what it does not say of its own
-facts no edit can be expected to say.
+facts no edit can be expected to say. Lines of a file that is there stay, but for those measured
+again.
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ PUT = {
     "instructed": CONTEXTS["qa"],
 }
 Row = dict[str, Any]
+SHOWN = ("way", "end", "ES", "PS", "NS", "unchanged", "seconds")
 
 
 class CarryOver:
@@ -69,16 +71,10 @@ class CarryOver:
         self.asked = [QUESTIONS[relation[r.case_id]] for r in records]
         with opened(self.model, self.tok, self.hparams, None, "auto", None, "identity") as editor:
             self.contexts = list(editor.context_templates)
-        self.moments: dict[int, Any] = {}
-        projection = self.projection(self.hparams)
-        self.judge = RealModelJudge(self.model, self.tok, projection, records)
-
-    def projection(self, hparams: RomeHparams) -> Any:
         with open_model(self.model) as spec:
-            projection = spec.down_projection(hparams.layer)
-            if hparams.layer not in self.moments:
-                self.moments[hparams.layer] = ordinary_second_moment(spec, self.tok, projection)
-        return projection
+            self.projection = spec.down_projection(self.hparams.layer)
+            self.moment = ordinary_second_moment(spec, self.tok, self.projection)
+        self.judge = RealModelJudge(self.model, self.tok, self.projection, records)
 
     def request(self, i: int, form: str, end: str) -> EditRequest:
         """Fact i, as it is edited in a form."""
@@ -104,50 +100,39 @@ class CarryOver:
 
     def updates(self, way: Row) -> tuple[list[RankOneUpdate], float]:
         """Each fact's update, and the seconds that it took."""
-        hparams = self.hparams.replace(**way.get("hparams", {}))
-        projection = self.projection(hparams)
+        variant = self.hparams.variant
         began = time.perf_counter()
         updates = []
         with open_model(self.model) as spec:
-            search = KeyValueSearch(spec, self.tok, projection, hparams)
+            search = KeyValueSearch(spec, self.tok, self.projection, self.hparams)
             for start in range(0, len(self.records), 4):
                 part = range(start, min(start + 4, len(self.records)))
                 edits = [self.encoded(i, way["forms"], way["end"], way) for i in part]
                 for found in search.find(spec, edits, Timings()):
-                    constraint = build_constraint(
-                        hparams.variant, found.keys, found.value.value_delta
-                    )
-                    moment = self.moments[hparams.layer]
-                    updates += solve_updates(projection, [constraint], moment)
+                    constraint = build_constraint(variant, found.keys, found.value.value_delta)
+                    updates += solve_updates(self.projection, [constraint], self.moment)
         return updates, (time.perf_counter() - began) / len(updates)
 
-    def answers(
-        self, form: str, way: Row | None = None, updates: Sequence[RankOneUpdate] | None = None
-    ) -> list[Answer]:
+    def answers(self, form: str, updates: Sequence[RankOneUpdate] | None = None) -> list[Answer]:
         """The greedy answer to every fact in a form, each under its own update."""
         requests = [self.request(i, form, "none") for i in range(len(self.records))]
         chats = [Chat() if form == "chat" else None] * len(requests)
         trial = None
-        if updates is not None and way is not None:
-            projection = self.projection(self.hparams.replace(**way.get("hparams", {})))
-            trial = Trial(projection, list(updates), list(range(len(updates))))
+        if updates is not None:
+            trial = Trial(self.projection, list(updates), list(range(len(updates))))
         texts = [request.text for request in requests]
         return natural_answers(self.model, self.tok, texts, ANSWER_TOKENS, trial, chats)
 
     def line(self, way: Row) -> Row:
         """One way of editing."""
         updates, seconds = self.updates(way)
-        hparams = self.hparams.replace(**way.get("hparams", {}))
-        judge = self.judge
-        if hparams.layer != self.hparams.layer:
-            judge = RealModelJudge(self.model, self.tok, self.projection(hparams), self.records)
-        rows = judge(updates)
+        rows = self.judge(updates)
         targets = [record.request.target for record in self.records]
         row: Row = {**way, **means(rows), "n": len(rows), "seconds": seconds}
         row["intervals"] = {name: interval(rows, name) for name in ("ES", "PS", "NS", "unchanged")}
         row["asked"], row["said"] = {}, {}
         for form in FORMS:
-            answers = self.answers(form, way, updates)
+            answers = self.answers(form, updates)
             row["asked"][form] = verdicts(answers, targets)
             row["said"][form] = [answer.text for answer in answers]
         return row
@@ -203,7 +188,6 @@ def main() -> None:
     parser.add_argument("--records", type=int, default=100)
     parser.add_argument("--ways", nargs="+", default=list(WAYS))
     parser.add_argument("--ends", nargs="+", default=["none", "auto"])
-    parser.add_argument("--layers", nargs="+", type=int, default=[4])
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -217,26 +201,18 @@ def main() -> None:
         "said": {form: [answer.text for answer in found] for form, found in before.items()},
     }
     print(report["unedited"]["true"], flush=True)
-    report["lines"] = []
+    kept = json.loads(args.out.read_text(encoding="utf-8"))["lines"] if args.out.exists() else []
+    report["lines"] = kept
     for name in args.ways:
         for end in args.ends:
-            for layer in args.layers:
-                way = {**WAYS[name], "way": name, "end": end}
-                way["hparams"] = {**way.get("hparams", {}), "layers": (layer,)}
-                row = study.line(way)
-                report["lines"].append(row)
-                shown = {
-                    k: row[k] for k in ("way", "end", "ES", "PS", "NS", "unchanged", "seconds")
-                }
-                print(layer, shown, flush=True)
-                for form in FORMS:
-                    print(
-                        "   ",
-                        form,
-                        {k: round(v, 3) for k, v in row["asked"][form].items()},
-                        flush=True,
-                    )
-                args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+            row = study.line({**WAYS[name], "way": name, "end": end})
+            same = [x for x in kept if (x["way"], x["end"]) == (name, end)]
+            kept[:] = [x for x in kept if x not in same] + [row]
+            print({k: row[k] for k in SHOWN}, flush=True)
+            for form in FORMS:
+                asked = {k: round(v, 3) for k, v in row["asked"][form].items()}
+                print("   ", form, asked, flush=True)
+            args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

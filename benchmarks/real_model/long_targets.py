@@ -38,9 +38,14 @@ from rome_fast.update.solve import build_constraint
 from rome_fast.value.window import KeyValueSearch
 
 Row = dict[str, Any]
-LENGTHS = (4, 8, 16, 32)
+LENGTHS = (4, 8, 16, 32, 60)
 CHUNK = 8
-MORE_STEPS: Row = {"v_num_grad_steps": 100}
+# What might hold more, tried where the defaults hold some: a longer search, a larger offset.
+FURTHER: list[Row] = [
+    {"v_num_grad_steps": 100},
+    {"v_num_grad_steps": 100, "clamp_norm_factor": 12.0},
+]
+FURTHER_LENGTHS = (8, 16)
 # By their kind. A target is the beginning of one, of as many tokens as asked for.
 PASSAGES: dict[str, list[str]] = json.loads(
     Path(__file__).with_name("passages.json").read_text(encoding="utf-8")
@@ -128,6 +133,11 @@ class LongTargets:
         return parts
 
 
+def _measured(options: Row, lines: list[Row]) -> bool:
+    changes = {name for further in FURTHER for name in further} | set(options)
+    return any({k: v for k, v in line.items() if k in changes} == options for line in lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--lengths", nargs="+", type=int, default=LENGTHS)
@@ -143,8 +153,13 @@ def main() -> None:
         {"length": n, "layer": layer, "chunk": 0} for n in args.lengths for layer in args.layers
     ]
     asked += [{"length": n, "layer": 4, "chunk": CHUNK} for n in args.lengths if n > CHUNK]
-    asked += [{"length": n, "layer": 4, "chunk": 0, **MORE_STEPS} for n in args.lengths]
-    asked = [o for o in asked if not any(o.items() <= line.items() for line in report["lines"])]
+    asked += [
+        {"length": n, "layer": 4, "chunk": 0, **changes}
+        for n in args.lengths
+        if n in FURTHER_LENGTHS
+        for changes in FURTHER
+    ]
+    asked = [options for options in asked if not _measured(options, report["lines"])]
     for options in asked:
         report["lines"].append(study.line(**options))
         shown = {k: v for k, v in report["lines"][-1].items() if k != "exact_of"}
