@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 from rome_fast.editor import Editor
 from rome_fast.errors import EditWarning, InvalidArgumentError, InvalidRequestError, warn
 from rome_fast.hparams import RomeHparams
+from rome_fast.model.hashes import fingerprint, model_hash
 from rome_fast.model.open_model import open_model
 from rome_fast.model.owner import locked
+from rome_fast.moment.collect.ranks import Ranks
 from rome_fast.timings import progress_bar
 from rome_fast.types import EditRequest, EditResult
 
@@ -78,6 +81,7 @@ def edit_many(
     *,
     order: str = "exact",
     window: int = 16,
+    distributed: bool = False,
     progress: bool = True,
     second_moment: SecondMoment | str | Path | Iterable[str] | None = None,
     context_templates: Sequence[str] | None = None,
@@ -97,6 +101,9 @@ def edit_many(
             those before it in its window (the same subject) begins the next one.
         window: how many requests ``"independent"`` takes at a time. As many of them as fit in
             memory share a forward.
+        distributed: share the searches of each window among the processes of torch.distributed
+            (torchrun), which must all call this with models of their own; each of these gets all
+            of the edits, and each process all of the results.
         progress: show a bar.
 
     The other arguments are those of ``edit``. With ``strict`` one failure undoes all.
@@ -110,13 +117,42 @@ def edit_many(
             first request.
     """
     size = check_order(order, window)
+    if distributed and order != "independent":
+        raise InvalidArgumentError(
+            "distributed= is for order='independent': in 'exact' each edit waits for the one "
+            "before it"
+        )
+    ranks = Ranks.current() if distributed else Ranks()
     parsed = parse_many(requests)
     if not parsed:
         raise InvalidRequestError("requests is empty")
     shared = (hparams, variant, backend, context_templates, second_moment)
     with opened(model, tok, *shared, parsed, form) as editor:
         editor.history.share_base()
-        return _edit_in_windows(editor, parsed, size, strict, progress)
+        editor.ranks = ranks
+        _check_alike(
+            editor, parsed, "have different models, requests or arguments: give all the same"
+        )
+        results = _edit_in_windows(editor, parsed, size, strict, progress and ranks.rank == 0)
+        _check_alike(
+            editor,
+            [],
+            "have come to different weights, and all is undone: their machines compute otherwise",
+        )
+        return results
+
+
+def _check_alike(editor: Editor, requests: Sequence[EditRequest], otherwise: str) -> None:
+    """Raise InvalidArgumentError unless all processes have the same, by its hash."""
+    if editor.ranks.size == 1:
+        return
+    moment = editor.second_moment
+    tensors = [] if moment is None else [moment.moment_sum]
+    told = (requests, editor.hparams, editor.context_templates, model_hash(editor.spec))
+    held = fingerprint(editor.projection.weight, *tensors)
+    digest = hashlib.sha256(f"{told}{held}".encode()).hexdigest()
+    if not editor.ranks.all_equal(int(digest, 16) >> 193):
+        raise InvalidArgumentError(f"distributed=True, and the processes {otherwise}")
 
 
 def check_order(order: str, window: int) -> int:

@@ -23,6 +23,7 @@ from rome_fast.layer_edits import LayerEdits
 from rome_fast.model.open_model import EditSite
 from rome_fast.model.spec import ModelSpec, check_tokenizer
 from rome_fast.moment.collect.collection import ENOUGH_KEYS
+from rome_fast.moment.collect.ranks import Ranks
 from rome_fast.moment.collect.resolve import resolve_second_moment
 from rome_fast.prompt.answers import Answer, read_answers
 from rome_fast.prompt.contexts import check_context_templates, sample_context_templates
@@ -93,6 +94,7 @@ class Editor:
 
     Attributes:
         solves_jointly: whether a Session solves its edits of the weight as one.
+        ranks: the processes that share a window's searches; each makes all of the edits.
     """
 
     def __init__(
@@ -105,7 +107,7 @@ class Editor:
         stop_loss: float | None = None,
         form: str = "weight",
     ) -> None:
-        self.timings, self.form = Timings(), check_form(form)
+        self.timings, self.form, self.ranks = Timings(), check_form(form), Ranks()
         self.solves_jointly = False
         self.spec, self.tok = spec, tok
         self.notes: list[str] = []
@@ -285,7 +287,7 @@ class Editor:
             answers: whether to read what the model answers.
         """
         with self.edits.for_search(requests):
-            found = self._search.find(self.spec, self.encoded(requests), self.timings)
+            found = self._searched(self.encoded(requests))
         edits = [f.tokens for f in found]
         before = self._answers(edits) if answers else [None] * len(edits)
         said = zip(found, self._read_raw(edits), before, strict=True)
@@ -293,6 +295,18 @@ class Editor:
         found = self._in_its_own_words(requests, found)
         self.timings.lap("read before")
         return found
+
+    def _searched(self, edits: Sequence[TokenizedEdit]) -> list[KeyValue]:
+        """Keys and values, those of a window found by all processes together."""
+        if self.ranks.size == 1:
+            return self._search.find(self.spec, edits, self.timings)
+
+        def search(numbers: Sequence[int]) -> list[KeyValue]:
+            found = self._search.find(self.spec, [edits[i] for i in numbers], self.timings)
+            return [f.to("cpu") for f in found]
+
+        device = self.projection.weight.device
+        return [f.to(device) for f in self.ranks.share(len(edits), search)]
 
     def _in_its_own_words(
         self, requests: Sequence[EditRequest], found: Sequence[KeyValue]
@@ -346,12 +360,13 @@ class Editor:
     ) -> list[EditResult]:
         """Read what the model says with the updates in it; one result per update."""
         edited = [f.tokens for f in found[: len(updates)]]
-        after = read_targets(
-            self.model,
-            self.tok,
-            [tokens.prompt_ids.tolist() for tokens in edited],
-            [tokens.target_ids.tolist() for tokens in edited],
-        )
+
+        def read(numbers: Sequence[int]) -> list[Reading]:
+            prompts = [edited[i].prompt_ids.tolist() for i in numbers]
+            targets = [edited[i].target_ids.tolist() for i in numbers]
+            return read_targets(self.model, self.tok, prompts, targets)
+
+        after = self.ranks.share(len(edited), read)
         raw_after, answers = self._read_raw(edited), self._answers(edited)
         self.timings.lap("read after")
         call = Call(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -60,6 +60,12 @@ class KeyValue:
     before: Reading
     raw_before: Reading | None = None
     answer_before: Answer | None = None
+
+    def to(self, device: torch.device | str) -> KeyValue:
+        """The same with all tensors of the search on ``device``."""
+        keys = Keys(**{f.name: getattr(self.keys, f.name).to(device) for f in fields(Keys)})
+        value = replace(self.value, value_delta=self.value.value_delta.to(device))
+        return replace(self, keys=keys, value=value)
 
 
 class KeyValueSearch:

@@ -1,17 +1,18 @@
-"""The processes of one collection, on torch.distributed; a single process is one rank."""
+"""The processes that share one work, on torch.distributed; a single process is one rank."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import distributed
 
-from rome_fast.errors import InvalidArgumentError
+from rome_fast.errors import InvalidArgumentError, RomeFastError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -67,6 +68,27 @@ class Ranks:
         distributed.all_gather_object(parts, items)
         return [item for part in parts for item in part]
 
+    def share(self, n: int, work: Callable[[Sequence[int]], Sequence[Any]]) -> list[Any]:
+        """What ``work`` makes of the numbers below ``n``, in order, on every rank.
+
+        Each rank does a part. What is made must not lie on a GPU.
+
+        Raises:
+            Exception: that of a rank whose part has failed, on all of them.
+        """
+        mine = range(n)[self.rank :: self.size]
+        error, made = None, []
+        try:
+            made = list(zip(mine, work(mine) if mine else [], strict=True))
+        except Exception as raised:  # else the other ranks would wait for ever
+            error = raised
+        failed = self.gather([] if error is None else [_told(error)])
+        if error is not None:
+            raise error
+        if failed:
+            raise failed[0]
+        return [item for _, item in sorted(self.gather(made), key=itemgetter(0))]
+
     def all_equal(self, number: int) -> bool:
         """Whether every rank has the same number."""
         if self.size == 1:
@@ -75,6 +97,11 @@ class Ranks:
         numbers[self.rank] = number
         distributed.all_reduce(numbers)
         return len(set(numbers.tolist())) == 1
+
+
+def _told(error: Exception) -> Exception:
+    """An error as other processes get it: those of other libraries may not be sent."""
+    return error if isinstance(error, RomeFastError) else RomeFastError(repr(error))
 
 
 def _device() -> torch.device:
