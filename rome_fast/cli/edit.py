@@ -17,6 +17,7 @@ from rome_fast.cli.common import (
     SpaceOption,
     complain,
     console,
+    is_first_process,
     load_model,
     one_line_errors,
     save_model,
@@ -27,6 +28,7 @@ from rome_fast.cli.paths import check_file, check_folder
 from rome_fast.cli.profile import ProfileOption, profiled
 from rome_fast.cli.records import FormatOption, LimitOption, SkipBadOption, read_records
 from rome_fast.errors import InvalidArgumentError
+from rome_fast.moment.collect.ranks import torchrun_group
 from rome_fast.types import EditRequest
 
 
@@ -83,12 +85,15 @@ def edit(
 
     Many are edited one after the other; with --journal earlier ones are protected from later ones,
     and what is out of proportion is held back. Nothing is saved, and the exit code is 1, if the
-    model does not say each target in the end.
+    model does not say each target in the end. Several processes or GPUs share the searches of
+    --order independent under torchrun:
+
+    torchrun --nproc-per-node 2 -m rome_fast edit --requests ... --order independent
     """
     import rome_fast
     from rome_fast.evaluate.around import Around
 
-    with one_line_errors():
+    with one_line_errors(), torchrun_group() as distributed:
         chosen = None if hparams is None else rome_fast.RomeHparams.from_file(hparams)
         parsed = _requests(prompt, subject, target, requests, format, limit, skip_bad)
         if chat:
@@ -99,6 +104,10 @@ def edit(
             parsed = [replace(r, end=end) if r.end is None else r for r in parsed]
         if journal is not None and requests is None:
             raise InvalidArgumentError("--journal is for many edits: give --requests")
+        if distributed and (journal is not None or order != "independent"):
+            raise InvalidArgumentError(
+                "torchrun shares the searches of --order independent, without --journal"
+            )
         check_folder("--save", save)
         check_file("--journal", journal)
         check_file("--profile", profile, new=True)
@@ -111,13 +120,15 @@ def edit(
         around = Around(loaded, tok, parsed[0]) if requests is None else None
         with profiled(profile):
             if journal is None:
-                together["progress"] = requests is not None
+                together |= {"progress": requests is not None, "distributed": distributed}
                 results = rome_fast.edit_many(loaded, tok, parsed, chosen, **together, **options)
                 rows, n_refused = rows_of(results), 0
             else:
                 rows, n_refused = edit_with_journal(
                     journal, loaded, tok, parsed, chosen, together, options
                 )
+        if not is_first_process():
+            return
         if around is not None:
             console.print(str(results[0]), markup=False, soft_wrap=True)
             print_answers(around.after())

@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from cli_helpers import refusal
+from cli_helpers import python, refusal
 from typer.testing import CliRunner
 
 import rome_fast
@@ -48,9 +48,12 @@ def arguments(folder, facts, tmp_path):
     }
 
 
+def words(arguments):
+    return [str(x) for pair in arguments.items() for x in pair]
+
+
 def run(arguments, *flags):
-    words = [str(x) for pair in arguments.items() for x in pair]
-    return CliRunner().invoke(app, ["edit", *words, *flags], env={"COLUMNS": "200"})
+    return CliRunner().invoke(app, ["edit", *words(arguments), *flags], env={"COLUMNS": "200"})
 
 
 @pytest.mark.parametrize("order", ["exact", "independent"])
@@ -195,3 +198,22 @@ def test_an_edit_that_failed_shows_what_the_model_writes(arguments, facts, tmp_p
     start = head.index("model says")
     shown = " ".join(line[start:] for line in lines[lines.index(head) + 2 :])
     assert shown.split()[: len(said.split())] == said.split()
+
+
+@pytest.mark.exhaustive
+def test_two_processes_share_the_searches_and_one_speaks(arguments, tmp_path):
+    out = tmp_path / "edited"
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = ["-m", "rome_fast", "edit", "--order", "independent"]
+    result = python(*torchrun, *command, *words({**arguments, "--save": out}))
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("3 of 3 edits hold") == 1
+    assert (out / "config.json").exists()
+
+
+@pytest.mark.exhaustive
+def test_processes_do_not_share_an_exact_order(arguments):
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    result = python(*torchrun, "-m", "rome_fast", "edit", *words(arguments))
+    assert result.returncode != 0
+    assert "torchrun shares the searches of --order independent" in result.stderr
