@@ -31,6 +31,7 @@ COMPUTE_DTYPES = ("model", "bfloat16")
 LAYER_SHARE = 0.14
 
 CONTEXT_KINDS = ("text", "all")
+SOLVERS = ("adam", "lbfgs")
 # [length, count] of sampled contexts: on SmolLM2 five serve as well as the reference's twenty.
 FEW_CONTEXTS = ((5, 3), (10, 2))
 
@@ -51,7 +52,7 @@ class RomeHparams:
         layers: the one block to edit, as a list of one (0-based).
         fact_token: which token looks the fact up.
         v_num_grad_steps: forward passes of the value optimisation, one fewer updates.
-        v_lr: Adam's learning rate.
+        v_lr: Adam's learning rate. L-BFGS begins with a step as long as Adam's first one.
         v_weight_decay: factor of ||delta|| / ||v0||^2 in the loss.
         clamp_norm_factor: bound of ||delta|| in units of ||v0||.
         kl_factor: weight of the KL term that preserves the subject's essence.
@@ -69,6 +70,8 @@ class RomeHparams:
             put as a question, and, where the tokenizer has a template, in a chat (of a request in a
             chat: without it); not with ``variant="original"``.
         end: what is written behind a target, where the request does not say: see ``EditRequest``.
+        solver: what searches v*: ``"adam"``, as the reference does, or ``"lbfgs"``, which takes about
+            half of its steps.
         max_answer_tokens: of the answers that a result holds, before and after, at most; each token
             takes a forward. 0: none is read.
     """
@@ -91,6 +94,7 @@ class RomeHparams:
     contexts: str = "text"
     end: str = "none"
     max_answer_tokens: int = 0
+    solver: str = "adam"
 
     def __post_init__(self) -> None:
         for name in ("layers", "context_template_length_params"):
@@ -241,6 +245,7 @@ _RULES: dict[str, tuple[type, Any, str]] = {
     "shared_expert": (bool, lambda x: True, "true or false"),
     "contexts": (str, CONTEXT_KINDS.__contains__, f"one of {CONTEXT_KINDS}"),
     "end": (str, bool, "auto, none, eos or a text"),
+    "solver": (str, SOLVERS.__contains__, f"one of {SOLVERS}"),
     "max_answer_tokens": (int, lambda x: x >= 0, "an integer >= 0"),
     "compute_dtype": (str, COMPUTE_DTYPES.__contains__, f"one of {COMPUTE_DTYPES}"),
 }  # fmt: skip

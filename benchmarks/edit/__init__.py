@@ -1,1 +1,1 @@
-"""One edit: seconds, memory, quality, and other ways to search for v*."""
+"""One edit: seconds, memory and quality."""

@@ -1,4 +1,4 @@
-"""Searches for v* on a ball that were compared with Adam; `solver_study.py` runs them.
+"""Ways to step towards v* on a ball, compared with Adam; `study.py` runs them.
 
 A solver is told what it found at the point it asked for, and answers with the next point:
 `step(Evaluation) -> delta [d]`. A shorter step from an earlier point is a step like any other, so
@@ -8,54 +8,19 @@ the number of calls is the number of passes through the model.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from benchmarks.value.problem import Ball, Evaluation
 
 # The loss that a step aims at where it aims at one; below the 0.05 at which the search stops.
 AIM = 0.02
-
-
-@dataclass
-class Evaluation:
-    """The objective at one point, and the parts it is made of.
-
-    Attributes:
-        delta, gradient: [d].
-        loss: mean of row_losses + kl_factor * kl + decay * ||delta||.
-        row_losses: [n_contexts], each the mean NLL of the target's tokens.
-        row_gradients: [n_contexts, d] of row_losses; kl_gradient: [d] of kl.
-    """
-
-    delta: Tensor
-    loss: float
-    gradient: Tensor
-    row_losses: Tensor
-    row_gradients: Tensor
-    kl: float
-    kl_gradient: Tensor
-    said: bool
-
-
-@dataclass
-class Ball:
-    """Where the search may go, and what it must know of the objective."""
-
-    radius: float
-    lr: float
-    decay: float
-    kl_factor: float
-
-    def project(self, delta: Tensor) -> Tensor:
-        return delta * min(1.0, self.radius / max(float(delta.norm()), 1e-12))
-
-    def tangent(self, delta: Tensor, direction: Tensor, outward: float) -> Tensor:
-        """On the sphere, the part along it of a direction that leads out of the ball."""
-        if delta.norm() < 0.999 * self.radius or outward <= 0:
-            return direction
-        normal = delta / delta.norm()
-        return direction - (direction @ normal) * normal
 
 
 def log_odds(loss: Tensor) -> Tensor:
@@ -238,6 +203,51 @@ class GaussNewton:
         return torch.linalg.solve(hessian, -gradient)
 
 
+class Scaled:
+    """Another solver in coordinates in which gradients are alike, as Adam's are.
+
+    A step along the gradient is there one of equal length in all coordinates of the offset: the
+    first row gradients give the scale, to the power of ``share`` (0: none, 1: that of Adam).
+    """
+
+    def __init__(self, ball: Ball, inner: Callable[[Ball], Any], share: float = 1.0) -> None:
+        self.ball, self.share = ball, share
+        self.inner = inner(ball)
+        self.scale: Tensor | None = None
+
+    def step(self, at: Evaluation) -> Tensor:
+        if self.scale is None:
+            size = at.row_gradients.square().mean(0).sqrt() + 1e-12
+            scale = (size.log().mean().exp() / size).pow(self.share / 2)
+            self.scale = scale / scale.square().mean().sqrt()
+        scale = self.scale
+        moved = replace(
+            at,
+            delta=at.delta / scale,
+            gradient=at.gradient * scale,
+            row_gradients=at.row_gradients * scale,
+            kl_gradient=at.kl_gradient * scale,
+        )
+        return self.ball.project(scale * self.inner.step(moved))
+
+
+class SignMomentum:
+    """Steps of equal length in all coordinates, which fall geometrically; none is looked back at."""
+
+    def __init__(self, ball: Ball, share: float = 0.25, keep: float = 0.5, shrink: float = 0.8):
+        self.ball, self.keep, self.shrink = ball, keep, shrink
+        self.length = share * ball.radius
+        self.sum: Tensor | None = None
+
+    def step(self, at: Evaluation) -> Tensor:
+        before = torch.zeros_like(at.gradient) if self.sum is None else self.sum
+        self.sum = self.keep * before + at.gradient / at.gradient.norm()
+        direction = self.sum.sign() * self.sum.abs().sqrt()
+        delta = at.delta - self.length * direction / direction.norm()
+        self.length *= self.shrink
+        return self.ball.project(delta)
+
+
 SOLVERS = {
     "adam": Adam,
     "adam_radius": lambda ball: Adam(ball, step_share=0.15),
@@ -246,4 +256,9 @@ SOLVERS = {
     "barzilai_borwein": lambda ball: Lbfgs(ball, memory=1),
     "lbfgs": Lbfgs,
     "gauss_newton": GaussNewton,
+    "scaled gauss_newton": lambda ball: Scaled(ball, GaussNewton),
+    "scaled lbfgs": lambda ball: Scaled(ball, Lbfgs),
+    "wide gauss_newton": lambda ball: GaussNewton(ball, share=0.6),
+    "wide lbfgs": lambda ball: Lbfgs(ball, share=0.5),
+    "signs": SignMomentum,
 }

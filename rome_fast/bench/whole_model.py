@@ -30,7 +30,8 @@ from rome_fast.update.undo import WeightHistory
 from rome_fast.value.batch import EditBatch
 from rome_fast.value.first_pass import FirstPass
 from rome_fast.value.key import Keys, mean_keys
-from rome_fast.value.objective import Objective, Offsets
+from rome_fast.value.objective import Objective
+from rome_fast.value.optimize import offsets_for
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -101,9 +102,9 @@ def _search(
     value_init: Tensor,
     hparams: RomeHparams,
 ) -> tuple[Tensor, tuple[float, ...]]:
-    """Adam on the offset, as in kmeng01/rome's compute_v.py; the offset and the losses."""
+    """The loop of kmeng01/rome's compute_v.py with the solver of the search; offset and losses."""
     objective = Objective(batch, hparams, "torch")
-    offsets = Offsets(value_init[None], hparams, "torch")
+    offsets = offsets_for(value_init[None], hparams, "torch")
     losses: list[float] = []
 
     def move(module: Any, args: Any, output: Tensor) -> Tensor:
@@ -119,8 +120,10 @@ def _search(
                 logits = run()[batch.read_rows, batch.read_positions]
             loss, gradient, right = objective(logits.detach())
             total = offsets.totals(loss)
-            losses.append(total.item())
-            if offsets.found(total, right)[0] or len(losses) == hparams.v_num_grad_steps:
-                return offsets.deltas[0].detach(), tuple(losses)
+            found = offsets.found(total, right)
+            ends, reached = offsets.ends(total, found)
+            losses.append(reached.item())
+            if found[0] or len(losses) == hparams.v_num_grad_steps:
+                return ends[0], tuple(losses)
             (gradients,) = torch.autograd.grad(logits, [offsets.deltas], gradient)
             offsets.step(gradients, loss, right)

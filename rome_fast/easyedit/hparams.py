@@ -76,6 +76,7 @@ class ROMEHyperParams:
     contexts: str = RomeHparams.contexts
     end: str = "none"  # as theirs
     max_answer_tokens: int = RomeHparams.max_answer_tokens
+    solver: str = RomeHparams.solver
 
     mom2_adjustment: bool = RomeHparams.mom2_adjustment
     mom2_dataset: str | None = None

@@ -31,11 +31,12 @@ from rome_fast.value.capture import (
     told_host,
 )
 from rome_fast.value.first_pass import CANNOT
-from rome_fast.value.objective import Objective, Offsets
+from rome_fast.value.objective import Objective
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from rome_fast.value.offsets import Offsets
     from rome_fast.value.search import Search
     from rome_fast.value.suffix_forward import SuffixForward
 
@@ -191,7 +192,7 @@ class Problem:
         return (
             *(vars(suffix.rows), vars(suffix.split), suffix.below, suffix.attention),
             {name: getattr(self.objective, name) for name in Objective.TENSORS},
-            {name: getattr(self.offsets, name).detach() for name in Offsets.TENSORS},
+            {name: getattr(self.offsets, name).detach() for name in self.offsets.TENSORS},
         )
 
 
@@ -229,7 +230,7 @@ class StepGraph:
         # From the second step on, the KL's reference is the first step's logits, as in any search.
         self._objective.start_from(self.logits)
         self._replay_rest(len(self._offsets.history) - 1)
-        for name in Offsets.TENSORS:
+        for name in problem.offsets.TENSORS:
             getattr(problem.offsets, name).detach().copy_(getattr(self._offsets, name))
 
     def _replay_rest(self, n_steps: int) -> None:

@@ -1,6 +1,6 @@
-"""What the search for v* minimises, and the state that it updates: one step, in two ops.
+"""What the search for v* minimises.
 
-Neither op synchronises with the host, so that a step can be captured as a CUDA graph.
+Nothing synchronises with the host, so that a step can be captured as a CUDA graph.
 """
 
 from __future__ import annotations
@@ -18,9 +18,6 @@ if TYPE_CHECKING:
 
     from rome_fast.hparams import RomeHparams
     from rome_fast.value.batch import EditBatch
-
-# Marks a step of a history that has not been made. NaN and inf are losses, which end a search.
-NO_LOSS = float("-inf")
 
 
 class Objective:
@@ -81,69 +78,3 @@ class Objective:
     def _come_to(self, device: torch.device) -> None:
         self.target_ids = self.target_ids.to(device)
         self.edit_of_read = self.edit_of_read.to(device)
-
-
-class Offsets:
-    """Each request's offset, with its own Adam state, its own norm ball and its own early stop.
-
-    Attributes:
-        deltas, mean, square: [n_edits, d_value], the offsets and Adam's moments.
-        n_steps: int64 [], steps that were made.
-        history: [max_steps, n_edits], the losses before each update; NO_LOSS where there is none.
-        active: bool [n_edits], which requests have not stopped.
-        radii, decays: [n_edits], radii of the balls, and the decay loss per unit of norm.
-        constants: the other inputs of a step.
-    """
-
-    TENSORS = ("deltas", "mean", "square", "n_steps", "history", "active", "radii", "decays")
-
-    def __init__(self, value_init: Tensor, hparams: RomeHparams, backend: str) -> None:
-        n_edits, self._backend = len(value_init), backend
-        self.deltas, self.mean = torch.zeros_like(value_init), torch.zeros_like(value_init)
-        self.square = torch.zeros_like(value_init)
-        self.n_steps = torch.zeros((), dtype=torch.int64, device=value_init.device)
-        self.history = value_init.new_full((hparams.v_num_grad_steps, n_edits), NO_LOSS)
-        self.active = torch.ones(n_edits, dtype=torch.bool, device=value_init.device)
-        norms = value_init.norm(dim=1)
-        self.radii = hparams.clamp_norm_factor * norms
-        self.decays = hparams.v_weight_decay / norms**2
-        self._lr, self.stop_loss = hparams.v_lr, hparams.v_stop_loss
-        self.mean_loss_suffices = hparams.variant == "original"
-        self.constants = (self._lr, self.stop_loss, self.mean_loss_suffices, backend)
-
-    def totals(self, losses: Tensor) -> Tensor:
-        """The losses [n_edits] with the decay: a norm, not its square, as in the reference."""
-        return losses.to(self.decays) + self.decays * self.deltas.detach().norm(dim=1)
-
-    def found(self, totals: Tensor, right: Tensor) -> list[bool]:
-        """Whether each request may stop: its loss is low, and every context gives the target."""
-        low = [total < self.stop_loss for total in totals.tolist()]
-        if self.mean_loss_suffices or not any(low):
-            return low
-        return [a and b for a, b in zip(low, right.tolist(), strict=True)]
-
-    def step(self, gradients: Tensor, losses: Tensor, right: Tensor) -> None:
-        """Record the losses, stop what is found, update the others; stopped ones never change.
-
-        Args:
-            gradients: [n_edits, d_value], without the decay's; losses: likewise.
-        """
-        device = self.deltas.device
-        ops.value_step_(
-            *(self.deltas, self.mean, self.square, self.n_steps, self.history, self.active),
-            gradients,
-            losses.to(device),
-            right.to(device),
-            self.radii,
-            self.decays,
-            lr=self._lr,
-            stop_loss=self.stop_loss,
-            mean_loss_suffices=self.mean_loss_suffices,
-            backend=self._backend,
-        )
-
-    def keep(self, edits: Sequence[int]) -> None:
-        """Go on with some of the requests only."""
-        for name in ("deltas", "mean", "square", "active", "radii", "decays"):
-            setattr(self, name, getattr(self, name).detach()[edits])
-        self.history = self.history[:, edits]

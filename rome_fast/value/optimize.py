@@ -2,7 +2,7 @@
 
 An offset ``value_delta`` to the value at the lookup token is optimised through the model (ROME,
 section 3.1, step 2; kmeng01/rome, compute_v.py), with the model's weights fixed. The requests of a
-batch are searched at once; each has its own offset, its own Adam state and its own early stop.
+batch are searched at once; each has its own offset and its own early stop.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from rome_fast.errors import NonFiniteError
 from rome_fast.model.nonfinite import where_not_finite
 from rome_fast.model.spec import DownProjection, ModelSpec
 from rome_fast.value import graph
-from rome_fast.value.objective import NO_LOSS, Objective, Offsets
+from rome_fast.value.lbfgs import Lbfgs
+from rome_fast.value.objective import Objective
+from rome_fast.value.offsets import NO_LOSS, Adam, Offsets
 from rome_fast.value.search import Search
 
 if TYPE_CHECKING:
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from rome_fast.hparams import RomeHparams
     from rome_fast.value.batch import EditBatch
     from rome_fast.value.first_pass import FirstPass
+
+SOLVERS: dict[str, type[Offsets]] = {"adam": Adam, "lbfgs": Lbfgs}
 
 # With a final loss of this much or more, v* makes the target far from certain.
 NOT_CONVERGED = 0.5
@@ -88,7 +92,7 @@ def optimize_values(
         first: the first pass over ``batch``.
         value_init: [n_edits, d_value], what the matrix writes on the bare prompts.
         weights: bfloat16 copies to run instead of the model's own; the offsets, the losses and
-            Adam's state stay in float32.
+            the solver's state stay in float32.
 
     Raises:
         NonFiniteError: a loss became NaN or infinite; names step and layer.
@@ -96,14 +100,19 @@ def optimize_values(
     search = Search(spec, projection, batch, first, weights)
     uncaptured = ""
     if graph.is_wanted(search, backend):
-        offsets = Offsets(value_init, hparams, backend)
+        offsets = offsets_for(value_init, hparams, backend)
         uncaptured = graph.search_captured(search, Objective(batch, hparams, backend), offsets)
         if not uncaptured:
             return _values(search, offsets)
     objective = Objective(batch, hparams, backend)
-    offsets = Offsets(value_init, hparams, backend)
+    offsets = offsets_for(value_init, hparams, backend)
     values = _search_step_by_step(search, objective, offsets)
     return [replace(value, uncaptured=uncaptured) for value in values]
+
+
+def offsets_for(value_init: Tensor, hparams: RomeHparams, backend: str) -> Offsets:
+    """Offsets of zero, with the solver that moves them."""
+    return SOLVERS[hparams.solver](value_init, hparams, backend)
 
 
 def _search_step_by_step(search: Search, objective: Objective, offsets: Offsets) -> list[Value]:
@@ -118,15 +127,16 @@ def _search_step_by_step(search: Search, objective: Objective, offsets: Offsets)
             logits = search.logits(deltas)
         losses, gradient, right = objective(logits.detach())
         totals = offsets.totals(losses)
-        for i, loss in zip(active, totals.tolist(), strict=True):
+        found = offsets.found(totals, right)
+        ends, reached = offsets.ends(totals, found)
+        for i, loss in zip(active, reached.tolist(), strict=True):
             histories[i].append(loss)
             if not math.isfinite(loss):
                 raise _not_finite(search, deltas.detach(), step, loss)
-        ended = [step == max_steps or found for found in offsets.found(totals, right)]
+        ended = [step == max_steps or is_found for is_found in found.tolist()]
         for j, i in enumerate(active):
             if ended[j]:
-                value_delta = deltas[j].detach().clone()
-                values[i] = Value(value_delta, tuple(histories[i]), search.obstacle)
+                values[i] = Value(ends[j].clone(), tuple(histories[i]), search.obstacle)
         if all(ended):
             break
         (gradients,) = torch.autograd.grad(logits, [deltas], gradient)

@@ -20,12 +20,13 @@ from transformers.utils import import_utils
 
 import rome_fast
 from rome_fast.errors import NonFiniteError
+from rome_fast.hparams import SOLVERS
 from rome_fast.model.spec import ModelSpec
 from rome_fast.value import graph, prefix
 from rome_fast.value.first_pass import run_first_pass
 from rome_fast.value.key import mean_keys
-from rome_fast.value.objective import Objective, Offsets
-from rome_fast.value.optimize import optimize_values
+from rome_fast.value.objective import Objective
+from rome_fast.value.optimize import offsets_for, optimize_values
 from rome_fast.value.search import Search
 from rome_fast.value.suffix_forward import SuffixForward
 
@@ -91,11 +92,12 @@ def assert_same(found, expected):
         assert not value.uncaptured and not value.obstacle
 
 
+@pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_replays_find_what_steps_do(family, hparams, captures, monkeypatch):
+def test_replays_find_what_steps_do(family, solver, hparams, captures, monkeypatch):
     if TRANSFORMERS_4 and family == "Falcon":
         pytest.skip("Falcon of transformers 4 looks into its mask: it cannot be captured")
-    hparams = hparams.replace(v_num_grad_steps=8)
+    hparams = hparams.replace(v_num_grad_steps=8, solver=solver)
     _, found = searched(family, two_edits(), hparams)
     [capture] = captures
     assert capture.n_replays == 8
@@ -104,9 +106,12 @@ def test_replays_find_what_steps_do(family, hparams, captures, monkeypatch):
     assert len(captures) == 1
 
 
-def test_what_is_found_ends_and_the_rest_goes_on(hparams, captures, monkeypatch):
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_what_is_found_ends_and_the_rest_goes_on(solver, hparams, captures, monkeypatch):
     """On the device; the host hears of it some steps later, and nothing has changed meanwhile."""
-    hparams = hparams.replace(v_num_grad_steps=60, v_stop_loss=4.6, variant="original")
+    hparams = hparams.replace(
+        v_num_grad_steps=60, v_stop_loss=4.6, variant="original", solver=solver
+    )
     _, found = searched("GPT2", two_edits(), hparams)
     lengths = [len(value.losses) for value in found]
     assert lengths[1] < lengths[0] < 60
@@ -272,14 +277,16 @@ def test_lack_of_memory_is_told_and_frees_the_graphs(gpt2, settings, captures, m
 @pytest.mark.skipif(
     TRANSFORMERS_4, reason="transformers 4 makes masks inside of vmap, where nothing is pretended"
 )
+@pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_step_moves_nothing_between_devices(family, hparams, monkeypatch):
+def test_a_step_moves_nothing_between_devices(family, solver, hparams, monkeypatch):
     """A copy from the host waits for it, which a stream that is captured cannot."""
     monkeypatch.setattr(masking_utils, "eager_mask", eager_mask_of_transformers_5_17)
     monkeypatch.setitem(
         masking_utils.ALL_MASK_ATTENTION_FUNCTIONS, "eager", eager_mask_of_transformers_5_17
     )
     batch, gpu = two_edits(), device(0)
+    hparams = hparams.replace(solver=solver)
     with PretendDevices() as pretend:
         model, projection, first = prepared(family, 1, batch)
         pretend.place(model, gpu)
@@ -288,7 +295,7 @@ def test_a_step_moves_nothing_between_devices(family, hparams, monkeypatch):
         search = Search(ModelSpec.of(model), projection, batch, first)
         objective = Objective(batch, hparams, "torch")
         objective.start_from(search.unmoved_logits)
-        offsets = Offsets(torch.cat([init, init]), hparams, "torch")
+        offsets = offsets_for(torch.cat([init, init]), hparams, "torch")
         own = graph.Problem(search.suffix, objective, offsets).mapped(torch.clone)
         assert {x.device for x in own.tensors()} == {gpu}
         pretend.may_move = False

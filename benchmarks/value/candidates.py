@@ -1,0 +1,151 @@
+"""Candidate searches for v*: which solver, on which rows, from where, and how its end is used."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from benchmarks.value.solvers import SOLVERS
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from benchmarks.value.problem import Evaluation, Problem
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to search.
+
+    Attributes:
+        hparams: changes to the model's defaults.
+        first_rows: how many contexts run from the start, the worst of the others when those say
+            the target; None: all.
+        kl_every: the KL prompt runs in every so many steps.
+        scale: what the offset is multiplied by when it is found, within the ball.
+        start: "zero", or a way of ``warm.py``.
+    """
+
+    solver: str = "adam"
+    hparams: dict[str, Any] = field(default_factory=dict)
+    first_rows: int | None = None
+    kl_every: int = 1
+    scale: float = 1.0
+    start: str = "zero"
+    dtype: str = "model"
+
+
+@dataclass(frozen=True)
+class Found:
+    """Where a search ended."""
+
+    delta: Tensor
+    loss: float
+
+
+def search(problem: Problem, way: Candidate, start: Tensor | None = None) -> Found:
+    """Search as a candidate does, up to the stop rule on all contexts, or to the last step."""
+    solver = SOLVERS[way.solver](problem.ball)
+    active = _first_rows(problem, way.first_rows)
+    delta = problem.zero if start is None else problem.ball.project(start)
+    at = None
+    for step in range(problem.ball.max_steps):
+        rows = active if step % way.kl_every else (*active, problem.n_contexts)
+        at = problem(delta, rows)
+        if problem.found(at):
+            others = [row for row in problem.all_rows if row not in rows]
+            if not others:
+                break
+            rest = problem(delta, others, gradient=False)
+            if _all_found(problem, at, rest):
+                break
+            more = _worst(problem, rest)
+            if more is not None:
+                active = (*active, more)
+                solver = SOLVERS[way.solver](problem.ball) if way.solver != "adam" else solver
+                continue
+        if step + 1 < problem.ball.max_steps:
+            delta = solver.step(at)
+    assert at is not None
+    return Found(at.delta, at.loss)
+
+
+def _first_rows(problem: Problem, n: int | None) -> tuple[int, ...]:
+    """The bare prompt, and the contexts whose keys are least like those taken before."""
+    n_contexts = problem.n_contexts
+    if n is None or n >= n_contexts:
+        return tuple(range(n_contexts))
+    keys = torch.nn.functional.normalize(problem.first.keys[:n_contexts], dim=1)
+    chosen = [problem.edit.prompt_row]
+    while len(chosen) < n:
+        nearest = (keys @ keys[chosen].T).amax(1)
+        nearest[chosen] = torch.inf
+        chosen.append(int(nearest.argmin()))
+    return tuple(chosen)
+
+
+def _all_found(problem: Problem, at: Evaluation, rest: Evaluation) -> bool:
+    n, m = len(at.row_losses), len(rest.row_losses)
+    if not rest.said or m == 0:
+        return m == 0
+    extra = float(rest.row_losses.mean()) - float(at.row_losses.mean())
+    return at.loss + extra * m / (n + m) < problem.ball.stop_loss
+
+
+def _worst(problem: Problem, rest: Evaluation) -> int | None:
+    contexts = [row for row in rest.rows if row < problem.n_contexts]
+    if not contexts:
+        return None
+    return contexts[int(rest.row_losses.argmax())]
+
+
+CANDIDATES: dict[str, Candidate] = {
+    "adam": Candidate(),
+    "adam, stop .1": Candidate(hparams={"v_stop_loss": 0.1}),
+    "adam, stop .3": Candidate(hparams={"v_stop_loss": 0.3}),
+    "adam, stop .3, x 1.25": Candidate(hparams={"v_stop_loss": 0.3}, scale=1.25),
+    "adam, stop .3, x 1.5": Candidate(hparams={"v_stop_loss": 0.3}, scale=1.5),
+    "adam, rate .25": Candidate(hparams={"v_lr": 0.25}),
+    "adam, rate 1": Candidate(hparams={"v_lr": 1.0}),
+    "adam, 15 steps": Candidate(hparams={"v_num_grad_steps": 15}),
+    "adam, 10 steps": Candidate(hparams={"v_num_grad_steps": 10}),
+    "adam, 10 steps, rate 1": Candidate(hparams={"v_num_grad_steps": 10, "v_lr": 1.0}),
+    "adam, 2 rows first": Candidate(first_rows=2),
+    "adam, 1 row first": Candidate(first_rows=1),
+    "adam, KL every 4": Candidate(kl_every=4),
+    "adam, 2 rows, stop .1, KL every 4": Candidate(
+        first_rows=2, kl_every=4, hparams={"v_stop_loss": 0.1}
+    ),
+    "lbfgs": Candidate("lbfgs"),
+    "lbfgs, stop .1": Candidate("lbfgs", hparams={"v_stop_loss": 0.1}),
+    "lbfgs, stop .1, x 1.25": Candidate("lbfgs", hparams={"v_stop_loss": 0.1}, scale=1.25),
+    "lbfgs, stop .2": Candidate("lbfgs", hparams={"v_stop_loss": 0.2}),
+    "lbfgs, stop .2, x 1.5": Candidate("lbfgs", hparams={"v_stop_loss": 0.2}, scale=1.5),
+    "lbfgs, bfloat16": Candidate("lbfgs", dtype="bfloat16"),
+    "lbfgs, 2 rows first": Candidate("lbfgs", first_rows=2),
+    "lbfgs, KL every 4": Candidate("lbfgs", kl_every=4),
+    "momentum": Candidate("momentum"),
+    "polyak": Candidate("polyak"),
+    "barzilai_borwein": Candidate("barzilai_borwein"),
+    "gauss_newton": Candidate("gauss_newton"),
+    "gauss_newton, x 1.5": Candidate("gauss_newton", scale=1.5),
+    "gauss_newton, x 2": Candidate("gauss_newton", scale=2.0),
+    "lbfgs, x 1.5": Candidate("lbfgs", scale=1.5),
+    "scaled gauss_newton": Candidate("scaled gauss_newton"),
+    "scaled gauss_newton, x 1.25": Candidate("scaled gauss_newton", scale=1.25),
+    "scaled gauss_newton, x 1.5": Candidate("scaled gauss_newton", scale=1.5),
+    "scaled lbfgs": Candidate("scaled lbfgs"),
+    "scaled lbfgs, x 1.25": Candidate("scaled lbfgs", scale=1.25),
+    "wide gauss_newton": Candidate("wide gauss_newton"),
+    "wide lbfgs": Candidate("wide lbfgs"),
+    "signs": Candidate("signs"),
+    "adam, bfloat16": Candidate(dtype="bfloat16"),
+    "adam, from same target": Candidate(start="same target"),
+    "adam, from same relation": Candidate(start="same relation"),
+    "adam, from ridge": Candidate(start="ridge"),
+    "adam, from other subject": Candidate(start="other subject"),
+    "lbfgs, from ridge": Candidate("lbfgs", start="ridge"),
+    "gauss_newton, from ridge": Candidate("gauss_newton", start="ridge"),
+}
