@@ -26,6 +26,7 @@ class Candidate:
         kl_every: the KL prompt runs in every so many steps.
         scale: what the offset is multiplied by when it is found, within the ball.
         start: "zero", or a way of ``warm.py``.
+        contexts: "sampled" from the model, or "written", the same sentences for all models.
     """
 
     solver: str = "adam"
@@ -35,6 +36,7 @@ class Candidate:
     scale: float = 1.0
     start: str = "zero"
     dtype: str = "model"
+    contexts: str = "sampled"
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,8 @@ CANDIDATES: dict[str, Candidate] = {
         first_rows=2, kl_every=4, hparams={"v_stop_loss": 0.1}
     ),
     "lbfgs": Candidate("lbfgs"),
+    "adam, written contexts": Candidate(contexts="written"),
+    "lbfgs, written contexts": Candidate("lbfgs", contexts="written"),
     "lbfgs, stop .1": Candidate("lbfgs", hparams={"v_stop_loss": 0.1}),
     "lbfgs, stop .1, x 1.25": Candidate("lbfgs", hparams={"v_stop_loss": 0.1}, scale=1.25),
     "lbfgs, stop .2": Candidate("lbfgs", hparams={"v_stop_loss": 0.2}),

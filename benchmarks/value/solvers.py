@@ -232,7 +232,7 @@ class Scaled:
 
 
 class SignMomentum:
-    """Steps of equal length in all coordinates, which fall geometrically; none is looked back at."""
+    """Steps of nearly equal length in all coordinates, which fall geometrically."""
 
     def __init__(self, ball: Ball, share: float = 0.25, keep: float = 0.5, shrink: float = 0.8):
         self.ball, self.keep, self.shrink = ball, keep, shrink

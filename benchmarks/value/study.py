@@ -41,6 +41,15 @@ from rome_fast.update.solve import build_constraint
 from rome_fast.value.key import Keys
 
 Row = dict[str, Any]
+# Contexts that need no sampling: sentences after which any prompt may follow.
+WRITTEN = [
+    "{}",
+    "It was a quiet morning. {}",
+    "The book was published last year. {}",
+    "They talked about it for a while. {}",
+    "Many people have asked this question before. {}",
+    "In the end nobody was surprised by the answer. {}",
+]
 SHOWN = ("ES", "PS", "NS", "unchanged", "ES_greedy", "PS_greedy")
 
 
@@ -53,7 +62,8 @@ class Study:
         self.hparams = RomeHparams.for_model(self.model)
         self.records = arena_records(self.model, self.tok, work / "ranks.json")[:n]
         with opened(self.model, self.tok, self.hparams, None, "auto", None, "identity") as editor:
-            self.contexts = list(editor.context_templates)
+            sampled = list(editor.context_templates)
+        self.contexts = {"sampled": sampled, "written": WRITTEN}
         with open_model(self.model) as spec:
             self.projection = spec.down_projection(self.hparams.layer)
             self.moment = ordinary_second_moment(spec, self.tok, self.projection)
@@ -69,13 +79,13 @@ class Study:
             assert base is not None
             starts = STARTS[way.start](self, base)
         hparams = self.hparams.replace(**way.hparams)
-        rows = []
+        contexts, rows = self.contexts[way.contexts], []
         with open_model(self.model) as spec:
             weights = None
             if way.dtype == "bfloat16":
                 weights = Bfloat16Weights(spec, self.projection).current()
             for record, start in zip(self.records, starts, strict=True):
-                edit = encode(self.tok, record.request, self.contexts, hparams.fact_token)
+                edit = encode(self.tok, record.request, contexts, hparams.fact_token)
                 problem = Problem(spec, self.projection, hparams, edit, weights)
                 began = time.process_time()
                 found = search(problem, way, start)
