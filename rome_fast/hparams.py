@@ -70,8 +70,8 @@ class RomeHparams:
             put as a question, and, where the tokenizer has a template, in a chat (of a request in a
             chat: without it); not with ``variant="original"``.
         end: what is written behind a target, where the request does not say: see ``EditRequest``.
-        solver: what searches v*: ``"adam"``, as the reference does, or ``"lbfgs"``, which takes about
-            half of its steps.
+        solver: what searches v*: ``"adam"``, as the reference does, or ``"lbfgs"``, which takes
+            about half of its steps.
         max_answer_tokens: of the answers that a result holds, before and after, at most; each token
             takes a forward. 0: none is read.
     """

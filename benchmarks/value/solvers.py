@@ -248,7 +248,7 @@ class SignMomentum:
         return self.ball.project(delta)
 
 
-SOLVERS = {
+SOLVERS: dict[str, Callable[[Ball], Any]] = {
     "adam": Adam,
     "adam_radius": lambda ball: Adam(ball, step_share=0.15),
     "polyak": lambda ball: Momentum(ball, share=0.25, keep=0.0, shrink=1.0),

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from rome_fast.bench.case import Case
     from rome_fast.bench.measure import Comparison, Row
+    from rome_fast.bench.parts import Parts
 
 _LEFT = ("", "commit")
 _COMMIT = 8
@@ -61,6 +62,36 @@ def remarks(comparison: Comparison) -> list[str]:
         steps = ", ".join(f"{row.name} after {row.n_steps}" for row in early)
         lines.append(f"stopped early, of {comparison.steps_allowed} steps: {steps}")
     return lines
+
+
+def parts_table(parts: Parts) -> Table:
+    """One line per part of rome_fast's edit."""
+    table = Table(
+        title="rome_fast, part by part", title_justify="left", box=box.SIMPLE_HEAD, padding=0
+    )
+    table.show_edge = False
+    table.add_column("")
+    for column in ("seconds", "share", "floor"):
+        table.add_column(column, justify="right")
+    total = sum(part.seconds for part in parts.parts)
+    for part in parts.parts:
+        floor = f"{part.floor:.3g}" if part.floor else "-"
+        table.add_row(part.name, f"{part.seconds:.3g}", f"{part.seconds / total:.0%}", floor)
+    return table
+
+
+def parts_remarks(parts: Parts) -> list[str]:
+    """Lines below that table."""
+    if parts.in_python is None:
+        return []
+    return [f"{parts.in_python:.0%} of an edit is spent outside of torch's operators, in Python"]
+
+
+def parts_facts(parts: Parts) -> dict[str, Any]:
+    """Every figure of the parts, JSON-able."""
+    seconds = {part.name: round(part.seconds, 5) for part in parts.parts}
+    floors = {part.name: round(part.floor, 5) for part in parts.parts}
+    return {"seconds": seconds, "floor_seconds": floors, "share_in_python": parts.in_python}
 
 
 def case_facts(case: Case) -> dict[str, Any]:

@@ -75,8 +75,17 @@ def bench(
     """
     from rome_fast.bench.measure import measure
     from rome_fast.bench.own import RomeFast
+    from rome_fast.bench.parts import measure_parts
     from rome_fast.bench.setting import setting
-    from rome_fast.bench.table import case_facts, remarks, row_facts, table_of
+    from rome_fast.bench.table import (
+        case_facts,
+        parts_facts,
+        parts_remarks,
+        parts_table,
+        remarks,
+        row_facts,
+        table_of,
+    )
     from rome_fast.bench.whole_model import WholeModel
 
     with one_line_errors():
@@ -86,6 +95,7 @@ def bench(
         request = _request(model, prompt, subject, target)
         case = _case(loaded, tok, request, _hparams(loaded, hparams, steps, variant), second_moment)
         comparisons = measure(case, [WholeModel(), *(peer or [])], rounds=rounds)
+        parts = measure_parts(case, comparisons[0], rounds)
         if profile is not None:
             with profiled(profile):
                 RomeFast().edit(case)
@@ -98,9 +108,15 @@ def bench(
             console.print(table_of(comparison))
             for line in remarks(comparison):
                 console.print(line, markup=False, soft_wrap=True)
+        console.print(parts_table(parts))
+        for line in parts_remarks(parts):
+            console.print(line, markup=False, soft_wrap=True)
         if out is not None:
             rows = [row_facts(c, row) for c in comparisons for row in c.rows]
-            report = {"setting": setting(), **case_facts(case), "results": rows}
+            report = {
+                **{"setting": setting(), **case_facts(case)},
+                **{"parts": parts_facts(parts), "results": rows},
+            }
             out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 

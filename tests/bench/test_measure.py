@@ -7,12 +7,11 @@ import io
 
 import pytest
 import torch
-from helpers import CONTEXTS, REQUEST, same_bits, state
+from benched import make_case
+from helpers import same_bits, state
 from rich.console import Console
-from tiny import tiny_second_moment
 
-import rome_fast
-from rome_fast.bench.case import GIVEN, IDENTITY, Case
+from rome_fast.bench.case import GIVEN, IDENTITY
 from rome_fast.bench.measure import measure
 from rome_fast.bench.own import RomeFast
 from rome_fast.bench.peak import peaks_in_children
@@ -56,19 +55,6 @@ def no_children(monkeypatch):
 @pytest.fixture
 def case(tiny, hparams):
     return make_case(tiny, hparams)
-
-
-def make_case(model_and_tok, hparams, identity=False):
-    model, tok = model_and_tok
-    d_key = 256 if model.config.model_type == "gpt2" else 176
-    return Case(
-        model,
-        tok,
-        rome_fast.EditRequest.parse(REQUEST),
-        hparams.replace(variant="original", v_num_grad_steps=4, v_lr=0.03),
-        tuple(CONTEXTS),
-        None if identity else tiny_second_moment(d_key),
-    )
 
 
 def test_the_whole_model_makes_the_same_edit(case):
