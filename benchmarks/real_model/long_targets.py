@@ -40,12 +40,11 @@ from rome_fast.value.window import KeyValueSearch
 Row = dict[str, Any]
 LENGTHS = (4, 8, 16, 32, 60)
 CHUNK = 8
-# What might hold more, tried where the defaults hold some: a longer search, a larger offset.
-FURTHER: list[Row] = [
-    {"v_num_grad_steps": 100},
-    {"v_num_grad_steps": 100, "clamp_norm_factor": 12.0},
+# What might hold more: a longer search, and a larger offset, by the lengths that are tried.
+FURTHER: list[tuple[Row, tuple[int, ...]]] = [
+    ({"v_num_grad_steps": 100}, (8, 16, 32, 60)),
+    ({"v_num_grad_steps": 100, "clamp_norm_factor": 12.0}, (8, 16)),
 ]
-FURTHER_LENGTHS = (8, 16)
 # By their kind. A target is the beginning of one, of as many tokens as asked for.
 PASSAGES: dict[str, list[str]] = json.loads(
     Path(__file__).with_name("passages.json").read_text(encoding="utf-8")
@@ -134,7 +133,7 @@ class LongTargets:
 
 
 def _measured(options: Row, lines: list[Row]) -> bool:
-    changes = {name for further in FURTHER for name in further} | set(options)
+    changes = {name for further, _ in FURTHER for name in further} | set(options)
     return any({k: v for k, v in line.items() if k in changes} == options for line in lines)
 
 
@@ -156,8 +155,8 @@ def main() -> None:
     asked += [
         {"length": n, "layer": 4, "chunk": 0, **changes}
         for n in args.lengths
-        if n in FURTHER_LENGTHS
-        for changes in FURTHER
+        for changes, lengths in FURTHER
+        if n in lengths
     ]
     asked = [options for options in asked if not _measured(options, report["lines"])]
     for options in asked:
