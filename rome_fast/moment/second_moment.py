@@ -48,6 +48,7 @@ class SecondMoment(MomentSum):
         compensation: [d_key, d_key] or None; the true sum is ``moment_sum + compensation``.
         count: number of keys added.
         jitter: the ridge that the factorisation had to add on its own (0.0 normally).
+        is_cached: whether it was read from the cache, where ``second_moment=None`` looks first.
         info: what the file or the collector says about it (hashes of the model, layer, ...).
     """
 
@@ -72,6 +73,7 @@ class SecondMoment(MomentSum):
             compensation = torch.zeros_like(total) if compensated else None
         super().__init__(total, compensation, damping=damping, source=source)
         self.jitter = 0.0
+        self.is_cached = False
 
     @classmethod
     def from_moment(cls, moment: Tensor, count: int, **options: Any) -> SecondMoment:

@@ -206,6 +206,14 @@ def test_a_damaged_line_is_named(run):
         run()
 
 
+def test_c_may_be_collected_first_and_cached_then(run, proposed, monkeypatch, tmp_path):
+    monkeypatch.setenv("ROME_FAST_CACHE", str(tmp_path / "cache"))
+    run(REQUESTS[:2], second_moment=None)
+    del proposed[:]
+    run(REQUESTS[:2], second_moment=None)
+    assert not proposed
+
+
 def test_an_empty_file_is_a_new_journal(run):
     run.path.touch()
     run()

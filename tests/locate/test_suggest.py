@@ -191,7 +191,7 @@ def test_one_pass_over_text_serves_all_layers_and_the_edit_after_it(
     moment = ordinary_second_moment(
         ModelSpec.of(model), tok, ModelSpec.of(model).down_projection(plan.layer)
     )
-    assert moment.source.endswith(", cached")
+    assert moment.is_cached
     assert calls == [[1, 2]]
 
 

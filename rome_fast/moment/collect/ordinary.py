@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from rome_fast.cache import cache_dir
-from rome_fast.errors import SecondMomentError
+from rome_fast.errors import SecondMomentError, SecondMomentWarning, warn
 from rome_fast.model.spec import DownProjection, ModelSpec
 from rome_fast.moment.collect.collection import ENOUGH_KEYS
 from rome_fast.moment.collect.collector import collect_second_moment
@@ -86,7 +86,8 @@ def _save(moment: SecondMoment, path: Path) -> None:
     try:
         moment.save(path)
     except OSError as error:
-        moment.source += f", not cached ({error}; set ROME_FAST_CACHE)"
+        text = f"C of ordinary text is not cached ({error}): set ROME_FAST_CACHE to a folder"
+        warn(text, SecondMomentWarning)
 
 
 def _load(path: Path) -> SecondMoment:
@@ -94,7 +95,7 @@ def _load(path: Path) -> SecondMoment:
         moment = SecondMoment.load(path)
     except SecondMomentError as error:
         raise SecondMomentError(f"{error}; delete this file of the cache") from error
-    moment.source += ", cached"
+    moment.is_cached = True
     return moment
 
 
