@@ -7,7 +7,8 @@ from collections.abc import Callable
 from benchmarks.real_model.tables import SCORES
 from benchmarks.support.tables import Columns, Row, read, table
 
-NAMED = {"original": '`"original"`', "default": "default", "auto": 'default, `end="auto"`'}
+NAMED = {"default": "default", "original": '`"original"`', "auto": 'default, `end="auto"`'}
+FORMS = ("sentence", "all contexts", "chat", "question", "end, thrice", "end, a third")
 NAMES = {"none": '`"none"`', "auto": '`"auto"`', ".": '`"."`', "eos": '`"eos"`'}
 
 
@@ -80,9 +81,8 @@ def protocols_table() -> list[str]:
     """The four protocols over the same edits, beside the unedited model."""
     report = read("real-model-protocols")
     rows = [("unedited", {"metrics": report["lines"][0]["metrics"]["before"]})]
-    for line in report["lines"]:
-        name = f"{NAMED.get(line['way'], line['way'])}, {line['n']}"
-        rows.append((name, {**line, "metrics": line["metrics"]["after"]}))
+    for line in sorted(report["lines"], key=lambda line: list(NAMED).index(line["way"])):
+        rows.append((NAMED[line["way"]], {**line, "metrics": line["metrics"]["after"]}))
     return table("edits", PROTOCOLS, rows)
 
 
@@ -91,7 +91,8 @@ def carried_table() -> list[str]:
     report = read("real-model-carry-over")
     own = report["unedited"]
     rows = [("the model's own facts", {**own, "answers": own["true"], "n": report["records"]})]
-    rows += [(line["way"], {**line, "answers": line["asked"]}) for line in report["lines"]]
+    lines = sorted(report["lines"], key=lambda line: FORMS.index(line["way"]))
+    rows += [(line["way"], {**line, "answers": line["asked"]}) for line in lines]
     return table("edited as", CARRIED, rows)
 
 
