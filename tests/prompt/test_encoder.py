@@ -119,7 +119,8 @@ def test_a_long_target_is_named_before_anything_is_searched(gpt2, hparams, recwa
     encoder = Encoder(*gpt2, hparams, CONTEXTS)
     encoder([(PLAIN,)])
     assert not recwarn.list
-    with pytest.warns(EditWarning, match=r"target 'one two .* tokens, and one value vector seldom"):
+    with pytest.warns(EditWarning, match=r"target 'one two .* tokens, and 5 steps seldom find"):
         encoder([(long,)])
     encoder([(EditRequest(PLAIN.prompt, "Ada", long.target),)])  # said once
+    Encoder(*gpt2, hparams.replace(v_num_grad_steps=100), CONTEXTS)([(long,)])
     assert not recwarn.list
