@@ -44,6 +44,7 @@ from benchmarks.session.policy_tables import (
     values_table,
 )
 from benchmarks.support.tables import Columns, Row, beside, read, table, times
+from benchmarks.value.tables import searches_table
 from rome_fast.evaluate.protocols import PROTOCOLS
 
 SPEED: Columns = {
@@ -242,6 +243,7 @@ def documents() -> dict[str, list[str]]:
         "docs/gpu.md": gpu_tables(),
         "docs/many_edits.md": order_table(),
         "docs/decisions.md": sums
+        + searches_table()
         + options_table()
         + layers_table()
         + changes_table()
