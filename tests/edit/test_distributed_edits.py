@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -11,6 +9,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from processes import run_two
 from tiny import tiny_gpt2
 
 import rome_fast
@@ -87,14 +86,7 @@ def one_computes_otherwise(rank):
 
 @pytest.mark.exhaustive
 def test_two_processes_edit_as_one_does(tmp_path):
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    paths = os.pathsep.join([str(HERE.parents[1] / "support"), os.environ.get("PYTHONPATH", "")])
-    subprocess.run(
-        [*torchrun, "--nproc-per-node", "2", str(HERE), str(tmp_path)],
-        env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
-        check=True,
-        timeout=300,
-    )
+    run_two(HERE, tmp_path)
     model, tok = tiny_gpt2()
     alone = rome_fast.edit_many(model, tok, REQUESTS, **SETTINGS)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from processes import run_two
 from tiny import tiny_gpt2
 
 import rome_fast
@@ -49,14 +48,7 @@ def process(folder):
 
 @pytest.mark.exhaustive
 def test_two_processes_find_what_one_does(tmp_path):
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    paths = os.pathsep.join([str(HERE.parents[1] / "support"), os.environ.get("PYTHONPATH", "")])
-    subprocess.run(
-        [*torchrun, "--nproc-per-node", "2", str(HERE), str(tmp_path)],
-        env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
-        check=True,
-        timeout=300,
-    )
+    run_two(HERE, tmp_path)
     model, tok = tiny_gpt2()
     alone = rome_fast.evaluate(model, tok, RECORDS, **SETTINGS)
     first, second = (Evaluation.load(tmp_path / f"{rank}.json") for rank in (0, 1))
