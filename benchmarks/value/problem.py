@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from rome_fast.model.intercept import hidden_of, with_hidden
 from rome_fast.value.batch import EditBatch
 from rome_fast.value.first_pass import FirstPass, run_first_pass
 from rome_fast.value.key import mean_keys
@@ -167,8 +168,6 @@ class Problem:
 
 def _of_rows(suffix: SuffixForward, rows: Tensor) -> SuffixForward:
     """A suffix forward of some rows, each with an offset of its own."""
-    from rome_fast.model.intercept import hidden_of, with_hidden
-
     old = suffix.rows
     is_read = torch.isin(old.read_rows, rows)
     number = torch.full((int(old.edit_of_row.shape[0]),), -1)

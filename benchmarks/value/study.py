@@ -146,7 +146,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     warnings.simplefilter("ignore")
-    torch.manual_seed(0)
     study = Study(args.work, args.records)
     kept = args.work / f"value-search-{args.records}"
     kept.mkdir(exist_ok=True)

@@ -1,8 +1,8 @@
-"""The default search for v*: L-BFGS in a trust region inside the norm ball.
+"""``solver="lbfgs"``: v* is searched by L-BFGS in a trust region inside the norm ball.
 
 All requests of a batch step together, each by its own history. Nothing is decided on the host, so
 that a step can be captured as a CUDA graph (Nocedal and Wright, Numerical Optimization, 7.2 and
-18.3; why not Adam: docs/decisions.md).
+18.3; beside Adam: docs/decisions.md).
 """
 
 from __future__ import annotations
