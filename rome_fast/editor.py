@@ -26,7 +26,7 @@ from rome_fast.moment.collect.collection import ENOUGH_KEYS
 from rome_fast.moment.collect.ranks import Ranks
 from rome_fast.moment.collect.resolve import resolve_second_moment
 from rome_fast.prompt.answers import Answer, read_answers
-from rome_fast.prompt.contexts import check_context_templates, sample_context_templates
+from rome_fast.prompt.contexts import check_context_templates, contexts_for
 from rome_fast.prompt.encode import TokenizedEdit
 from rome_fast.prompt.encoder import Encoder
 from rome_fast.prompt.own_words import not_its_own_words
@@ -58,14 +58,16 @@ def check_form(form: object) -> str:
     return form
 
 
-def checked_hparams(spec: ModelSpec, given: object) -> tuple[RomeHparams, str | None]:
+def checked_hparams(
+    spec: ModelSpec, given: object, variant: str | None = None
+) -> tuple[RomeHparams, str | None]:
     """What to edit with, and a remark; None: the defaults for the model.
 
     Raises:
         HparamsError: it is something else.
     """
     if given is None:
-        return defaults_for(spec)
+        return defaults_for(spec, variant=variant)
     if not isinstance(given, RomeHparams):
         raise HparamsError(
             f"hparams must be a RomeHparams, got {type(given).__name__}: "
@@ -111,10 +113,11 @@ class Editor:
         self.solves_jointly = False
         self.spec, self.tok = spec, tok
         self.notes: list[str] = []
-        self._asked_backend, self._changes = backend, {"variant": variant, "v_stop_loss": stop_loss}
+        self._asked_backend, self._variant = backend, variant
+        self._changes = {"variant": variant, "v_stop_loss": stop_loss}
         self._is_derived = hparams is None
         check_tokenizer(self.model, tok)
-        hparams, note = checked_hparams(spec, hparams)
+        hparams, note = checked_hparams(spec, hparams, variant)
         self.notes += [note] if note else []
         self._take(hparams)
         self.timings.lap("prepare")
@@ -149,19 +152,14 @@ class Editor:
         requests: Sequence[EditRequest] = (),
         keys_per_dim: int = ENOUGH_KEYS,
     ) -> None:
-        """Set contexts and second moment; not given: sampled ones, and that of ordinary text.
+        """Set contexts and second moment; not given: the hparams' ones, and that of ordinary text.
 
         Where no hyper-parameters were given and all ``requests`` open their texts with the
         subject's only token, the layer becomes one in which their keys are their own.
         """
         hparams = self.hparams
         if context_templates is None:
-            self.context_templates = sample_context_templates(
-                self.model,
-                self.tok,
-                hparams.context_template_length_params,
-                seed=hparams.seed,
-            )
+            self.context_templates = contexts_for(self.model, self.tok, hparams)
         else:
             self.context_templates = check_context_templates(context_templates)
         self.timings.lap("contexts")
@@ -192,7 +190,7 @@ class Editor:
             )
         self.timings.lap("second moment")
 
-    def _leave_the_sink(self, requests: Sequence[EditRequest], are_sampled: bool) -> None:
+    def _leave_the_sink(self, requests: Sequence[EditRequest], are_chosen: bool) -> None:
         """Go down to a layer in which the keys of first tokens are their own, if they are all."""
         # Most calls end here: only the first of their requests is encoded before its window.
         if not any(map(sink.opens_its_text, self.encoded(requests[:1]))):
@@ -200,10 +198,10 @@ class Editor:
         layer = sink.deepest_own_key(self.spec, self.encoded(requests), self.hparams.layer)
         if layer != self.hparams.layer:
             self.notes = [sink.moved(self.hparams.layer, layer)]
-            hparams = defaults_for(self.spec, layer)[0]
+            hparams = defaults_for(self.spec, layer, self._variant)[0]
             # So low, one search in ten needs more steps than in the usual layer.
             self._take(hparams.replace(v_num_grad_steps=2 * hparams.v_num_grad_steps))
-            if are_sampled:
+            if are_chosen:
                 self.context_templates = sink.more_of_the_prompt(self.context_templates)
             self._encoder = Encoder(self.model, self.tok, self.hparams, self.context_templates)
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 FACT_TOKENS = ("subject_last", "subject_first", "subject_first_after_last", "last")
 VARIANTS = ("both_keys", "mean_key", "prompt_key", "original")
 MOMENT_DTYPES = ("float32", "float64")
-COMPUTE_DTYPES = ("model", "bfloat16")
+COMPUTE_DTYPES = ("model", "bfloat16", "auto")
 
 # Which layer of a model without a preset, as a share of its number: the best one of SmolLM2
 # (docs/decisions.md), near the presets of Llama and GPT-J.
@@ -32,8 +32,14 @@ LAYER_SHARE = 0.14
 
 CONTEXT_KINDS = ("text", "all")
 SOLVERS = ("adam", "lbfgs")
-# [length, count] of sampled contexts: on SmolLM2 five serve as well as the reference's twenty.
-FEW_CONTEXTS = ((5, 3), (10, 2))
+# How v* is searched where nobody says how: on SmolLM2 the edits are as good as the reference's, in
+# a third of its passes through the model (docs/performance.md).
+_SEARCH: dict[str, Any] = {
+    "solver": "lbfgs",
+    "v_stop_loss": 0.1,
+    "context_template_length_params": None,
+    "compute_dtype": "auto",
+}
 
 # Keys of the two file formats that name what rome_fast finds by itself, or what other tools need.
 _ACCEPTED = {
@@ -60,11 +66,13 @@ class RomeHparams:
             every context; a higher one gives smaller updates and a less certain target.
         mom2_adjustment: use the second moment; False stands for the identity.
         mom2_dtype: dtype of the running sum when a second moment is collected.
-        context_template_length_params: ``[[length, count], ...]`` of the sampled contexts.
+        context_template_length_params: ``[[length, count], ...]`` of contexts that are sampled
+            from the model; None: written sentences, the same for all models.
         variant: which keys the update is solved for, see docs/derivation.md.
         seed: of the sampled contexts.
         compute_dtype: ``"model"`` searches v* in the model's own dtype, ``"bfloat16"`` with
-            bfloat16 copies of the weights above the edited one.
+            bfloat16 copies of the weights above the edited one, ``"auto"`` so where a processor
+            multiplies bfloat16 faster; the last loss is the model's own in each case.
         shared_expert: in a mixture of experts, edit the expert that all tokens share.
         contexts: ``"text"`` searches v* behind sampled texts; ``"all"`` also where the prompt is
             put as a question, and, where the tokenizer has a template, in a chat (of a request in a
@@ -86,7 +94,7 @@ class RomeHparams:
     v_stop_loss: float = 0.05
     mom2_adjustment: bool = True
     mom2_dtype: str = "float32"
-    context_template_length_params: tuple[tuple[int, int], ...] = ((5, 10), (10, 10))
+    context_template_length_params: tuple[tuple[int, int], ...] | None = ((5, 10), (10, 10))
     variant: str = "both_keys"
     seed: int = 0
     compute_dtype: str = "model"
@@ -98,7 +106,9 @@ class RomeHparams:
 
     def __post_init__(self) -> None:
         for name in ("layers", "context_template_length_params"):
-            object.__setattr__(self, name, _tuples(name, getattr(self, name)))
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(self, name, _tuples(name, value))
         for name, (kind, holds, wanted) in _RULES.items():
             value = _coerce(getattr(self, name), kind)
             if not isinstance(value, kind) or not holds(value):
@@ -195,12 +205,19 @@ def read_file(path: str | Path) -> dict[str, Any]:
     return fields
 
 
-def defaults_for(spec: ModelSpec, layer: int | None = None) -> tuple[RomeHparams, str | None]:
-    """The preset, or derived defaults and a note that names them; for ``layer`` if it is given."""
-    preset = _preset(spec)
+def defaults_for(
+    spec: ModelSpec, layer: int | None = None, variant: str | None = None
+) -> tuple[RomeHparams, str | None]:
+    """The preset, or derived defaults and a note that names them; for ``layer`` if it is given.
+
+    ``variant="original"`` searches v* as the reference does, too.
+    """
+    preset, note = _preset(spec), None
     if preset is None:
-        return _derived(spec, layer)
-    return (preset if layer is None else preset.replace(layers=(layer,))), None
+        preset, note = _derived(spec, layer)
+    elif layer is not None:
+        preset = preset.replace(layers=(layer,))
+    return (preset if variant == "original" else preset.replace(**_SEARCH)), note
 
 
 def _is_int(x: object) -> bool:
@@ -221,7 +238,7 @@ def _is_weight(x: float) -> bool:
 
 
 # field -> (type, test, what the test asks for)
-_RULES: dict[str, tuple[type, Any, str]] = {
+_RULES: dict[str, tuple[Any, Any, str]] = {
     "layers": (tuple, lambda x: len(x) == 1 and _is_int(x[0]) and x[0] >= 0,
                "a list of one layer index >= 0 (an edit is one matrix)"),
     "fact_token": (str, FACT_TOKENS.__contains__, f"one of {FACT_TOKENS}"),
@@ -234,12 +251,12 @@ _RULES: dict[str, tuple[type, Any, str]] = {
     "mom2_adjustment": (bool, lambda x: True, "true or false"),
     "mom2_dtype": (str, MOMENT_DTYPES.__contains__, f"one of {MOMENT_DTYPES}"),
     "context_template_length_params": (
-        tuple,
-        lambda x: all(
+        tuple | None,
+        lambda x: x is None or all(
             isinstance(p, tuple) and len(p) == 2 and all(map(_is_int, p)) and p[0] > 1 and p[1] > 0
             for p in x
         ),
-        "a list of [length >= 2, count >= 1] pairs"),
+        "a list of [length >= 2, count >= 1] pairs, or None"),
     "variant": (str, VARIANTS.__contains__, f"one of {VARIANTS}"),
     "seed": (int, lambda x: x >= 0, "an integer >= 0"),
     "shared_expert": (bool, lambda x: True, "true or false"),
@@ -257,7 +274,7 @@ def _tuples(name: str, value: Any) -> Any:
     return tuple(tuple(item) if isinstance(item, list) else item for item in value)
 
 
-def _coerce(value: Any, kind: type) -> Any:
+def _coerce(value: Any, kind: Any) -> Any:
     """YAML 1.1 reads ``5e-1`` as a string, and JSON may write a whole float as an integer."""
     if kind is float and not isinstance(value, bool):
         try:
@@ -291,7 +308,6 @@ def _derived(spec: ModelSpec, layer: int | None) -> tuple[RomeHparams, str]:
     hparams = RomeHparams(
         layers=(layer,),
         v_num_grad_steps=25,
-        context_template_length_params=FEW_CONTEXTS,
         # A step of Adam has norm lr * sqrt(d_value); keep it near a quarter of the clamp radius.
         v_lr=min(0.5, norm / projection.d_value**0.5),
         # At the clamp radius the decay term is then a fifth of the loss at which v* counts as

@@ -28,7 +28,7 @@ from rome_fast.bench.setting import setting
 from rome_fast.hparams import VARIANTS
 from rome_fast.model.spec import ModelSpec
 from rome_fast.moment.collect.resolve import resolve_second_moment
-from rome_fast.prompt.contexts import sample_context_templates
+from rome_fast.prompt.contexts import contexts_for
 from rome_fast.prompt.encode import TokenizedEdit, encode
 from rome_fast.prompt.greedy import greedy_continuations
 from rome_fast.prompt.target import find_target_ids
@@ -67,9 +67,7 @@ class Bench:
         self.moment = resolve_second_moment(
             second_moment, self.spec, self.tok, self.projection, torch.float32
         )
-        self.contexts = sample_context_templates(
-            self.model, self.tok, self.hparams.context_template_length_params
-        )
+        self.contexts = contexts_for(self.model, self.tok, self.hparams)
 
     def says(self, text: str, target: str) -> str:
         """Greedy continuation of a text, as many tokens as the target has."""

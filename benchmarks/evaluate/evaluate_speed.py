@@ -28,7 +28,7 @@ from rich.table import Table
 import rome_fast
 from benchmarks.support.results import ROOT
 from rome_fast.bench.setting import setting
-from rome_fast.prompt.contexts import sample_context_templates
+from rome_fast.prompt.contexts import contexts_for
 
 sys.path.insert(0, str(ROOT / "tests" / "support"))
 import reference
@@ -50,9 +50,7 @@ class Bench:
         self.settings: dict[str, Any] = {
             "hparams": hparams,
             "second_moment": "identity",
-            "context_templates": sample_context_templates(
-                self.model, self.tok, hparams.context_template_length_params
-            ),
+            "context_templates": contexts_for(self.model, self.tok, hparams),
         }
 
     def batched(self) -> tuple[dict[str, float], dict[str, dict[str, float]]]:

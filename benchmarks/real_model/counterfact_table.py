@@ -34,7 +34,8 @@ from rome_fast.edit import opened
 from rome_fast.errors import EditRejectedError
 from rome_fast.evaluate.records import EditRecord
 from rome_fast.evaluate.scoring import Trial, tried
-from rome_fast.hparams import VARIANTS
+from rome_fast.hparams import VARIANTS, defaults_for
+from rome_fast.model.spec import ModelSpec
 from rome_fast.prompt.greedy import greedy_continuations
 from rome_fast.prompt.ids import text_ids
 from rome_fast.types import RankOneUpdate
@@ -64,14 +65,15 @@ class Bench:
 
     def own_updates(self, records: Sequence[EditRecord]) -> Iterator[tuple[str, Updates]]:
         """All variants, and the default one with C = I; the same values where the rule is one."""
+        original = defaults_for(ModelSpec.of(self.model), variant="original")[0]
         values = {
-            rule: find_values(
-                *(self.model, self.tok, records, self.hparams.replace(variant=rule)),
+            hparams.variant: find_values(
+                *(self.model, self.tok, records, hparams),
                 self.work / "values",
                 templates=self.contexts,
                 window=4,
             )
-            for rule in (self.hparams.variant, "original")
+            for hparams in (self.hparams, original.replace(variant="original"))
         }
         rows = [(f"`{variant}`", variant, self.moment) for variant in VARIANTS]
         default = self.hparams.variant

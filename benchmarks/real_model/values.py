@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from rome_fast.model.open_model import open_model
-from rome_fast.prompt.contexts import sample_context_templates
+from rome_fast.prompt.contexts import contexts_for
 from rome_fast.prompt.encode import encode
 from rome_fast.prompt.ends import ends_of
 from rome_fast.timings import Timings
@@ -59,8 +59,7 @@ def find_values(
     """One Found a record, in order; read from ``folder`` where it is there already."""
     folder.mkdir(parents=True, exist_ok=True)
     if templates is None:
-        lengths = hparams.context_template_length_params
-        templates = sample_context_templates(model, tok, lengths, seed=hparams.seed)
+        templates = contexts_for(model, tok, hparams)
     found: list[Found] = []
     with open_model(model) as spec:
         projection = spec.down_projection(hparams.layer)

@@ -125,6 +125,18 @@ CANDIDATES: dict[str, Candidate] = {
     "lbfgs, written contexts": Candidate("lbfgs", contexts="written"),
     "lbfgs, stop .1": Candidate("lbfgs", hparams={"v_stop_loss": 0.1}),
     "lbfgs, stop .1, x 1.25": Candidate("lbfgs", hparams={"v_stop_loss": 0.1}, scale=1.25),
+    "lbfgs, stop .1, written contexts": Candidate(
+        "lbfgs", hparams={"v_stop_loss": 0.1}, contexts="written"
+    ),
+    "lbfgs, stop .1, written contexts, x 1.25": Candidate(
+        "lbfgs", hparams={"v_stop_loss": 0.1}, contexts="written", scale=1.25
+    ),
+    "lbfgs, stop .1, bfloat16": Candidate("lbfgs", hparams={"v_stop_loss": 0.1}, dtype="bfloat16"),
+    "lbfgs, stop .1, 2 rows first": Candidate("lbfgs", hparams={"v_stop_loss": 0.1}, first_rows=2),
+    "lbfgs, stop .1, from ridge": Candidate("lbfgs", hparams={"v_stop_loss": 0.1}, start="ridge"),
+    "lbfgs, stop .1, from same relation": Candidate(
+        "lbfgs", hparams={"v_stop_loss": 0.1}, start="same relation"
+    ),
     "lbfgs, stop .2": Candidate("lbfgs", hparams={"v_stop_loss": 0.2}),
     "lbfgs, stop .2, x 1.5": Candidate("lbfgs", hparams={"v_stop_loss": 0.2}, scale=1.5),
     "lbfgs, bfloat16": Candidate("lbfgs", dtype="bfloat16"),

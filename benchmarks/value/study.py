@@ -6,7 +6,7 @@
 Facts of CounterFact that SmolLM2 says by itself, each edited alone with the same contexts and the
 same C. Cost is counted in rows (one context or KL prompt, forward or backward) and in processor
 seconds of the search. Quality as in docs/metrics.md, with paired differences to the first
-candidate, which is the present default. Finished candidates are not run again.
+candidate, which is the reference's search. Finished candidates are not run again.
 """
 
 from __future__ import annotations
@@ -31,25 +31,18 @@ from benchmarks.value.problem import Problem
 from benchmarks.value.warm import STARTS, Starts
 from rome_fast.bench.setting import setting
 from rome_fast.edit import opened
-from rome_fast.hparams import RomeHparams
+from rome_fast.hparams import defaults_for
 from rome_fast.model.open_model import open_model
 from rome_fast.model.precision import Bfloat16Weights
+from rome_fast.model.spec import ModelSpec
 from rome_fast.moment.collect.ordinary import ordinary_second_moment
+from rome_fast.prompt.contexts import WRITTEN_CONTEXTS
 from rome_fast.prompt.encode import encode
 from rome_fast.update.joint import solve_updates
 from rome_fast.update.solve import build_constraint
 from rome_fast.value.key import Keys
 
 Row = dict[str, Any]
-# Contexts that need no sampling: sentences after which any prompt may follow.
-WRITTEN = [
-    "{}",
-    "It was a quiet morning. {}",
-    "The book was published last year. {}",
-    "They talked about it for a while. {}",
-    "Many people have asked this question before. {}",
-    "In the end nobody was surprised by the answer. {}",
-]
 SHOWN = ("ES", "PS", "NS", "unchanged", "ES_greedy", "PS_greedy")
 
 
@@ -59,11 +52,12 @@ class Study:
     def __init__(self, work: Path, n: int) -> None:
         self.model, self.tok, _ = rome_fast.demo.load("smollm2")
         self.model.requires_grad_(False)
-        self.hparams = RomeHparams.for_model(self.model)
+        # The reference's search; candidates say what they change.
+        self.hparams, _ = defaults_for(ModelSpec.of(self.model), variant="original")
         self.records = arena_records(self.model, self.tok, work / "ranks.json")[:n]
         with opened(self.model, self.tok, self.hparams, None, "auto", None, "identity") as editor:
             sampled = list(editor.context_templates)
-        self.contexts = {"sampled": sampled, "written": WRITTEN}
+        self.contexts = {"sampled": sampled, "written": list(WRITTEN_CONTEXTS)}
         with open_model(self.model) as spec:
             self.projection = spec.down_projection(self.hparams.layer)
             self.moment = ordinary_second_moment(spec, self.tok, self.projection)

@@ -17,7 +17,7 @@ from rome_fast.hparams import RomeHparams, defaults_for
 from rome_fast.model.open_model import frozen
 from rome_fast.model.spec import ModelSpec
 from rome_fast.moment.collect.resolve import resolve_second_moment
-from rome_fast.prompt.contexts import sample_context_templates
+from rome_fast.prompt.contexts import contexts_for
 from rome_fast.types import EditRequest
 
 if TYPE_CHECKING:
@@ -153,9 +153,7 @@ def _case(
 
     spec = ModelSpec.of(model)
     with frozen(spec):
-        contexts = sample_context_templates(
-            model, tok, hparams.context_template_length_params, seed=hparams.seed
-        )
+        contexts = contexts_for(model, tok, hparams)
     return Case(
         model, tok, request, hparams, tuple(contexts), _damped(spec, tok, hparams, second_moment)
     )

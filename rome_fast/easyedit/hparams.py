@@ -66,7 +66,7 @@ class ROMEHyperParams:
     clamp_norm_factor: float = RomeHparams.clamp_norm_factor
     kl_factor: float = RomeHparams.kl_factor
     v_stop_loss: float = RomeHparams.v_stop_loss
-    context_template_length_params: Sequence[Sequence[int]] = (
+    context_template_length_params: Sequence[Sequence[int]] | None = (
         RomeHparams.context_template_length_params
     )
     variant: str = RomeHparams.variant

@@ -23,7 +23,7 @@ from rome_fast.locate.trials import Trials
 from rome_fast.model.open_model import frozen
 from rome_fast.model.spec import DownProjection, ModelSpec, check_tokenizer
 from rome_fast.moment.collect.ordinary import ordinary_second_moments
-from rome_fast.prompt.contexts import check_context_templates, sample_context_templates
+from rome_fast.prompt.contexts import check_context_templates, contexts_for
 from rome_fast.timings import progress_bar
 
 if TYPE_CHECKING:
@@ -103,8 +103,7 @@ def suggest_layer(
         effects = trace_mlps(spec, tok, records, settings, progress)
         tried = named or _proposed(spec, effects, base.layer)
         if context_templates is None:
-            params = base.context_template_length_params
-            contexts = sample_context_templates(model, tok, params, seed=base.seed)
+            contexts = contexts_for(model, tok, base)
         else:
             contexts = check_context_templates(context_templates)
         moments = _moments(second_moment, spec, tok, tried, base)

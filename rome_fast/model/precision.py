@@ -6,10 +6,29 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from rome_fast.model.memory import free_bytes
+
 if TYPE_CHECKING:
     from torch import Tensor
 
     from rome_fast.model.spec import DownProjection, ModelSpec
+
+
+def bfloat16_pays(spec: ModelSpec, projection: DownProjection) -> bool:
+    """Whether products of bfloat16 copies are faster than the model's own, and the copies fit.
+
+    So on processors with instructions for them (AVX512-BF16, AMX), which multiply twice as fast.
+    """
+    weight = projection.weight
+    if weight.device.type != "cpu" or weight.dtype != torch.float32:
+        return False
+    is_supported = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    # torch's own kernels follow ATEN_CPU_CAPABILITY, and so must the choice between them.
+    if torch.backends.cpu.get_cpu_capability() != "AVX512" or not is_supported():
+        return False
+    copies = 2 * sum(parameter.numel() for parameter in spec.parameters.values())
+    free = free_bytes(weight.device)
+    return free is None or 2 * copies <= free
 
 
 class Bfloat16Weights:

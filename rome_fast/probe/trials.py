@@ -14,12 +14,12 @@ from rome_fast.errors import (
     NonFiniteError,
     UnsupportedModelError,
 )
-from rome_fast.hparams import FEW_CONTEXTS, defaults_for
+from rome_fast.hparams import defaults_for
 from rome_fast.model.memory import format_bytes
 from rome_fast.model.open_model import frozen
 from rome_fast.model.spec import ModelSpec, check_tokenizer
 from rome_fast.probe.anatomy import Anatomy
-from rome_fast.prompt.contexts import sample_context_templates
+from rome_fast.prompt.contexts import WRITTEN_CONTEXTS
 from rome_fast.prompt.encode import TokenizedEdit, encode
 from rome_fast.timings import progress_bar
 from rome_fast.types import EditRequest
@@ -139,11 +139,10 @@ def probe(
     check_tokenizer(spec.model, tok)
     anatomy = Anatomy.of(model)
     with frozen(spec):
-        contexts = sample_context_templates(spec.model, tok, FEW_CONTEXTS)
-        tokens = encode(tok, parsed, contexts)
+        tokens = encode(tok, parsed, WRITTEN_CONTEXTS)
     chosen = range(spec.n_layers) if layers is None else layers
     tried = [
-        _try(model, spec, tok, parsed, tokens, layer, contexts)
+        _try(model, spec, tok, parsed, tokens, layer)
         for layer in progress_bar(chosen, show=progress, desc="trial edits", unit="layer")
     ]
     return Probe(anatomy, parsed, tuple(tried))
@@ -156,9 +155,8 @@ def _try(
     request: EditRequest,
     tokens: TokenizedEdit,
     layer: int,
-    contexts: Sequence[str],
 ) -> TriedLayer:
-    options = {"second_moment": "identity", "context_templates": contexts}
+    options = {"second_moment": "identity", "context_templates": WRITTEN_CONTEXTS}
     try:
         memory = estimate(spec, spec.down_projection(layer), [tokens]).total
         hparams, _ = defaults_for(spec, layer)

@@ -1,7 +1,8 @@
-"""Context templates: short texts, sampled from the model itself, that precede the prompt.
+"""Context templates: short texts that precede the prompt.
 
-The key is a mean over them, so that the edit holds in any context. They are drawn with a seed, for
-one call, and returned in its result; nothing is kept between models.
+The key is a mean over them, so that the edit holds in any context. They are the same sentences for
+all models, or sampled from the model itself, as the reference does: with a seed, for one call, and
+returned in its result; nothing is kept between models.
 """
 
 from __future__ import annotations
@@ -23,10 +24,33 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from rome_fast.hparams import RomeHparams
+
+
+# Sentences that any prompt may follow. On SmolLM2 edits behind them are as good as behind sampled
+# texts, whose sampling takes longer than the rest of an edit (docs/performance.md).
+WRITTEN_CONTEXTS = (
+    SLOT,
+    f"It was a quiet morning. {SLOT}",
+    f"The book was published last year. {SLOT}",
+    f"They talked about it for a while. {SLOT}",
+    f"Many people have asked this question before. {SLOT}",
+    f"In the end nobody was surprised by the answer. {SLOT}",
+)
 
 # The prompt put as a question: v* that is searched behind texts alone is not said to one
 # (docs/decisions.md, "In which forms an edit is asked").
 QUESTION_CONTEXTS = ("Q: {}\nA:", "Answer the following.\n{}\nAnswer:")
+
+
+def contexts_for(
+    model: PreTrainedModel, tok: PreTrainedTokenizerBase, hparams: RomeHparams
+) -> list[str]:
+    """The contexts that the hyper-parameters ask for: written ones, or sampled ones."""
+    lengths = hparams.context_template_length_params
+    if lengths is None:
+        return list(WRITTEN_CONTEXTS)
+    return sample_context_templates(model, tok, lengths, seed=hparams.seed)
 
 
 def sample_context_templates(

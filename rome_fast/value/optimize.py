@@ -24,6 +24,8 @@ from rome_fast.value.offsets import NO_LOSS, Adam, Offsets
 from rome_fast.value.search import Search
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
     from rome_fast.hparams import RomeHparams
@@ -42,7 +44,8 @@ class Value:
 
     Attributes:
         value_delta: [d_value], float32 (float64 for a float64 model).
-        losses: the loss before each update, in order; the last one belongs to ``value_delta``.
+        losses: the loss before each update, in order; the last one belongs to ``value_delta``, in
+            the model's own dtype.
         obstacle: why the whole model was run in every step, or "".
         shortage: that memory did not suffice for all rows at once, or "".
         uncaptured: why a step was not captured as a graph on a GPU, or "".
@@ -92,22 +95,30 @@ def optimize_values(
         first: the first pass over ``batch``.
         value_init: [n_edits, d_value], what the matrix writes on the bare prompts.
         weights: bfloat16 copies to run instead of the model's own; the offsets, the losses and
-            the solver's state stay in float32.
+            the solver's state stay in float32, and the last losses are of the model's own weights.
 
     Raises:
         NonFiniteError: a loss became NaN or infinite; names step and layer.
     """
     search = Search(spec, projection, batch, first, weights)
-    uncaptured = ""
-    if graph.is_wanted(search, backend):
-        offsets = offsets_for(value_init, hparams, backend)
-        uncaptured = graph.search_captured(search, Objective(batch, hparams, backend), offsets)
-        if not uncaptured:
-            return _values(search, offsets)
-    objective = Objective(batch, hparams, backend)
     offsets = offsets_for(value_init, hparams, backend)
-    values = _search_step_by_step(search, objective, offsets)
-    return [replace(value, uncaptured=uncaptured) for value in values]
+    values, uncaptured = None, ""
+    if graph.is_wanted(search, backend):
+        uncaptured = graph.search_captured(search, Objective(batch, hparams, backend), offsets)
+        values = None if uncaptured else _values(search, offsets)
+    if values is None:
+        objective = Objective(batch, hparams, backend)
+        values = _search_step_by_step(search, objective, offsets)
+        values = [replace(value, uncaptured=uncaptured) for value in values]
+    logits = search.precise_logits(torch.stack([value.value_delta for value in values]))
+    if logits is None:
+        return values
+    assert first.logits is not None  # there is no suffix without
+    objective = Objective(batch, hparams, backend)
+    objective.start_from(first.logits)
+    return _with_last_losses(
+        values, objective(logits)[0], offsets_for(value_init, hparams, backend)
+    )
 
 
 def offsets_for(value_init: Tensor, hparams: RomeHparams, backend: str) -> Offsets:
@@ -147,6 +158,16 @@ def _search_step_by_step(search: Search, objective: Objective, offsets: Offsets)
             for part in (search, objective, offsets):
                 part.keep(going_on)
     return [values[i] for i in sorted(values)]
+
+
+def _with_last_losses(values: Sequence[Value], losses: Tensor, offsets: Offsets) -> list[Value]:
+    """The values with their last losses as those given, [n_edits], without the decay."""
+    offsets.deltas = torch.stack([value.value_delta for value in values])
+    totals = offsets.totals(losses.to(offsets.deltas.device)).tolist()
+    return [
+        replace(value, losses=(*value.losses[:-1], total))
+        for value, total in zip(values, totals, strict=True)
+    ]
 
 
 def _values(search: Search, offsets: Offsets) -> list[Value]:

@@ -50,7 +50,7 @@ def deepest_own_key(spec: ModelSpec, edits: Sequence[TokenizedEdit], layer: int)
 
 
 def more_of_the_prompt(templates: Sequence[str]) -> list[str]:
-    """Half of the sampled contexts, and the bare prompt half as often as those.
+    """Half of the contexts, and the bare prompt half as often as those.
 
     A sink's key is another one than in contexts, also where it is the token's own: one row of 21 is
     too few for it.

@@ -17,7 +17,7 @@ from rome_fast.errors import InsufficientMemoryError
 from rome_fast.model.activations import read_activations
 from rome_fast.model.memory import format_bytes, free_bytes, is_out_of_memory
 from rome_fast.model.nonfinite import located
-from rome_fast.model.precision import Bfloat16Weights
+from rome_fast.model.precision import Bfloat16Weights, bfloat16_pays
 from rome_fast.model.spec import DownProjection, ModelSpec
 from rome_fast.prompt.answers import Answer
 from rome_fast.prompt.readback import Reading, read_logits, read_targets
@@ -86,7 +86,10 @@ class KeyValueSearch:
         self._room: int | None = None
         self._first_passes = FirstPasses(projection)
         self._copies: Bfloat16Weights | None = None
-        if hparams.compute_dtype == "bfloat16" and projection.weight.itemsize > 2:
+        asked, is_wide = hparams.compute_dtype, projection.weight.itemsize > 2
+        if (asked == "bfloat16" and is_wide) or (
+            asked == "auto" and bfloat16_pays(spec, projection)
+        ):
             self._copies = Bfloat16Weights(spec, projection)
 
     def find(
