@@ -128,7 +128,9 @@ def _not_converged(result: EditResult, numbers: Diagnostics) -> Iterator[Finding
         )
         return
     steps = len(result.losses)
-    falling = steps > 3 and loss < 0.9 * result.losses[-4]
+    falling = loss < 0.9 * result.losses[max(0, steps - 4)]
+    # L-BFGS finds the length of its steps by itself.
+    longer = f"v_lr={2 * hparams.v_lr:g}, or " if hparams.solver == "adam" else ""
     yield Finding(
         "unconverged",
         f"the search for the value ended at a loss of {loss:.2f} (v_stop_loss is "
@@ -136,7 +138,7 @@ def _not_converged(result: EditResult, numbers: Diagnostics) -> Iterator[Finding
         "no value was found that makes the model say the target in all contexts",
         f"v_num_grad_steps={2 * steps}"
         if falling
-        else f"v_lr={2 * hparams.v_lr:g}, or another layer (rome_fast.suggest_layer)",
+        else f"{longer}another layer (rome_fast.suggest_layer)",
     )
 
 

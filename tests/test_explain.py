@@ -61,13 +61,18 @@ def test_a_target_that_was_the_answer_already(causes):
 
 
 def test_too_few_steps(causes):
-    found = causes(v_num_grad_steps=4)["unconverged"]
-    assert "after 4 steps" in found.what and found.remedy == "v_num_grad_steps=8"
+    found = causes(v_num_grad_steps=2)["unconverged"]
+    assert "after 2 steps" in found.what and found.remedy == "v_num_grad_steps=4"
 
 
 def test_a_learning_rate_that_leads_nowhere(causes):
-    found = causes(v_lr=1e-4)["unconverged"]
+    found = causes(v_lr=1e-4, solver="adam")["unconverged"]
     assert "after 20 steps" in found.what and found.remedy.startswith("v_lr=0.0002")
+
+
+def test_a_search_that_stands_still(causes):
+    found = causes(v_weight_decay=1000.0)["unconverged"]
+    assert found.remedy == "another layer (rome_fast.suggest_layer)"
 
 
 def test_a_clamp_that_holds(causes):

@@ -26,7 +26,8 @@ class Candidate:
         kl_every: the KL prompt runs in every so many steps.
         scale: what the offset is multiplied by when it is found, within the ball.
         start: "zero", or a way of ``warm.py``.
-        contexts: "sampled" from the model, or "written", the same sentences for all models.
+        contexts: "sampled" from the model, or "written", the same sentences for all models; "3 written":
+            the first of these.
     """
 
     solver: str = "adam"
@@ -130,6 +131,12 @@ CANDIDATES: dict[str, Candidate] = {
     ),
     "lbfgs, stop .1, written contexts, x 1.25": Candidate(
         "lbfgs", hparams={"v_stop_loss": 0.1}, contexts="written", scale=1.25
+    ),
+    "lbfgs, stop .1, 3 written contexts": Candidate(
+        "lbfgs", hparams={"v_stop_loss": 0.1}, contexts="3 written"
+    ),
+    "lbfgs, stop .1, written contexts, bfloat16": Candidate(
+        "lbfgs", hparams={"v_stop_loss": 0.1}, contexts="written", dtype="bfloat16"
     ),
     "lbfgs, stop .1, bfloat16": Candidate("lbfgs", hparams={"v_stop_loss": 0.1}, dtype="bfloat16"),
     "lbfgs, stop .1, 2 rows first": Candidate("lbfgs", hparams={"v_stop_loss": 0.1}, first_rows=2),

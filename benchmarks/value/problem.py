@@ -135,7 +135,7 @@ class Problem:
         with torch.set_grad_enabled(gradient):
             logits = self._part(chosen).logits(moved).float()
             log_probs = logits.log_softmax(-1)
-            read = log_probs[: n * n_said].view(n, n_said, -1)
+            read = log_probs[: n * n_said].view(n, n_said, log_probs.shape[-1])
             ids = self.edit.said_ids.expand(n, -1)[..., None]
             row_losses = -read.gather(-1, ids).mean((1, 2))
             kl = (log_probs[-1].exp() * (log_probs[-1] - self.kl_init)).sum() if has_kl else None

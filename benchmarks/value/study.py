@@ -57,7 +57,8 @@ class Study:
         self.records = arena_records(self.model, self.tok, work / "ranks.json")[:n]
         with opened(self.model, self.tok, self.hparams, None, "auto", None, "identity") as editor:
             sampled = list(editor.context_templates)
-        self.contexts = {"sampled": sampled, "written": list(WRITTEN_CONTEXTS)}
+        written = list(WRITTEN_CONTEXTS)
+        self.contexts = {"sampled": sampled, "written": written, "3 written": written[:3]}
         with open_model(self.model) as spec:
             self.projection = spec.down_projection(self.hparams.layer)
             self.moment = ordinary_second_moment(spec, self.tok, self.projection)

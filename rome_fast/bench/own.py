@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,10 @@ from rome_fast.bench.peers import PeerEdit
 from rome_fast.bench.setting import commit
 from rome_fast.edit import trial
 from rome_fast.errors import EditWarning
+from rome_fast.hparams import defaults_for
+from rome_fast.model.spec import ModelSpec
 from rome_fast.moment.second_moment import SecondMoment
+from rome_fast.prompt.contexts import contexts_for
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,6 +56,20 @@ class RomeFast:
                 total = time.perf_counter() - started
                 dense = result.update.dense()
         return PeerEdit(dense, result.losses, {**result.seconds, "total": total})
+
+
+class ByDefault(RomeFast):
+    """The edit where no hyper-parameters are given: another search, so other work, on purpose."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.name = "by default"
+
+    def edit(self, case: Case) -> PeerEdit:
+        """As ``RomeFast.edit``, with the case's layer, request and C."""
+        hparams, _ = defaults_for(ModelSpec.of(case.model), case.hparams.layer)
+        contexts = tuple(contexts_for(case.model, case.tok, hparams))
+        return super().edit(replace(case, hparams=hparams, context_templates=contexts))
 
 
 @lru_cache(maxsize=1)

@@ -71,10 +71,11 @@ def bench(
 
     Every edit is taken back; the weights keep their bits. Results are compared before anything is
     timed: only rows that match are comparable. "whole model" is the library's edit without its
-    shortcuts. MiB is the peak beyond the model, in a process of its own.
+    shortcuts. "by default" is the edit as it is made where nobody says how: other work for the
+    same fact. MiB is the peak beyond the model, in a process of its own.
     """
     from rome_fast.bench.measure import measure
-    from rome_fast.bench.own import RomeFast
+    from rome_fast.bench.own import ByDefault, RomeFast
     from rome_fast.bench.parts import measure_parts
     from rome_fast.bench.setting import setting
     from rome_fast.bench.table import (
@@ -94,7 +95,8 @@ def bench(
         loaded, tok = load_model_or_demo(model)
         request = _request(model, prompt, subject, target)
         case = _case(loaded, tok, request, _hparams(loaded, hparams, steps, variant), second_moment)
-        comparisons = measure(case, [WholeModel(), *(peer or [])], rounds=rounds)
+        by_default = [ByDefault()] if hparams is None else []
+        comparisons = measure(case, [*by_default, WholeModel(), *(peer or [])], rounds=rounds)
         parts = measure_parts(case, comparisons[0], rounds)
         if profile is not None:
             with profiled(profile):
@@ -134,8 +136,11 @@ def _request(
 def _hparams(
     model: PreTrainedModel, file: Path | None, steps: int | None, variant: str
 ) -> RomeHparams:
-    """The file's; else defaults with a v_lr so small that all steps together go as far as one."""
-    chosen = defaults_for(ModelSpec.of(model))[0] if file is None else RomeHparams.from_file(file)
+    """The file's; else the reference's search, with a v_lr so small that it never stops early."""
+    if file is None:
+        chosen, _ = defaults_for(ModelSpec.of(model), variant="original")
+    else:
+        chosen = RomeHparams.from_file(file)
     n_steps = chosen.v_num_grad_steps if steps is None else steps
     chosen = chosen.replace(v_num_grad_steps=n_steps, variant=variant)
     return chosen if file is not None else chosen.replace(v_lr=chosen.v_lr / n_steps)
