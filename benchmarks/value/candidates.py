@@ -26,8 +26,8 @@ class Candidate:
         kl_every: the KL prompt runs in every so many steps.
         scale: what the offset is multiplied by when it is found, within the ball.
         start: "zero", or a way of ``warm.py``.
-        contexts: "sampled" from the model, or "written", the same sentences for all models; "3 written":
-            the first of these.
+        contexts: "sampled" from the model, or "written", the same sentences for all models, or the
+            first three of these, "3 written".
     """
 
     solver: str = "adam"
