@@ -199,6 +199,7 @@ def _edit_in_windows(
 ) -> list[EditResult]:
     results: list[EditResult] = []
     with progress_bar(show=progress, total=len(requests), desc="edits", unit="edit") as bar:
+        editor.tell = bar.set_postfix_str
         while len(results) < len(requests):
             made = editor.edit(requests[len(results) : len(results) + size], strict)
             results += made

@@ -5,9 +5,9 @@ Orchestration only; this is the one file that knows the order of the steps.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -20,6 +20,7 @@ from rome_fast.errors import (
 )
 from rome_fast.hparams import RomeHparams, defaults_for
 from rome_fast.layer_edits import LayerEdits
+from rome_fast.model.memory import format_bytes
 from rome_fast.model.open_model import EditSite
 from rome_fast.model.spec import ModelSpec, check_tokenizer
 from rome_fast.moment.collect.collection import ENOUGH_KEYS
@@ -97,6 +98,7 @@ class Editor:
     Attributes:
         solves_jointly: whether a Session solves its edits of the weight as one.
         ranks: the processes that share a window's searches; each makes all of the edits.
+        tell: is told how much memory a window's searches take, before they begin.
     """
 
     def __init__(
@@ -111,6 +113,7 @@ class Editor:
     ) -> None:
         self.timings, self.form, self.ranks = Timings(), check_form(form), Ranks()
         self.solves_jointly = False
+        self.tell: Callable[[str], Any] | None = None
         self.spec, self.tok = spec, tok
         self.notes: list[str] = []
         self._asked_backend, self._variant = backend, variant
@@ -296,6 +299,8 @@ class Editor:
 
     def _searched(self, edits: Sequence[TokenizedEdit]) -> list[KeyValue]:
         """Keys and values, those of a window found by all processes together."""
+        if self.tell is not None:
+            self.tell(f"about {format_bytes(self._search.bytes_at_once(edits))} at once")
         if self.ranks.size == 1:
             return self._search.find(self.spec, edits, self.timings)
 

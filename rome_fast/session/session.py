@@ -246,7 +246,9 @@ class Session:
         size = check_order(order, window)
         check_many(requests)
         edit = partial(self._edit_next, form=self._form_of(form))
-        return EditStream(edit, requests, size, progress)
+        stream = EditStream(edit, requests, size, progress)
+        self._editor.tell = stream.tell
+        return stream
 
     def undo(self, n: int = 1) -> list[int]:
         """Take out the last ``n`` edits, bit for bit; returns their numbers, latest first.

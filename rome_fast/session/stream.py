@@ -24,6 +24,9 @@ class EditStream(Iterator["Outcome"]):
     Args:
         edit: edits the first requests of a list, and removes from the list those that it has edited
             or rejected, also when it raises.
+
+    Attributes:
+        tell: shows a text behind the bar.
     """
 
     def __init__(
@@ -40,6 +43,8 @@ class EditStream(Iterator["Outcome"]):
         self._started = False
         total = len(requests) if isinstance(requests, Sized) else None
         self._bar = progress_bar(show=progress, total=total, desc="edits", unit="edit")
+        # Of the bar, not of the stream, which shall end when the caller drops it.
+        self.tell: Callable[[str], None] = self._bar.set_postfix_str
 
     def __next__(self) -> Outcome:
         self._started = True

@@ -92,6 +92,15 @@ class KeyValueSearch:
         ):
             self._copies = Bfloat16Weights(spec, projection)
 
+    def bytes_at_once(self, edits: Sequence[TokenizedEdit]) -> int:
+        """Estimated bytes of the activations of the largest batch that ``find`` will make."""
+        waiting, most = sorted(edits, key=_size), 0
+        while waiting:
+            batch, n_rows = self._as_many_as_fit(waiting)
+            most = max(most, self._bytes(batch, n_rows))
+            waiting = waiting[len(batch) :]
+        return most
+
     def find(
         self, spec: ModelSpec, edits: Sequence[TokenizedEdit], timings: Timings
     ) -> list[KeyValue]:

@@ -9,6 +9,7 @@ import torch
 from helpers import REQUEST, same_bits, state
 
 import rome_fast
+from rome_fast.edit import opened
 from rome_fast.errors import EditFailedError, EditRejectedError, EditWarning
 from rome_fast.model.spec import ModelSpec
 from rome_fast.testing import assert_close
@@ -204,5 +205,29 @@ def test_a_bar_counts_the_edits_and_warnings_name_the_callers_line(
     settings["hparams"] = settings["hparams"].replace(v_num_grad_steps=2)
     with pytest.warns(EditWarning) as caught:
         rome_fast.edit_many(model, tok, REQUESTS[:2], **settings)
-    assert "2/2" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "2/2" in said and "at once" in said
     assert {warning.filename for warning in caught} == {__file__}
+
+
+def test_memory_is_told_before_it_is_taken(gpt2, settings, monkeypatch):
+    model, tok = gpt2
+    events, own = [], context_states.run_first_pass
+
+    def noted(*given):
+        events.append("run")
+        return own(*given)
+
+    monkeypatch.setattr(context_states, "run_first_pass", noted)
+    given = [settings[name] for name in ("context_templates", "second_moment")]
+    with opened(model, tok, settings["hparams"], None, "auto", *given) as editor:
+        editor.tell = events.append
+        requests = [rome_fast.EditRequest.parse(request) for request in REQUESTS]
+        editor.find(requests, answers=False)
+        edits = editor.encoded(requests)
+        alone = [editor._search.bytes_at_once([edit]) for edit in edits]
+        assert editor._search.bytes_at_once(edits) > max(alone)
+        editor._search._budget = 0
+        assert editor._search.bytes_at_once(edits) == max(alone)
+    told, *rest = events
+    assert told.startswith("about ") and told.endswith(" at once") and rest == ["run"]
