@@ -171,7 +171,8 @@ class RomeHparams:
         """The preset of this architecture and size, else defaults derived from the model.
 
         Derived: the layer from the depth, the weight decay and learning rate from the norm of
-        the values that the layer writes; an EditWarning names them.
+        the values that the layer writes; an EditWarning names them. How v* is searched is what
+        was measured to serve best, not the reference's way.
         """
         hparams, note = defaults_for(ModelSpec.of(model))
         if note is not None:

@@ -11,6 +11,8 @@ import transformers
 
 from rome_fast import RomeHparams
 from rome_fast.errors import EditWarning, HparamsError
+from rome_fast.hparams import defaults_for
+from rome_fast.model.spec import ModelSpec
 
 KMENG = {
     "layers": [17],
@@ -178,6 +180,20 @@ def test_derived_defaults_warn_and_follow_the_values(gpt2):
     assert 0 <= small.layer < 4
     assert small.v_weight_decay < large.v_weight_decay <= 0.5
     assert small.v_lr < large.v_lr <= 0.5
+
+
+def test_where_nobody_says_how_the_search_is_the_measured_one_but_for_the_original(gpt2):
+    spec = ModelSpec.of(gpt2[0])
+    chosen = ("solver", "v_stop_loss", "context_template_length_params", "compute_dtype")
+
+    def of(hparams):
+        return [getattr(hparams, name) for name in chosen]
+
+    variants = (None, "both_keys", "original")
+    asked = {variant: of(defaults_for(spec, variant=variant)[0]) for variant in variants}
+    assert asked[None] == asked["both_keys"] == ["lbfgs", 0.1, None, "auto"]
+    assert asked["original"] == of(RomeHparams([1]))
+    assert asked["original"] == ["adam", 0.05, ((5, 10), (10, 10)), "model"]
 
 
 def test_replace_checks_and_copies():

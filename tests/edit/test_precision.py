@@ -18,6 +18,7 @@ from structures import STRUCTURES, built
 from tiny import tiny_llama
 
 import rome_fast
+from rome_fast.model import precision
 from rome_fast.model.intercept import hidden_of
 from rome_fast.model.precision import Bfloat16Weights, wide_norm
 from rome_fast.model.spec import ModelSpec
@@ -256,3 +257,47 @@ def test_activations_that_are_large_for_float16_do_not_lengthen_the_search():
     )
     search.logits(torch.zeros(2, 32))
     assert "off by 0.1" in search.obstacle
+
+
+def test_the_last_loss_is_of_the_models_own_weights(tiny, settings, in_bfloat16):
+    model, tok = tiny
+    losses = []
+    for given in (settings, in_bfloat16):
+        hparams = given["hparams"].replace(v_num_grad_steps=1)
+        with rome_fast.trial(model, tok, REQUEST, **{**given, "hparams": hparams}) as result:
+            losses.append(result.losses)
+    assert len(losses[0]) == 1 and losses[1] == pytest.approx(losses[0], rel=1e-6)
+
+
+@pytest.mark.parametrize("is_fast", [True, False])
+def test_auto_takes_bfloat16_where_a_processor_multiplies_it(tiny, settings, monkeypatch, is_fast):
+    model, tok = tiny
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: is_fast, raising=False)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    hparams = settings["hparams"].replace(compute_dtype="auto")
+    seen = head_dtypes(model)
+    with rome_fast.trial(model, tok, REQUEST, **{**settings, "hparams": hparams}):
+        assert (torch.bfloat16 in seen) == is_fast
+
+
+def test_auto_makes_no_copies_that_do_not_fit_or_gain_nothing(gpt2, monkeypatch):
+    model, _ = gpt2
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True, raising=False)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+
+    def pays():
+        spec = ModelSpec.of(model)
+        return precision.bfloat16_pays(spec, spec.down_projection(1))
+
+    assert pays()
+    monkeypatch.setattr(precision, "free_bytes", lambda device: 1000)
+    assert not pays()
+    monkeypatch.setattr(precision, "free_bytes", lambda device: None)
+    assert pays()
+    model.bfloat16()
+    assert not pays()
+    model.double()
+    assert not pays()
+    model.float()
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    assert not pays()

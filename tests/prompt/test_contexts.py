@@ -5,7 +5,14 @@ from __future__ import annotations
 import torch
 from tiny import tiny_gpt2
 
-from rome_fast.prompt.contexts import sample_context_templates, sample_ids
+from rome_fast.hparams import RomeHparams
+from rome_fast.prompt.contexts import (
+    WRITTEN_CONTEXTS,
+    check_context_templates,
+    contexts_for,
+    sample_context_templates,
+    sample_ids,
+)
 
 
 def test_templates_have_the_reference_form(tiny):
@@ -51,3 +58,10 @@ def test_top_k_draws_only_the_likeliest(gpt2):
         logits = model(input_ids=torch.tensor([[tok.bos_token_id]])).logits[0, -1]
     logits[tok.all_special_ids] = float("-inf")
     assert set(drawn.flatten().tolist()) <= set(logits.topk(5).indices.tolist())
+
+
+def test_written_contexts_ask_no_model_and_sampled_ones_are_those_of_the_seed(gpt2):
+    written = contexts_for(None, None, RomeHparams([1], context_template_length_params=None))
+    assert written == check_context_templates(WRITTEN_CONTEXTS) and written[0] == "{}"
+    sampled = RomeHparams([1], context_template_length_params=[[5, 2]], seed=3)
+    assert contexts_for(*gpt2, sampled) == sample_context_templates(*gpt2, [[5, 2]], seed=3)
