@@ -75,7 +75,8 @@ class Sequences:
 
     def plain(self, second_moment: Any, variant: str | None = None) -> None:
         rome_fast.edit_many(
-            *(self.model, self.tok, self.requests, self.hparams),
+            # The original is searched as the reference does, too.
+            *(self.model, self.tok, self.requests, None if variant else self.hparams),
             second_moment=second_moment,
             variant=variant,
             progress=False,

@@ -37,8 +37,22 @@ SEARCHES: Columns = {
 }
 
 
-def searches_table() -> list[str]:
-    """Every candidate, the present default first."""
-    report = read("value-search")
+THROUGHPUT: Columns = {
+    "edits": lambda r: f"{r['n']}",
+    "seconds per edit": lambda r: f"{r['seconds']:.2f}",
+    "kmeng01 / this": lambda r: f"{r['times']:.1f}",
+    "of all rounds": lambda r: ", ".join(f"{x:.1f}" for x in r["times_of_all_rounds"]),
+    "said at the end": lambda r: f"{100 * r['hold']:.0f}" if "hold" in r else "",
+}
+
+
+def searches_table(name: str) -> list[str]:
+    """Every candidate of a study, the reference's search first."""
+    report = read(name)
     rows = [("unedited", report["unedited"]), *report["lines"].items()]
     return table("search", SEARCHES, rows)
+
+
+def throughput_table() -> list[str]:
+    """Ways to make many edits, beside kmeng01's own code."""
+    return table("way", THROUGHPUT, list(read("throughput")["ways"].items()))
