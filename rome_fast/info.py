@@ -27,8 +27,9 @@ PACKAGES = ("rome-fast", "torch", "transformers", "numpy", "safetensors")
 ENVIRONMENT = {
     "ROME_FAST_BACKEND": "default backend: auto, native or torch",
     "ROME_FAST_BUILD": "what an installation compiles: auto, cpu, cuda or none",
+    "ROME_FAST_CACHES": "a core's L1 and L2 in KiB that kernels are blocked for, as 32,1024",
     "ROME_FAST_CUDA_KERNEL": "CUDA kernels to use: naive, or mma or wgmma for second moments",
-    "ROME_FAST_SIMD": "highest instruction set to use: avx512, avx2 or baseline",
+    "ROME_FAST_SIMD": "highest instruction set to use: avx512_bf16, avx512, avx2 or baseline",
 }
 
 

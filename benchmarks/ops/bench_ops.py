@@ -126,5 +126,7 @@ def test_output_head(benchmark, impl):
     for function in functions.values():
         assert_close(function(), expected)
     beside = functions["peer_linear"] if impl == "slices" else None
-    work = dict(gflop=2 * 22 * weight.numel() / 1e9, gemm=(22, HEAD_SHAPE[1], 1024, torch.float32))
+    work = dict(
+        gflop=2 * 22 * weight.numel() / 1e9, gemm=[(22, HEAD_SHAPE[1], 1024, torch.float32)]
+    )
     timed(benchmark, functions[impl], rounds=30, beside=beside, **work, impl=impl)

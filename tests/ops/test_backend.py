@@ -128,7 +128,7 @@ def test_a_missing_cuda_library_is_told_with_the_remedy():
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("simd", ["baseline", "avx2", "avx512"])
+@pytest.mark.parametrize("simd", ["baseline", "avx2", "avx512", "avx512_bf16"])
 def test_every_simd_variant_gives_the_same_answers(native_library, simd):
     """Variants above what this CPU has fall back to its best one."""
     code = """
@@ -168,7 +168,7 @@ print(ops._native.load().build_facts["simd"])
 """
     used = output_of(code, ROME_FAST_SIMD=simd)
     best = output_of("from rome_fast.ops import _native; print(_native.load().build_facts['simd'])")
-    order = ["baseline", "avx2", "avx512"]
+    order = ["baseline", "avx2", "avx512", "avx512_bf16"]
     assert used == (simd if order.index(simd) <= order.index(best) else best)
 
 

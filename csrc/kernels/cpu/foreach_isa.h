@@ -49,6 +49,20 @@
 #include ROME_FAST_BODY
 #undef ROME_FAST_ISA
 #undef ROME_FAST_TARGET
+
+// The same for a body with a way of its own for bfloat16.
+#if defined(ROME_FAST_HAS_BF16_DOT) && defined(ROME_FAST_BODY_HAS_BF16_DOT)
+#define ROME_FAST_ISA avx512_bf16
+#define ROME_FAST_TARGET \
+  __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma")))
+#define ROME_FAST_BF16_DOT 1
+#include "kernels/cpu/vec.h"
+#include ROME_FAST_BODY
+#undef ROME_FAST_ISA
+#undef ROME_FAST_TARGET
+#undef ROME_FAST_BF16_DOT
+#endif
+
 #undef ROME_FAST_VECTOR_BYTES
 #undef ROME_FAST_TILE_ROWS
 

@@ -12,6 +12,9 @@ Isa best_isa() {
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")) {
+#if defined(ROME_FAST_HAS_BF16_DOT)
+    if (__builtin_cpu_supports("avx512bf16")) return Isa::kAvx512Bf16;
+#endif
     return Isa::kAvx512;
   }
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return Isa::kAvx2;
@@ -23,7 +26,7 @@ Isa choose_isa() {
   const Isa best = best_isa();
   const char* wanted = std::getenv("ROME_FAST_SIMD");
   if (wanted == nullptr) return best;
-  for (Isa isa : {Isa::kBaseline, Isa::kAvx2, Isa::kAvx512}) {
+  for (Isa isa : {Isa::kBaseline, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Bf16}) {
     if (isa <= best && std::strcmp(wanted, isa_name(isa)) == 0) return isa;
   }
   return best;
@@ -38,6 +41,8 @@ Isa active_isa() {
 
 const char* isa_name(Isa isa) {
   switch (isa) {
+    case Isa::kAvx512Bf16:
+      return "avx512_bf16";
     case Isa::kAvx512:
       return "avx512";
     case Isa::kAvx2:

@@ -1,12 +1,18 @@
 // Which instruction set the kernels run: the best this CPU has, or ROME_FAST_SIMD if it is lower.
 #pragma once
 
+// Compilers that know the instructions.
+#if defined(__x86_64__) && (defined(__clang__) || __GNUC__ >= 10)
+#define ROME_FAST_HAS_BF16_DOT
+#endif
+
 namespace rome_fast {
 
-enum class Isa { kBaseline, kAvx2, kAvx512 };
+// kAvx512Bf16 is kAvx512 with dot products of bfloat16 pairs; only second_moment knows it.
+enum class Isa { kBaseline, kAvx2, kAvx512, kAvx512Bf16 };
 
-// Decided on the first call; ROME_FAST_SIMD=baseline|avx2|avx512 exists so that every variant can
-// be tested on one machine.
+// Decided on the first call; ROME_FAST_SIMD=baseline|avx2|avx512|avx512_bf16 exists so that every
+// variant can be tested on one machine.
 Isa active_isa();
 
 const char* isa_name(Isa isa);
@@ -17,6 +23,7 @@ const char* isa_name(Isa isa);
 #if defined(__x86_64__)
 #define ROME_FAST_CALL_ISA(function, ...)     \
   switch (::rome_fast::active_isa()) {        \
+    case ::rome_fast::Isa::kAvx512Bf16:       \
     case ::rome_fast::Isa::kAvx512:           \
       return avx512::function(__VA_ARGS__);   \
     case ::rome_fast::Isa::kAvx2:             \

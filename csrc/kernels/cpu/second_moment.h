@@ -24,7 +24,9 @@ struct SecondMomentParams {
   int64_t d;
 };
 
-// Products and sums are formed in Sum, in an order that does not depend on the thread count. With
+// Products and sums are formed in Sum, in an order that depends on the instruction set and on the
+// caches (second_moment_blocking.h), not on the thread count. Dot products of bfloat16 pairs, where
+// the CPU has them, count subnormal keys and sums as zero; a compensated sum goes without. With
 // compensation the value is moment_sum + compensation, and each slab of products is added to it
 // without losing what rounds off.
 // Instantiated for Key in {double, float, BFloat16, Half}, Sum in {double, float}.

@@ -1,36 +1,27 @@
 // Blocked syrk for one instruction set (included by second_moment.cpp through foreach_isa.h).
 //
-// A slab of kDepth selected rows is packed into column panels of kPanel keys; every tile of the
-// lower triangle is then a product of two panels. Both operands are the same panels.
+// A slab of selected rows is packed into column panels of kPanel keys; every tile of the lower
+// triangle is then a product of two panels. Both operands are the same panels.
+
+#include "kernels/cpu/second_moment_packing_body.h"
 
 namespace rome_fast::ROME_FAST_ISA {
 
-template <class T>
-struct SyrkTraits {
-  static constexpr int kVectors = 3;
-  static constexpr int kPanel = kVectors * kLanes<T>;     // columns of a tile
-  static constexpr int kTileRows = ROME_FAST_TILE_ROWS;   // rows of a tile
-  static constexpr int64_t kDepth = 512 * 4 / sizeof(T);  // a panel of AVX-512 floats: 96 KiB of L2
-  static constexpr int64_t kGroup = 4;                    // column panels that stay in L2
-  // Rows of a micro-kernel call: two panels' worth fit in L1, and rounding grows with their number.
-  static constexpr int64_t kChunk = 64;
-  static_assert(kPanel % kTileRows == 0, "a panel must hold whole tiles");
-};
-
 // tile[kTileRows][kPanel] += sum over depth of a_row * b_col.
-template <class T>
-ROME_FAST_TARGET void syrk_tile_kernel(const T* a, const T* b, int64_t depth, T* tile) {
-  using Traits = SyrkTraits<T>;
+template <class Element, class Sum>
+ROME_FAST_TARGET void syrk_tile_kernel(const Element* a, const Element* b, int64_t depth,
+                                       Sum* tile) {
+  using Traits = SyrkTraits<Sum>;
   constexpr int kRows = Traits::kTileRows;
   constexpr int kVectors = Traits::kVectors;
-  Vec<T> sum[kRows][kVectors] = {};
+  Vec<Sum> sum[kRows][kVectors] = {};
   for (int64_t k = 0; k < depth; ++k) {
-    Vec<T> b_k[kVectors];
+    Vec<Element> b_k[kVectors];
 #pragma GCC unroll 3
-    for (int j = 0; j < kVectors; ++j) b_k[j] = load<Vec<T>>(b + j * kLanes<T>);
+    for (int j = 0; j < kVectors; ++j) b_k[j] = load<Vec<Element>>(b + j * kLanes<Sum>);
 #pragma GCC unroll 8
     for (int i = 0; i < kRows; ++i) {
-      const Vec<T> a_k = a[i] - Vec<T>{};  // broadcast
+      const Vec<Element> a_k = a[i] - Vec<Element>{};  // broadcast
 #pragma GCC unroll 3
       for (int j = 0; j < kVectors; ++j) sum[i][j] = mul_add(a_k, b_k[j], sum[i][j]);
     }
@@ -41,25 +32,8 @@ ROME_FAST_TARGET void syrk_tile_kernel(const T* a, const T* b, int64_t depth, T*
   for (int i = 0; i < kRows; ++i) {
 #pragma GCC unroll 3
     for (int j = 0; j < kVectors; ++j) {
-      T* out = tile + i * Traits::kPanel + j * kLanes<T>;
-      store(out, load<Vec<T>>(out) + sum[i][j]);
-    }
-  }
-}
-
-// packed[depth][kPanel] = keys[rows[k], col .. col + kPanel), zero beyond the last column.
-template <class Key, class Sum>
-ROME_FAST_TARGET void pack_panel(const SecondMomentParams<Key, Sum>& p, int64_t first_row,
-                                 int64_t depth, int64_t col, Sum* packed) {
-  constexpr int64_t kPanel = SyrkTraits<Sum>::kPanel;
-  const int64_t width = p.d - col < kPanel ? p.d - col : kPanel;
-  for (int64_t k = 0; k < depth; ++k, packed += kPanel) {
-    const Key* key = p.keys + p.rows[first_row + k] * p.keys_row_stride + col * p.keys_col_stride;
-    if (p.keys_col_stride == 1 && width == kPanel) {
-      for (int64_t j = 0; j < kPanel; ++j) packed[j] = widen(key[j]);
-    } else {
-      for (int64_t j = 0; j < width; ++j) packed[j] = widen(key[j * p.keys_col_stride]);
-      for (int64_t j = width; j < kPanel; ++j) packed[j] = 0;
+      Sum* out = tile + i * Traits::kPanel + j * kLanes<Sum>;
+      store(out, load<Vec<Sum>>(out) + sum[i][j]);
     }
   }
 }
@@ -90,12 +64,13 @@ ROME_FAST_TARGET void add_row_compensated(const Sum* tile, int64_t width, Sum* s
   }
 }
 
-// moment_sum[row.., col..] += tile, clipped to the matrix and to its lower triangle.
+// moment_sum[row .. row + kTileRows, col ..] += tile, clipped to the matrix and to its lower
+// triangle.
 template <class Key, class Sum>
-ROME_FAST_TARGET void add_tile(const SecondMomentParams<Key, Sum>& p, const Sum* tile, int64_t row,
+ROME_FAST_TARGET void add_rows(const SecondMomentParams<Key, Sum>& p, const Sum* tile, int64_t row,
                                int64_t col) {
   constexpr int64_t kPanel = SyrkTraits<Sum>::kPanel;
-  for (int64_t i = 0; i < kPanel && row + i < p.d; ++i, tile += kPanel) {
+  for (int64_t i = 0; i < SyrkTraits<Sum>::kTileRows && row + i < p.d; ++i, tile += kPanel) {
     const int64_t below = row + i - col + 1;  // columns of this row at or left of the diagonal
     const int64_t width = below < kPanel ? below : kPanel;
     Sum* out = p.moment_sum + (row + i) * p.moment_row_stride + col * p.moment_col_stride;
@@ -111,88 +86,118 @@ ROME_FAST_TARGET void add_tile(const SecondMomentParams<Key, Sum>& p, const Sum*
   }
 }
 
-// The square tile of panel pair (row panel, column panel), row panel >= column panel.
+// Asks for the part of the sum that add_rows is going to change, a micro-kernel call ahead.
 template <class Key, class Sum>
-ROME_FAST_TARGET void add_panel_pair(const SecondMomentParams<Key, Sum>& p, const Sum* packed,
-                                     int64_t depth, int64_t row_panel, int64_t col_panel) {
+ROME_FAST_TARGET void prefetch_rows(const SecondMomentParams<Key, Sum>& p, int64_t row,
+                                    int64_t col) {
   using Traits = SyrkTraits<Sum>;
-  const Sum* a = packed + row_panel * depth * Traits::kPanel;
-  const Sum* b = packed + col_panel * depth * Traits::kPanel;
-  const int64_t row = row_panel * Traits::kPanel;
+  for (int64_t i = 0; i < Traits::kTileRows && row + i < p.d; ++i) {
+    const Sum* out = p.moment_sum + (row + i) * p.moment_row_stride + col * p.moment_col_stride;
+    for (int64_t j = 0; j < Traits::kPanel; j += kLine / sizeof(Sum)) {
+      __builtin_prefetch(out + j, 1);
+    }
+  }
+}
+
+// The row panel that comes next lies beyond L2. It is asked for while the one in front of it is
+// multiplied, a few lines with each call: 8 bring all of it past 4 column panels.
+template <class Element>
+struct NextPanel {
+  const Element* at = nullptr;
+  const Element* end = nullptr;
+
+  ROME_FAST_TARGET void prefetch() {
+    constexpr int kLines = 8;
+    for (int line = 0; line < kLines && at < end; ++line, at += kLine / sizeof(Element)) {
+      __builtin_prefetch(at, 0, 2);
+    }
+  }
+};
+
+// The square tile of row panel `a` and column panel `b`, which begin at column `row` and `col` of
+// the keys; row >= col.
+template <class Key, class Sum, class Element>
+ROME_FAST_TARGET void add_panel_pair(const SecondMomentParams<Key, Sum>& p, const Element* a,
+                                     const Element* b, int64_t depth, int64_t max_chunk,
+                                     int64_t row, int64_t col, NextPanel<Element>& next) {
+  using Traits = SyrkTraits<Sum>;
   alignas(64) Sum tile[Traits::kPanel * Traits::kPanel] = {};
-  for (int64_t k = 0; k < depth; k += Traits::kChunk) {
-    const int64_t chunk = depth - k < Traits::kChunk ? depth - k : Traits::kChunk;
+  for (int64_t k = 0; k < depth; k += max_chunk) {
+    const bool last = depth - k <= max_chunk;
+    const int64_t chunk = last ? depth - k : max_chunk;
     for (int64_t i = 0; i < Traits::kPanel && row + i < p.d; i += Traits::kTileRows) {
-      syrk_tile_kernel(a + k * Traits::kPanel + i, b + k * Traits::kPanel, chunk,
-                       tile + i * Traits::kPanel);
+      Sum* strip = tile + i * Traits::kPanel;
+      next.prefetch();
+      if (last) prefetch_rows(p, row + i, col);
+      syrk_tile_kernel(a + k * Traits::kPanel + i, b + k * Traits::kPanel, chunk, strip);
+      if (last) add_rows(p, strip, row + i, col);
     }
   }
-  add_tile(p, tile, row, col_panel * Traits::kPanel);
 }
 
-// The units [begin, end) of the triangle, numbered down groups of kGroup column panels; a unit is
-// one row panel beside the panels of a group, which stay in L2 from one unit to the next.
-template <class Key, class Sum>
-ROME_FAST_TARGET void add_units(const SecondMomentParams<Key, Sum>& p, const Sum* packed,
-                                int64_t depth, int64_t panels, int64_t begin, int64_t end) {
-  constexpr int64_t kGroup = SyrkTraits<Sum>::kGroup;
-  int64_t group = 0;  // its first column panel
-  int64_t offset = begin;
-  for (; offset >= panels - group; group += kGroup) offset -= panels - group;
-  int64_t row_panel = group + offset;
-  for (int64_t unit = begin; unit < end; ++unit) {
-    for (int64_t col_panel = group; col_panel < group + kGroup && col_panel <= row_panel;
-         ++col_panel) {
-      add_panel_pair(p, packed, depth, row_panel, col_panel);
+// The pairs [begin, end) of a slab's panels, `depth` packed rows each.
+template <class Key, class Sum, class Element>
+ROME_FAST_TARGET void add_pairs(const SecondMomentParams<Key, Sum>& p, const PanelPairs& pairs,
+                                const Element* slab, int64_t depth, int64_t max_chunk,
+                                int64_t begin, int64_t end) {
+  constexpr int64_t kPanel = SyrkTraits<Sum>::kPanel;
+  const int64_t panel_size = depth * kPanel;
+  const Element* slab_end = slab + pairs.panels() * panel_size;
+  const Element* a = nullptr;
+  NextPanel<Element> next;
+  pairs.for_each(begin, end, [&](int64_t row_panel, int64_t col_panel) {
+    if (a != slab + row_panel * panel_size) {
+      a = slab + row_panel * panel_size;
+      next.at = a + panel_size;
+      next.end = next.at < slab_end ? next.at + panel_size : next.at;
     }
-    if (++row_panel == panels) row_panel = group += kGroup;
-  }
+    add_panel_pair(p, a, slab + col_panel * panel_size, depth, max_chunk, row_panel * kPanel,
+                   col_panel * kPanel, next);
+  });
 }
 
-template <class Sum>
-int64_t count_units(int64_t panels) {
-  int64_t units = 0;
-  for (int64_t group = 0; group < panels; group += SyrkTraits<Sum>::kGroup) units += panels - group;
-  return units;
-}
-
-// Rows packed at a time: as many slabs as fit in kPackedBytes, so that a call has few barriers.
-template <class Sum>
-int64_t rows_per_pass(int64_t n, int64_t panels) {
-  using Traits = SyrkTraits<Sum>;
+// Rows of keys packed at a time: as many slabs as fit in kPackedBytes, so that a call has few
+// barriers.
+inline int64_t rows_per_pass(int64_t n, int64_t slab_rows, int64_t slab_bytes) {
   constexpr int64_t kPackedBytes = 16 << 20;
-  const int64_t slab_bytes = panels * Traits::kPanel * Traits::kDepth * sizeof(Sum);
   const int64_t slabs = slab_bytes < kPackedBytes ? kPackedBytes / slab_bytes : 1;
-  return n < slabs * Traits::kDepth ? n : slabs * Traits::kDepth;
+  return n < slabs * slab_rows ? n : slabs * slab_rows;
 }
 
 template <class Key, class Sum>
 void second_moment(const SecondMomentParams<Key, Sum>& p, const Pool& pool) {
-  using Traits = SyrkTraits<Sum>;
+  using Element = typename Packing<Key, Sum>::Element;
+  constexpr int64_t kPanel = SyrkTraits<Sum>::kPanel;
+  constexpr int64_t kRows = Packing<Key, Sum>::kRows;
   if (p.n == 0 || p.d == 0) return;
-  const int64_t panels = (p.d + Traits::kPanel - 1) / Traits::kPanel;
-  const int64_t width = panels * Traits::kPanel;  // of one packed row
-  const int64_t max_rows = rows_per_pass<Sum>(p.n, panels);
-  const std::unique_ptr<Sum[]> packed(new Sum[width * max_rows]);
+  const SyrkBlocking blocking =
+      syrk_blocking(caches(), kPanel, sizeof(Element), SyrkTraits<Sum>::kMaxChunk / kRows);
+  const PanelPairs pairs((p.d + kPanel - 1) / kPanel, blocking.group);
+  const int64_t width = pairs.panels() * kPanel;  // of one packed row
+  const int64_t slab_rows = blocking.depth * kRows;
+  const int64_t slab_size = blocking.depth * width;
+  const int64_t max_rows = rows_per_pass(p.n, slab_rows, slab_size * sizeof(Element));
+  const Packed<Element> packed = allocate_packed<Element>((max_rows + kRows - 1) / kRows * width);
   for (int64_t first = 0; first < p.n; first += max_rows) {
-    const int64_t rows = p.n - first < max_rows ? p.n - first : max_rows;
+    const int64_t end_row = p.n - first < max_rows ? p.n : first + max_rows;
+    // Calls f(first row, number of rows, packed rows, where they are packed) for each slab.
     const auto for_each_slab = [&](const auto& f) {
-      for (int64_t row = 0; row < rows; row += Traits::kDepth) {
-        f(row, rows - row < Traits::kDepth ? rows - row : Traits::kDepth,
-          packed.get() + row * width);
+      Element* slab = packed.get();
+      for (int64_t row = first; row < end_row; row += slab_rows, slab += slab_size) {
+        const int64_t n_rows = end_row - row < slab_rows ? end_row - row : slab_rows;
+        f(row, n_rows, (n_rows + kRows - 1) / kRows, slab);
       }
     };
-    pool.parallel_for(panels, 1, [&](int64_t begin, int64_t end) {
-      for_each_slab([&](int64_t row, int64_t depth, Sum* slab) {
+    pool.parallel_for(pairs.panels(), 1, [&](int64_t begin, int64_t end) {
+      for_each_slab([&](int64_t row, int64_t n_rows, int64_t depth, Element* slab) {
         for (int64_t panel = begin; panel < end; ++panel) {
-          Sum* out = slab + panel * depth * Traits::kPanel;
-          pack_panel(p, first + row, depth, panel * Traits::kPanel, out);
+          pack_panel(p, p.rows + row, n_rows, panel * kPanel, slab + panel * depth * kPanel);
         }
       });
     });
-    pool.parallel_for(count_units<Sum>(panels), 1, [&](int64_t begin, int64_t end) {
-      for_each_slab([&](int64_t, int64_t depth, const Sum* slab) {
-        add_units(p, slab, depth, panels, begin, end);
+    pool.parallel_for(pairs.size(), 1, [&](int64_t begin, int64_t end) {
+      for_each_slab([&](int64_t, int64_t, int64_t depth, const Element* slab) {
+        add_pairs(p, pairs, slab, depth, blocking.chunk, begin, end);
       });
     });
   }

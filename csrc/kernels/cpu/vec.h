@@ -20,6 +20,16 @@ struct VecOf<double> {
   using type = DoubleVec;
 };
 
+#if ROME_FAST_BF16_DOT
+using Bf16Pair = uint32_t;  // the first in the low half
+typedef uint32_t Bf16PairVec __attribute__((vector_size(ROME_FAST_VECTOR_BYTES)));
+
+template <>
+struct VecOf<Bf16Pair> {
+  using type = Bf16PairVec;
+};
+#endif
+
 template <class T>
 using Vec = typename VecOf<T>::type;
 
@@ -60,6 +70,13 @@ ROME_FAST_TARGET ROME_FAST_INLINE FloatVec mul_add(FloatVec a, FloatVec b, Float
   return a * b + c;
 #endif
 }
+
+#if ROME_FAST_BF16_DOT
+// c + the dot products of pairs. Rounds to nearest even; subnormals, also of c, count as zero.
+ROME_FAST_TARGET ROME_FAST_INLINE FloatVec mul_add(Bf16PairVec a, Bf16PairVec b, FloatVec c) {
+  return (FloatVec)_mm512_dpbf16_ps((__m512)c, (__m512bh)a, (__m512bh)b);
+}
+#endif
 
 ROME_FAST_TARGET ROME_FAST_INLINE DoubleVec mul_add(DoubleVec a, DoubleVec b, DoubleVec c) {
 #if ROME_FAST_VECTOR_BYTES == 64
