@@ -27,7 +27,7 @@ class Candidate:
         scale: what the offset is multiplied by when it is found, within the ball.
         start: "zero", or a way of ``warm.py``.
         contexts: "sampled" from the model, or "written", the same sentences for all models, or the
-            first three of these, "3 written".
+            first three of these, "3 written"; or "fragments" of sentences.
     """
 
     solver: str = "adam"
@@ -137,6 +137,10 @@ CANDIDATES: dict[str, Candidate] = {
     ),
     "lbfgs, stop .1, written contexts, bfloat16": Candidate(
         "lbfgs", hparams={"v_stop_loss": 0.1}, contexts="written", dtype="bfloat16"
+    ),
+    "lbfgs, written contexts, bfloat16": Candidate("lbfgs", contexts="written", dtype="bfloat16"),
+    "lbfgs, stop .1, fragments, bfloat16": Candidate(
+        "lbfgs", hparams={"v_stop_loss": 0.1}, contexts="fragments", dtype="bfloat16"
     ),
     "lbfgs, stop .1, bfloat16": Candidate("lbfgs", hparams={"v_stop_loss": 0.1}, dtype="bfloat16"),
     "lbfgs, stop .1, 2 rows first": Candidate("lbfgs", hparams={"v_stop_loss": 0.1}, first_rows=2),

@@ -43,6 +43,15 @@ from rome_fast.update.solve import build_constraint
 from rome_fast.value.key import Keys
 
 Row = dict[str, Any]
+# Broken off and without sense, as what a model is sampled from its start mostly is.
+FRAGMENTS = [
+    "{}",
+    ", and so on. {}",
+    "a retired teacher. {}",
+    "- on the. {}",
+    "and the past, but a place where memories live. {}",
+    ", which means that the last 48. {}",
+]
 SHOWN = ("ES", "PS", "NS", "unchanged", "ES_greedy", "PS_greedy")
 
 
@@ -58,7 +67,12 @@ class Study:
         with opened(self.model, self.tok, self.hparams, None, "auto", None, "identity") as editor:
             sampled = list(editor.context_templates)
         written = list(WRITTEN_CONTEXTS)
-        self.contexts = {"sampled": sampled, "written": written, "3 written": written[:3]}
+        self.contexts = {
+            "sampled": sampled,
+            "written": written,
+            "3 written": written[:3],
+            "fragments": FRAGMENTS,
+        }
         with open_model(self.model) as spec:
             self.projection = spec.down_projection(self.hparams.layer)
             self.moment = ordinary_second_moment(spec, self.tok, self.projection)
