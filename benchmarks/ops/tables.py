@@ -30,7 +30,7 @@ def loss_table() -> list[str]:
 
 
 def head_table() -> list[str]:
-    """The head read twice a step, in its parts, and what once would be beside it."""
-    rows = read("value-loss-head-cpu")["results"]
+    """The head read twice a step, in its parts, and what once would be beside it; one thread."""
+    rows = [row for row in read("value-loss-head-cpu")["results"] if row["threads"] == 1]
     named = [(f"{r['vocabulary']:,}, {r['d']:,}, {r['dtype']}, {r['n_reads']}", r) for r in rows]
     return table("vocabulary, d, dtype, reads", HEAD, named)
