@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from benchmarks.evaluate.tables import agreement_tables
 from benchmarks.gpu.tables import gpu_goals, gpu_tables
+from benchmarks.ops.tables import head_table, loss_table
 from benchmarks.paper_tables import protocol_table
 from benchmarks.real_model.answer_tables import (
     carried_table,
@@ -243,6 +244,8 @@ def documents() -> dict[str, list[str]]:
         "docs/gpu.md": gpu_tables(),
         "docs/many_edits.md": order_table(),
         "docs/decisions.md": sums
+        + loss_table()
+        + head_table()
         + searches_table()
         + options_table()
         + layers_table()

@@ -36,7 +36,16 @@ def gemm_gflop_per_s(products):
 
 
 def timed(
-    benchmark, function, *, rounds, beside=None, gflop=None, gemm=None, gigabytes=None, **info
+    benchmark,
+    function,
+    *,
+    rounds,
+    beside=None,
+    clock=time.perf_counter,
+    gflop=None,
+    gemm=None,
+    gigabytes=None,
+    **info,
 ):
     """Time function; store GFLOP/s or GB/s of the best round beside what ran.
 
@@ -46,13 +55,14 @@ def timed(
 
     beside: a function that runs before every round, timed apart. `times_beside` is then the
     median over the rounds of (time of function) / (time of beside), with its quartiles.
+    clock: beside's; function has that of `pytest.mark.benchmark(timer=...)`.
     """
     beside_seconds = []
 
     def run_beside():
-        started = time.perf_counter()
+        started = clock()
         beside()
-        beside_seconds.append(time.perf_counter() - started)
+        beside_seconds.append(clock() - started)
 
     setup = None if beside is None else run_beside
     benchmark.pedantic(function, setup=setup, rounds=rounds, iterations=1, warmup_rounds=2)

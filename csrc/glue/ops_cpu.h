@@ -37,4 +37,12 @@ Tensor cholesky_update_cpu(Tensor factor,         // [d, d]
                            const Tensor& vector,  // [d]
                            bool downdate);
 
+// Returns losses, gradient, right, log_probs_now.
+std::tuple<Tensor, Tensor, Tensor, Tensor> value_loss_cpu(
+    const Tensor& logits,                  // [n_reads + n_edits, vocabulary]
+    const Tensor& target_ids,              // [n_reads]
+    const Tensor& edit_of_read,            // [n_reads]
+    std::optional<Tensor> log_probs_init,  // [n_edits, vocabulary]
+    double kl_factor);
+
 }  // namespace rome_fast

@@ -164,6 +164,16 @@ for d in (1, 47, 100, 300):
         updated = torch.linalg.cholesky(exact + torch.outer(x, x))
         ops.cholesky_update_(factor, x, backend="native")
         assert (factor - updated).abs().max() <= 1e-11 * updated.abs().max()
+    for dtype, eps in ((torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 1e-2)):
+        logits = 5 * torch.randn(4, 30 * d, generator=g, dtype=torch.float64)
+        init = torch.randn(1, 30 * d, generator=g, dtype=torch.float64).log_softmax(-1)
+        init = init.to(dtype if dtype == torch.float64 else torch.float32)
+        given = logits.to(dtype), torch.tensor([0, d, 30 * d - 1]), torch.zeros(3).long(), init
+        found = ops.value_loss(*given, kl_factor=0.5, backend="native")
+        wide = given[0].double(), *given[1:3], init.double()
+        oracle = ops.value_loss(*wide, kl_factor=0.5, backend="torch")
+        torch.testing.assert_close(found[0].double(), oracle[0], rtol=1e-5, atol=0)
+        torch.testing.assert_close(found[1].double(), oracle[1], rtol=eps, atol=eps)
 print(ops._native.load().build_facts["simd"])
 """
     used = output_of(code, ROME_FAST_SIMD=simd)

@@ -11,6 +11,8 @@ from rome_fast.errors import InvalidArgumentError
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 KL_FACTOR = 0.7
+# The CPU kernel reads a row in blocks of 1,024 words, in vectors of up to 16.
+SHAPES = [((1,), 1), ((2,), 7), ((3, 1, 4), 101), ((1, 2), 1024), ((2, 1), 1025), ((1,), 3071)]
 
 
 def sample(counts=(3, 1, 4), vocabulary=101, dtype=torch.float32, seed=0):
@@ -45,7 +47,7 @@ def loss(*args, **options):
 @pytest.mark.covering("dtype,backend", "counts,vocabulary", "known")
 @pytest.mark.parametrize("known", [True, False], ids=["later calls", "first call"])
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("counts", "vocabulary"), [((1,), 1), ((2,), 7), ((3, 1, 4), 101)])
+@pytest.mark.parametrize(("counts", "vocabulary"), SHAPES)
 def test_value_loss_matches_reference(backend, counts, vocabulary, dtype, known):
     logits, target_ids, edit_of_read, init = sample(counts, vocabulary, dtype)
     init = init if known else None
@@ -62,6 +64,43 @@ def test_value_loss_matches_reference(backend, counts, vocabulary, dtype, known)
         now = logits[len(target_ids) :].double().log_softmax(-1)
         torch.testing.assert_close(kept.double(), now, rtol=tight, atol=tight)
         assert not gradient[len(target_ids) :].any(), "the KL's gradient is 0 where nothing moved"
+
+
+def test_value_loss_of_rows_that_threads_share(backend):
+    given = sample((3, 2), 262147)
+    losses, gradient, *_ = loss(*given, backend=backend)
+    expected, expected_gradient = reference(*given)
+    torch.testing.assert_close(losses.double(), expected, rtol=1e-5, atol=1e-5)
+    error, norm = (gradient - expected_gradient).norm(dim=-1), expected_gradient.norm(dim=-1)
+    assert (error <= 1e-4 * norm).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_small_probabilities_are_right_in_themselves(backend, dtype):
+    logits, target_ids, edit_of_read, init = sample((1,), 2500, dtype)
+    logits[0] = torch.linspace(-80, 0, 2500, dtype=dtype)[torch.randperm(2500)]
+    gradient = loss(logits, target_ids, edit_of_read, init, backend=backend)[1][0].double()
+    others = torch.arange(2500) != target_ids[0]
+    expected = logits[0].double().softmax(-1)[others]
+    tolerance = TOLERANCES[dtype]
+    torch.testing.assert_close(gradient[others], expected, rtol=tolerance, atol=0)
+
+
+@pytest.mark.parametrize("start", [-30000.0, 0.0, 30000.0])
+def test_value_loss_of_logits_that_grow_along_the_row(backend, start):
+    """The largest logit is the last of each block, and what is -inf comes before them all."""
+    logits, target_ids, edit_of_read, init = sample((2,), 4000)
+    logits[:] = start + torch.linspace(0, 60, 4000) + logits
+    logits[:, :1500] = -torch.inf
+    target_ids[:] = torch.tensor([3000, 3999])
+    init[:, :1500] = -torch.inf
+    losses, gradient, *_ = loss(logits, target_ids, edit_of_read, init, backend=backend)
+    at = slice(1500, None)
+    given = logits[:, at], target_ids - 1500, edit_of_read, init[:, at]
+    expected, expected_gradient = reference(*given)
+    torch.testing.assert_close(losses.double(), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(gradient[:, at].double(), expected_gradient, rtol=1e-4, atol=1e-5)
+    assert not gradient[:, :1500].any()
 
 
 def test_value_loss_says_whose_targets_are_all_the_likeliest(backend):
@@ -81,6 +120,16 @@ def test_value_loss_of_equal_logits_takes_the_first(backend):
     assert right.tolist() == [True, False]
 
 
+@pytest.mark.parametrize("before", [0, 1500, 2998])
+def test_value_loss_of_equal_logits_far_apart(backend, before):
+    logits, target_ids, edit_of_read, init = sample((1,), 3000)
+    target_ids[0] = 2999
+    logits[0, 2999] = 50
+    assert loss(logits, target_ids, edit_of_read, init, backend=backend)[2].all()
+    logits[0, before] = 50
+    assert not loss(logits, target_ids, edit_of_read, init, backend=backend)[2].any()
+
+
 def test_value_loss_of_a_word_that_cannot_come(backend):
     """Some models mask words with -inf; as a target it costs everything, elsewhere nothing."""
     logits, target_ids, edit_of_read, _ = sample((1, 1))
@@ -94,9 +143,11 @@ def test_value_loss_of_a_word_that_cannot_come(backend):
     assert losses[0] == torch.inf and losses[1].isfinite() and gradient[1].isfinite().all()
 
 
-def test_value_loss_of_nan_is_nan_for_its_own_edit_alone(backend):
-    logits, target_ids, edit_of_read, init = sample()
-    logits[0, 5] = torch.nan
+@pytest.mark.parametrize("row", [0, 8])
+@pytest.mark.parametrize("word", [0, 1500, 2999])
+def test_value_loss_of_nan_is_nan_for_its_own_edit_alone(backend, row, word):
+    logits, target_ids, edit_of_read, init = sample(vocabulary=3000)
+    logits[row, word] = torch.nan
     losses = loss(logits, target_ids, edit_of_read, init, backend=backend)[0]
     assert losses.isnan().tolist() == [True, False, False]
 

@@ -1,0 +1,36 @@
+// The loss of the search for v* and its gradient by the logits, over the few rows that it reads.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/cpu/parallel.h"
+#include "kernels/cpu/rank_one.h"
+
+namespace rome_fast {
+
+// The first n_reads rows predict targets; then one row an edit is compared with what it was.
+// Strides count elements; a row is contiguous.
+template <class Logit>
+struct ValueLossParams {
+  const Logit* logits;  // [n_reads + n_edits, vocabulary]
+  int64_t row_stride;
+  const int64_t* target_ids;             // [n_reads]
+  const int64_t* edit_of_read;           // [n_reads]
+  const Compute<Logit>* log_probs_init;  // [n_edits, vocabulary]; null in the first call
+  int64_t n_reads;
+  int64_t n_edits;
+  int64_t vocabulary;
+  double kl_factor;
+  Logit* gradient;                // [n_reads + n_edits, vocabulary]
+  Compute<Logit>* row_loss;       // [n_reads + n_edits]: -log p(target), or the KL
+  bool* row_right;                // [n_reads]
+  Compute<Logit>* losses;         // [n_edits]
+  bool* right;                    // [n_edits]
+  Compute<Logit>* log_probs_now;  // [n_edits, vocabulary], written in the first call only
+};
+
+// Instantiated for double, float, BFloat16 and Half.
+template <class Logit>
+void value_loss(const ValueLossParams<Logit>& params, const Pool& pool);
+
+}  // namespace rome_fast
