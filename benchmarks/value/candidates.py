@@ -110,6 +110,17 @@ CANDIDATES: dict[str, Candidate] = {
     "adam, stop .3": Candidate(hparams={"v_stop_loss": 0.3}),
     "adam, stop .3, x 1.25": Candidate(hparams={"v_stop_loss": 0.3}, scale=1.25),
     "adam, stop .3, x 1.5": Candidate(hparams={"v_stop_loss": 0.3}, scale=1.5),
+    **{
+        f"adam, stop {stop}, rate {rate}, written, bfloat16{said}": Candidate(
+            hparams={"v_stop_loss": stop, "v_lr": rate},
+            scale=scale,
+            contexts="written",
+            dtype="bfloat16",
+        )
+        for stop in (0.2, 0.3)
+        for rate in (0.5, 0.75, 1.0)
+        for said, scale in {"": 1.0, ", x 1.25": 1.25}.items()
+    },
     "adam, rate .25": Candidate(hparams={"v_lr": 0.25}),
     "adam, rate 1": Candidate(hparams={"v_lr": 1.0}),
     "adam, 15 steps": Candidate(hparams={"v_num_grad_steps": 15}),
