@@ -26,8 +26,8 @@ class Candidate:
         kl_every: the KL prompt runs in every so many steps.
         scale: what the offset is multiplied by when it is found, within the ball.
         start: "zero", or a way of ``warm.py``.
-        contexts: "sampled" from the model, or "written", the same sentences for all models, or the
-            first three of these, "3 written"; or "fragments" of sentences.
+        contexts: "sampled" from the model, the same for all models and broken off as those are
+            ("fragments"), or whole ("sentences", "3 sentences").
     """
 
     solver: str = "adam"
@@ -111,13 +111,13 @@ CANDIDATES: dict[str, Candidate] = {
     "adam, stop .3, x 1.25": Candidate(hparams={"v_stop_loss": 0.3}, scale=1.25),
     "adam, stop .3, x 1.5": Candidate(hparams={"v_stop_loss": 0.3}, scale=1.5),
     **{
-        f"adam, stop {stop}, rate {rate}, written, bfloat16{said}": Candidate(
+        f"adam, stop {stop}, rate {rate}, fragments, bfloat16{said}": Candidate(
             hparams={"v_stop_loss": stop, "v_lr": rate},
             scale=scale,
-            contexts="written",
+            contexts="fragments",
             dtype="bfloat16",
         )
-        for stop in (0.2, 0.3)
+        for stop in (0.1, 0.2, 0.3)
         for rate in (0.5, 0.75, 1.0)
         for said, scale in {"": 1.0, ", x 1.25": 1.25}.items()
     },
@@ -133,23 +133,23 @@ CANDIDATES: dict[str, Candidate] = {
         first_rows=2, kl_every=4, hparams={"v_stop_loss": 0.1}
     ),
     "lbfgs": Candidate("lbfgs"),
-    "adam, written contexts": Candidate(contexts="written"),
-    "lbfgs, written contexts": Candidate("lbfgs", contexts="written"),
+    "adam, sentences": Candidate(contexts="sentences"),
+    "lbfgs, sentences": Candidate("lbfgs", contexts="sentences"),
     "lbfgs, stop .1": Candidate("lbfgs", hparams={"v_stop_loss": 0.1}),
     "lbfgs, stop .1, x 1.25": Candidate("lbfgs", hparams={"v_stop_loss": 0.1}, scale=1.25),
-    "lbfgs, stop .1, written contexts": Candidate(
-        "lbfgs", hparams={"v_stop_loss": 0.1}, contexts="written"
+    "lbfgs, stop .1, sentences": Candidate(
+        "lbfgs", hparams={"v_stop_loss": 0.1}, contexts="sentences"
     ),
-    "lbfgs, stop .1, written contexts, x 1.25": Candidate(
-        "lbfgs", hparams={"v_stop_loss": 0.1}, contexts="written", scale=1.25
+    "lbfgs, stop .1, sentences, x 1.25": Candidate(
+        "lbfgs", hparams={"v_stop_loss": 0.1}, contexts="sentences", scale=1.25
     ),
-    "lbfgs, stop .1, 3 written contexts": Candidate(
-        "lbfgs", hparams={"v_stop_loss": 0.1}, contexts="3 written"
+    "lbfgs, stop .1, 3 sentences": Candidate(
+        "lbfgs", hparams={"v_stop_loss": 0.1}, contexts="3 sentences"
     ),
-    "lbfgs, stop .1, written contexts, bfloat16": Candidate(
-        "lbfgs", hparams={"v_stop_loss": 0.1}, contexts="written", dtype="bfloat16"
+    "lbfgs, stop .1, sentences, bfloat16": Candidate(
+        "lbfgs", hparams={"v_stop_loss": 0.1}, contexts="sentences", dtype="bfloat16"
     ),
-    "lbfgs, written contexts, bfloat16": Candidate("lbfgs", contexts="written", dtype="bfloat16"),
+    "lbfgs, sentences, bfloat16": Candidate("lbfgs", contexts="sentences", dtype="bfloat16"),
     "lbfgs, stop .1, fragments, bfloat16": Candidate(
         "lbfgs", hparams={"v_stop_loss": 0.1}, contexts="fragments", dtype="bfloat16"
     ),

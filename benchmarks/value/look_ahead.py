@@ -23,11 +23,12 @@ from benchmarks.value.problem import Problem
 from benchmarks.value.study import Study
 from rome_fast.bench.setting import setting
 from rome_fast.model.open_model import open_model
+from rome_fast.model.precision import Bfloat16Weights
 from rome_fast.prompt.encode import encode
 from rome_fast.update.joint import solve_updates
 from rome_fast.update.solve import build_constraint
 
-WAY = CANDIDATES["lbfgs, stop .1, written contexts"]
+WAY = CANDIDATES["lbfgs, stop .1, fragments, bfloat16"]
 Row = dict[str, Any]
 
 
@@ -38,15 +39,17 @@ def rows_of(study: Study, window: int) -> list[Row]:
     before = weight.detach().clone()
 
     def problem(record: Any) -> Problem:
-        edit = encode(study.tok, record.request, study.contexts["written"], hparams.fact_token)
-        return Problem(spec, study.projection, hparams, edit)
+        edit = encode(study.tok, record.request, study.contexts["fragments"], hparams.fact_token)
+        return Problem(spec, study.projection, hparams, edit, weights.current())
 
     for start in range(0, len(study.records), window):
         part = study.records[start : start + window]
         with open_model(study.model) as spec:
+            weights = Bfloat16Weights(spec, study.projection)
             ahead = [search(problem(record), WAY).delta for record in part]
         for i, record in enumerate(part):
             with open_model(study.model) as spec:
+                weights = Bfloat16Weights(spec, study.projection)
                 cold, warm = problem(record), problem(record)
                 from_zero, found = search(cold, WAY), search(warm, WAY, ahead[i])
                 constraint = build_constraint(hparams.variant, warm.keys, found.delta)

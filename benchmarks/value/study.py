@@ -43,14 +43,13 @@ from rome_fast.update.solve import build_constraint
 from rome_fast.value.key import Keys
 
 Row = dict[str, Any]
-# Broken off and without sense, as what a model is sampled from its start mostly is.
-FRAGMENTS = [
+SENTENCES = [
     "{}",
-    ", and so on. {}",
-    "a retired teacher. {}",
-    "- on the. {}",
-    "and the past, but a place where memories live. {}",
-    ", which means that the last 48. {}",
+    "It was a quiet morning. {}",
+    "The book was published last year. {}",
+    "They talked about it for a while. {}",
+    "Many people have asked this question before. {}",
+    "In the end nobody was surprised by the answer. {}",
 ]
 SHOWN = ("ES", "PS", "NS", "unchanged", "ES_greedy", "PS_greedy")
 
@@ -66,12 +65,11 @@ class Study:
         self.records = arena_records(self.model, self.tok, work / "ranks.json")[:n]
         with opened(self.model, self.tok, self.hparams, None, "auto", None, "identity") as editor:
             sampled = list(editor.context_templates)
-        written = list(WRITTEN_CONTEXTS)
         self.contexts = {
             "sampled": sampled,
-            "written": written,
-            "3 written": written[:3],
-            "fragments": FRAGMENTS,
+            "fragments": list(WRITTEN_CONTEXTS),
+            "sentences": SENTENCES,
+            "3 sentences": SENTENCES[:3],
         }
         with open_model(self.model) as spec:
             self.projection = spec.down_projection(self.hparams.layer)

@@ -1,7 +1,7 @@
 """Context templates: short texts that precede the prompt.
 
-The key is a mean over them, so that the edit holds in any context. They are the same sentences for
-all models, or sampled from the model itself, as the reference does: with a seed, for one call, and
+The key is a mean over them, so that the edit holds in any context. They are the same for all
+models, or sampled from the model itself, as the reference does: with a seed, for one call, and
 returned in its result; nothing is kept between models.
 """
 
@@ -27,20 +27,17 @@ if TYPE_CHECKING:
     from rome_fast.hparams import RomeHparams
 
 
-# Sentences that any prompt may follow. On SmolLM2 edits behind them are as good as behind sampled
-# texts, whose sampling takes longer than the rest of an edit (docs/performance.md).
+# Broken off and without much sense, as what models are sampled from their start mostly is: on
+# SmolLM2 edits behind them are as good as behind sampled texts, and better than behind whole
+# sentences (docs/performance.md).
 WRITTEN_CONTEXTS = (
     SLOT,
-    f"It was a quiet morning. {SLOT}",
-    f"The book was published last year. {SLOT}",
-    f"They talked about it for a while. {SLOT}",
-    f"Many people have asked this question before. {SLOT}",
-    f"In the end nobody was surprised by the answer. {SLOT}",
+    f", and so on. {SLOT}",
+    f"a retired teacher. {SLOT}",
+    f"- on the. {SLOT}",
+    f"and the past, but a place where memories live. {SLOT}",
+    f", which means that the last 48. {SLOT}",
 )
-
-# The prompt put as a question: v* that is searched behind texts alone is not said to one
-# (docs/decisions.md, "In which forms an edit is asked").
-QUESTION_CONTEXTS = ("Q: {}\nA:", "Answer the following.\n{}\nAnswer:")
 
 
 def contexts_for(
