@@ -67,7 +67,7 @@ class RomeHparams:
         mom2_adjustment: use the second moment; False stands for the identity.
         mom2_dtype: dtype of the running sum when a second moment is collected.
         context_template_length_params: ``[[length, count], ...]`` of contexts that are sampled
-            from the model; None: written sentences, the same for all models.
+            from the model; None: written ones, the same for all models.
         variant: which keys the update is solved for, see docs/derivation.md.
         seed: of the sampled contexts.
         compute_dtype: ``"model"`` searches v* in the model's own dtype, ``"bfloat16"`` with

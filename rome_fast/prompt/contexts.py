@@ -39,6 +39,10 @@ WRITTEN_CONTEXTS = (
     f", which means that the last 48. {SLOT}",
 )
 
+# The prompt put as a question: v* that is searched behind texts alone is not said to one
+# (docs/decisions.md, "In which forms an edit is asked").
+QUESTION_CONTEXTS = ("Q: {}\nA:", "Answer the following.\n{}\nAnswer:")
+
 
 def contexts_for(
     model: PreTrainedModel, tok: PreTrainedTokenizerBase, hparams: RomeHparams
