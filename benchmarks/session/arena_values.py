@@ -29,7 +29,13 @@ if TYPE_CHECKING:
     from rome_fast.hparams import RomeHparams
 
 # Fields that came after the values were kept, as they were then.
-_LATER = {"contexts": "text", "end": "none", "max_answer_tokens": 0, "solver": "adam"}
+_LATER = {
+    "contexts": "text",
+    "end": "none",
+    "max_answer_tokens": 0,
+    "solver": "adam",
+    "v_stretch": 1.0,
+}
 KEPT = RESULTS / "arena-values.safetensors"
 
 

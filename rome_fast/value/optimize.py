@@ -20,7 +20,7 @@ from rome_fast.model.spec import DownProjection, ModelSpec
 from rome_fast.value import graph
 from rome_fast.value.lbfgs import Lbfgs
 from rome_fast.value.objective import Objective
-from rome_fast.value.offsets import NO_LOSS, Adam, Offsets
+from rome_fast.value.offsets import NO_LOSS, TINY, Adam, Offsets
 from rome_fast.value.search import Search
 
 if TYPE_CHECKING:
@@ -110,14 +110,15 @@ def optimize_values(
         objective = Objective(batch, hparams, backend)
         values = _search_step_by_step(search, objective, offsets)
         values = [replace(value, uncaptured=uncaptured) for value in values]
-    logits = search.precise_logits(torch.stack([value.value_delta for value in values]))
-    if logits is None:
+    if hparams.v_stretch == 1 and weights is None:
         return values
-    assert first.logits is not None  # there is no suffix without
-    objective = Objective(batch, hparams, backend)
-    objective.start_from(first.logits)
-    return _with_last_losses(
-        values, objective(logits)[0], offsets_for(value_init, hparams, backend)
+    return _at_the_end(
+        search,
+        first,
+        values,
+        Objective(batch, hparams, backend),
+        offsets_for(value_init, hparams, backend),
+        hparams.v_stretch,
     )
 
 
@@ -160,14 +161,35 @@ def _search_step_by_step(search: Search, objective: Objective, offsets: Offsets)
     return [values[i] for i in sorted(values)]
 
 
-def _with_last_losses(values: Sequence[Value], losses: Tensor, offsets: Offsets) -> list[Value]:
-    """The values with their last losses as those given, [n_edits], without the decay."""
-    offsets.deltas = torch.stack([value.value_delta for value in values])
-    totals = offsets.totals(losses.to(offsets.deltas.device)).tolist()
-    return [
-        replace(value, losses=(*value.losses[:-1], total))
-        for value, total in zip(values, totals, strict=True)
-    ]
+@torch.no_grad()
+def _at_the_end(
+    search: Search,
+    first: FirstPass,
+    values: Sequence[Value],
+    objective: Objective,
+    offsets: Offsets,
+    stretch: float,
+) -> list[Value]:
+    """The values made longer inside of their balls, with their last losses in the model's dtype.
+
+    ``objective`` and ``offsets`` are those of a search that has not begun.
+    """
+    search.start_again()
+    at_rest = first.logits
+    objective.start_from(search.logits(offsets.deltas) if at_rest is None else at_rest)
+    deltas = stretch * torch.stack([value.value_delta for value in values])
+    radii = offsets.radii[:, None]
+    offsets.deltas = deltas * (radii / deltas.norm(dim=1, keepdim=True).clamp(min=TINY)).clamp(
+        max=1
+    )
+    totals = offsets.totals(objective(search.logits(offsets.deltas))[0]).tolist()
+    ended = []
+    for value, delta, total in zip(values, offsets.deltas, totals, strict=True):
+        if not math.isfinite(total):
+            raise _not_finite(search, offsets.deltas, len(value.losses), total)
+        losses = (*value.losses[:-1], total)
+        ended.append(replace(value, value_delta=delta.clone(), losses=losses))
+    return ended
 
 
 def _values(search: Search, offsets: Offsets) -> list[Value]:

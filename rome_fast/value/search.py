@@ -55,12 +55,12 @@ class Search:
         parts = [part for part in first.parts if len(part[0].read_rows)] or [(batch, first)]
         self._whole = _together([WholeModel(spec, projection, rows) for rows, _ in parts])
         self._way: Way = self._whole
-        self._precise: Way | None = None
+        self._precise: Way = self._whole
         if not self.obstacle:
             try:
                 suffixes = [SuffixForward.of(spec, projection, *part) for part in parts]
+                self._precise = _together(suffixes)
                 if weights is not None:
-                    self._precise = _together(suffixes)
                     suffixes = [suffix.in_bfloat16(weights) for suffix in suffixes]
                 self._way = _together(suffixes)
             except CANNOT as error:
@@ -83,12 +83,9 @@ class Search:
         self._expected = None
         return logits
 
-    def precise_logits(self, deltas: Tensor) -> Tensor | None:
-        """``logits`` of all requests in the model's own dtype; None where those are already."""
-        if self._precise is None or self._way is self._whole:
-            return None
-        with torch.no_grad():
-            return self._precise.logits(deltas)
+    def start_again(self) -> None:
+        """Run all requests from now on, also those that have stopped, in the model's own dtype."""
+        self._way, self._expected = self._whole if self.obstacle else self._precise, None
 
     @property
     def suffix(self) -> SuffixForward | None:
