@@ -118,8 +118,6 @@ class Editor:
         self.notes: list[str] = []
         self._asked_backend, self._variant = backend, variant
         self._changes = {"variant": variant, "v_stop_loss": stop_loss}
-        if stop_loss is not None:  # who asks for a certain loss is given no surer one
-            self._changes["v_stretch"] = 1.0
         self._is_derived = hparams is None
         check_tokenizer(self.model, tok)
         hparams, note = checked_hparams(spec, hparams, variant)

@@ -64,8 +64,6 @@ class RomeHparams:
         kl_factor: weight of the KL term that preserves the subject's essence.
         v_stop_loss: the search ends below this loss, once the target is the likeliest answer in
             every context; a higher one gives smaller updates and a less certain target.
-        v_stretch: what was found is made so many times as long, inside the clamp: a search that
-            ends early and is lengthened finds as good a value in fewer steps.
         mom2_adjustment: use the second moment; False stands for the identity.
         mom2_dtype: dtype of the running sum when a second moment is collected.
         context_template_length_params: ``[[length, count], ...]`` of contexts that are sampled
@@ -105,7 +103,6 @@ class RomeHparams:
     end: str = "none"
     max_answer_tokens: int = 0
     solver: str = "adam"
-    v_stretch: float = 1.0
 
     def __post_init__(self) -> None:
         for name in ("layers", "context_template_length_params"):
@@ -252,7 +249,6 @@ _RULES: dict[str, tuple[Any, Any, str]] = {
     "clamp_norm_factor": (float, _is_positive, "a finite number > 0"),
     "kl_factor": (float, _is_weight, "a finite number >= 0"),
     "v_stop_loss": (float, _is_weight, "a finite number >= 0"),
-    "v_stretch": (float, _is_positive, "a finite number > 0"),
     "mom2_adjustment": (bool, lambda x: True, "true or false"),
     "mom2_dtype": (str, MOMENT_DTYPES.__contains__, f"one of {MOMENT_DTYPES}"),
     "context_template_length_params": (

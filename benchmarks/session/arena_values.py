@@ -34,7 +34,6 @@ _LATER = {
     "end": "none",
     "max_answer_tokens": 0,
     "solver": "adam",
-    "v_stretch": 1.0,
 }
 KEPT = RESULTS / "arena-values.safetensors"
 

@@ -77,7 +77,6 @@ class ROMEHyperParams:
     end: str = "none"  # as theirs
     max_answer_tokens: int = RomeHparams.max_answer_tokens
     solver: str = RomeHparams.solver
-    v_stretch: float = RomeHparams.v_stretch
 
     mom2_adjustment: bool = RomeHparams.mom2_adjustment
     mom2_dataset: str | None = None

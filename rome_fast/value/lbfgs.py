@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from rome_fast.value.offsets import NO_LOSS, TINY, Offsets
+from rome_fast.value.offsets import NO_LOSS, Offsets
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,6 +31,8 @@ LONGEST = 0.5
 # Where the gradient has changed by less than this share of what the last pair says, the pair is
 # bent until it has (Powell's damping), or the curvature would be taken for zero or less.
 LEAST_CURVATURE = 0.2
+
+TINY = 1e-12
 
 
 class Lbfgs(Offsets):

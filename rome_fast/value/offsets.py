@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 # Marks a step of a history that has not been made. NaN and inf are losses, which end a search.
 NO_LOSS = float("-inf")
 
-TINY = 1e-12
-
 
 class Offsets(ABC):
     """The offsets, their balls and their early stops, whatever finds the next point.

@@ -20,7 +20,7 @@ from rome_fast.model.spec import DownProjection, ModelSpec
 from rome_fast.value import graph
 from rome_fast.value.lbfgs import Lbfgs
 from rome_fast.value.objective import Objective
-from rome_fast.value.offsets import NO_LOSS, TINY, Adam, Offsets
+from rome_fast.value.offsets import NO_LOSS, Adam, Offsets
 from rome_fast.value.search import Search
 
 if TYPE_CHECKING:
@@ -110,16 +110,12 @@ def optimize_values(
         objective = Objective(batch, hparams, backend)
         values = _search_step_by_step(search, objective, offsets)
         values = [replace(value, uncaptured=uncaptured) for value in values]
-    if hparams.v_stretch == 1 and weights is None:
+    if weights is None or search.obstacle:
         return values
-    return _at_the_end(
-        search,
-        first,
-        values,
-        Objective(batch, hparams, backend),
-        offsets_for(value_init, hparams, backend),
-        hparams.v_stretch,
-    )
+    assert first.logits is not None  # else there were an obstacle
+    objective = Objective(batch, hparams, backend)
+    objective.start_from(first.logits)
+    return _with_own_losses(search, values, objective, offsets_for(value_init, hparams, backend))
 
 
 def offsets_for(value_init: Tensor, hparams: RomeHparams, backend: str) -> Offsets:
@@ -162,34 +158,21 @@ def _search_step_by_step(search: Search, objective: Objective, offsets: Offsets)
 
 
 @torch.no_grad()
-def _at_the_end(
-    search: Search,
-    first: FirstPass,
-    values: Sequence[Value],
-    objective: Objective,
-    offsets: Offsets,
-    stretch: float,
+def _with_own_losses(
+    search: Search, values: Sequence[Value], objective: Objective, offsets: Offsets
 ) -> list[Value]:
-    """The values made longer inside of their balls, with their last losses in the model's dtype.
+    """The values with their last losses in the model's own dtype.
 
     ``objective`` and ``offsets`` are those of a search that has not begun.
     """
     search.start_again()
-    at_rest = first.logits
-    objective.start_from(search.logits(offsets.deltas) if at_rest is None else at_rest)
-    deltas = stretch * torch.stack([value.value_delta for value in values])
-    radii = offsets.radii[:, None]
-    offsets.deltas = deltas * (radii / deltas.norm(dim=1, keepdim=True).clamp(min=TINY)).clamp(
-        max=1
-    )
-    totals = offsets.totals(objective(search.logits(offsets.deltas))[0]).tolist()
-    ended = []
-    for value, delta, total in zip(values, offsets.deltas, totals, strict=True):
-        if not math.isfinite(total):
-            raise _not_finite(search, offsets.deltas, len(value.losses), total)
-        losses = (*value.losses[:-1], total)
-        ended.append(replace(value, value_delta=delta.clone(), losses=losses))
-    return ended
+    offsets.deltas = torch.stack([value.value_delta for value in values])
+    losses, _, _ = objective(search.logits(offsets.deltas))
+    totals = offsets.totals(losses.to(offsets.deltas.device)).tolist()
+    return [
+        replace(value, losses=(*value.losses[:-1], total))
+        for value, total in zip(values, totals, strict=True)
+    ]
 
 
 def _values(search: Search, offsets: Offsets) -> list[Value]:

@@ -85,7 +85,7 @@ class Search:
 
     def start_again(self) -> None:
         """Run all requests from now on, also those that have stopped, in the model's own dtype."""
-        self._way, self._expected = self._whole if self.obstacle else self._precise, None
+        self._way, self._expected = self._precise, None
 
     @property
     def suffix(self) -> SuffixForward | None:
