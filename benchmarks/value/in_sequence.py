@@ -1,6 +1,7 @@
 """What searches for v* leave behind when many facts are edited in one weight.
 
-    python -m benchmarks.value.in_sequence --work FOLDER --out benchmarks/results/value-sequence.json
+    python -m benchmarks.value.in_sequence --work FOLDER \
+        --out benchmarks/results/value-sequence.json
 
 The facts, the order and the judges are those of ``benchmarks.real_model.sequence``; a way is a
 change of the default hyper-parameters. Ways that the results file holds are not run again.
