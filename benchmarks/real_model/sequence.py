@@ -94,7 +94,9 @@ class Sequences:
         solve: str = "joint",
         consolidate: bool = False,
     ) -> None:
-        options = {"second_moment": second_moment, "form": form, "solve": solve}
+        # To the end, however the model is: what is left is the question.
+        health = rome_fast.HealthCheck(on_unhealthy="warn")
+        options = {"second_moment": second_moment, "form": form, "solve": solve, "health": health}
         with rome_fast.Session(self.model, self.tok, self.hparams, **options) as session:
             for _ in session.stream(self.requests, progress=False):
                 pass
