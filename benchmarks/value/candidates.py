@@ -104,86 +104,67 @@ def _worst(problem: Problem, rest: Evaluation) -> int | None:
     return contexts[int(rest.row_losses.argmax())]
 
 
+_STOP_1 = {"v_stop_loss": 0.1}
+_STOP_3 = {"v_stop_loss": 0.3}
+_OF_PRODUCT = {"contexts": "fragments", "dtype": "bfloat16"}
+
 CANDIDATES: dict[str, Candidate] = {
     "adam": Candidate(),
-    "adam, stop .1": Candidate(hparams={"v_stop_loss": 0.1}),
-    "adam, stop .3": Candidate(hparams={"v_stop_loss": 0.3}),
-    "adam, stop .3, x 1.25": Candidate(hparams={"v_stop_loss": 0.3}, scale=1.25),
-    "adam, stop .3, x 1.5": Candidate(hparams={"v_stop_loss": 0.3}, scale=1.5),
-    **{
-        f"adam, stop {stop}, rate {rate}, fragments, bfloat16{said}": Candidate(
-            hparams={"v_stop_loss": stop, "v_lr": rate},
-            scale=scale,
-            contexts="fragments",
-            dtype="bfloat16",
-        )
-        for stop in (0.1, 0.2, 0.3)
-        for rate in (0.5, 0.75, 1.0)
-        for said, scale in {"": 1.0, ", x 1.25": 1.25}.items()
-    },
     "adam, rate .25": Candidate(hparams={"v_lr": 0.25}),
     "adam, rate 1": Candidate(hparams={"v_lr": 1.0}),
     "adam, 15 steps": Candidate(hparams={"v_num_grad_steps": 15}),
-    "adam, 10 steps": Candidate(hparams={"v_num_grad_steps": 10}),
-    "adam, 10 steps, rate 1": Candidate(hparams={"v_num_grad_steps": 10, "v_lr": 1.0}),
+    "adam, stop .3": Candidate(hparams=_STOP_3),
+    "adam, stop .3, x 1.25": Candidate(hparams=_STOP_3, scale=1.25),
+    "adam, stop .3, x 1.5": Candidate(hparams=_STOP_3, scale=1.5),
+    "adam, stop .1, rate .75, fragments, bfloat16": Candidate(
+        hparams={**_STOP_1, "v_lr": 0.75}, **_OF_PRODUCT
+    ),
+    "adam, stop .3, rate .75, fragments, bfloat16": Candidate(
+        hparams={**_STOP_3, "v_lr": 0.75}, **_OF_PRODUCT
+    ),
+    "adam, stop .3, rate .75, fragments, bfloat16, x 1.25": Candidate(
+        hparams={**_STOP_3, "v_lr": 0.75}, scale=1.25, **_OF_PRODUCT
+    ),
+    "adam, bfloat16": Candidate(dtype="bfloat16"),
     "adam, 2 rows first": Candidate(first_rows=2),
-    "adam, 1 row first": Candidate(first_rows=1),
     "adam, KL every 4": Candidate(kl_every=4),
-    "adam, 2 rows, stop .1, KL every 4": Candidate(
-        first_rows=2, kl_every=4, hparams={"v_stop_loss": 0.1}
-    ),
-    "lbfgs": Candidate("lbfgs"),
-    "adam, sentences": Candidate(contexts="sentences"),
-    "lbfgs, sentences": Candidate("lbfgs", contexts="sentences"),
-    "lbfgs, stop .1": Candidate("lbfgs", hparams={"v_stop_loss": 0.1}),
-    "lbfgs, stop .1, x 1.25": Candidate("lbfgs", hparams={"v_stop_loss": 0.1}, scale=1.25),
-    "lbfgs, stop .1, sentences": Candidate(
-        "lbfgs", hparams={"v_stop_loss": 0.1}, contexts="sentences"
-    ),
-    "lbfgs, stop .1, sentences, x 1.25": Candidate(
-        "lbfgs", hparams={"v_stop_loss": 0.1}, contexts="sentences", scale=1.25
-    ),
-    "lbfgs, stop .1, 3 sentences": Candidate(
-        "lbfgs", hparams={"v_stop_loss": 0.1}, contexts="3 sentences"
-    ),
-    "lbfgs, stop .1, sentences, bfloat16": Candidate(
-        "lbfgs", hparams={"v_stop_loss": 0.1}, contexts="sentences", dtype="bfloat16"
-    ),
-    "lbfgs, sentences, bfloat16": Candidate("lbfgs", contexts="sentences", dtype="bfloat16"),
-    "lbfgs, stop .1, fragments, bfloat16": Candidate(
-        "lbfgs", hparams={"v_stop_loss": 0.1}, contexts="fragments", dtype="bfloat16"
-    ),
-    "lbfgs, stop .1, bfloat16": Candidate("lbfgs", hparams={"v_stop_loss": 0.1}, dtype="bfloat16"),
-    "lbfgs, stop .1, 2 rows first": Candidate("lbfgs", hparams={"v_stop_loss": 0.1}, first_rows=2),
-    "lbfgs, stop .1, from ridge": Candidate("lbfgs", hparams={"v_stop_loss": 0.1}, start="ridge"),
-    "lbfgs, stop .1, from same relation": Candidate(
-        "lbfgs", hparams={"v_stop_loss": 0.1}, start="same relation"
-    ),
-    "lbfgs, stop .2": Candidate("lbfgs", hparams={"v_stop_loss": 0.2}),
-    "lbfgs, stop .2, x 1.5": Candidate("lbfgs", hparams={"v_stop_loss": 0.2}, scale=1.5),
-    "lbfgs, bfloat16": Candidate("lbfgs", dtype="bfloat16"),
-    "lbfgs, 2 rows first": Candidate("lbfgs", first_rows=2),
-    "lbfgs, KL every 4": Candidate("lbfgs", kl_every=4),
+    "adam, from ridge": Candidate(start="ridge"),
+    "adam, from same target": Candidate(start="same target"),
+    "adam, from same relation": Candidate(start="same relation"),
+    "adam, from other subject": Candidate(start="other subject"),
     "momentum": Candidate("momentum"),
     "polyak": Candidate("polyak"),
+    "signs": Candidate("signs"),
     "barzilai_borwein": Candidate("barzilai_borwein"),
     "gauss_newton": Candidate("gauss_newton"),
     "gauss_newton, x 1.5": Candidate("gauss_newton", scale=1.5),
     "gauss_newton, x 2": Candidate("gauss_newton", scale=2.0),
-    "lbfgs, x 1.5": Candidate("lbfgs", scale=1.5),
     "scaled gauss_newton": Candidate("scaled gauss_newton"),
     "scaled gauss_newton, x 1.25": Candidate("scaled gauss_newton", scale=1.25),
-    "scaled gauss_newton, x 1.5": Candidate("scaled gauss_newton", scale=1.5),
-    "scaled lbfgs": Candidate("scaled lbfgs"),
-    "scaled lbfgs, x 1.25": Candidate("scaled lbfgs", scale=1.25),
     "wide gauss_newton": Candidate("wide gauss_newton"),
+    "lbfgs": Candidate("lbfgs"),
+    "lbfgs, x 1.5": Candidate("lbfgs", scale=1.5),
     "wide lbfgs": Candidate("wide lbfgs"),
-    "signs": Candidate("signs"),
-    "adam, bfloat16": Candidate(dtype="bfloat16"),
-    "adam, from same target": Candidate(start="same target"),
-    "adam, from same relation": Candidate(start="same relation"),
-    "adam, from ridge": Candidate(start="ridge"),
-    "adam, from other subject": Candidate(start="other subject"),
-    "lbfgs, from ridge": Candidate("lbfgs", start="ridge"),
-    "gauss_newton, from ridge": Candidate("gauss_newton", start="ridge"),
+    "scaled lbfgs": Candidate("scaled lbfgs"),
+    "lbfgs, 2 rows first": Candidate("lbfgs", first_rows=2),
+    "lbfgs, KL every 4": Candidate("lbfgs", kl_every=4),
+    "lbfgs, stop .2": Candidate("lbfgs", hparams={"v_stop_loss": 0.2}),
+    "lbfgs, stop .2, x 1.5": Candidate("lbfgs", hparams={"v_stop_loss": 0.2}, scale=1.5),
+    "lbfgs, stop .1": Candidate("lbfgs", hparams=_STOP_1),
+    "lbfgs, stop .1, x 1.25": Candidate("lbfgs", hparams=_STOP_1, scale=1.25),
+    "lbfgs, stop .1, bfloat16": Candidate("lbfgs", hparams=_STOP_1, dtype="bfloat16"),
+    "lbfgs, stop .1, 2 rows first": Candidate("lbfgs", hparams=_STOP_1, first_rows=2),
+    "lbfgs, stop .1, from ridge": Candidate("lbfgs", hparams=_STOP_1, start="ridge"),
+    "lbfgs, stop .1, from same relation": Candidate(
+        "lbfgs", hparams=_STOP_1, start="same relation"
+    ),
+    "lbfgs, stop .1, sentences": Candidate("lbfgs", hparams=_STOP_1, contexts="sentences"),
+    "lbfgs, stop .1, sentences, x 1.25": Candidate(
+        "lbfgs", hparams=_STOP_1, contexts="sentences", scale=1.25
+    ),
+    "lbfgs, stop .1, 3 sentences": Candidate("lbfgs", hparams=_STOP_1, contexts="3 sentences"),
+    "lbfgs, stop .1, sentences, bfloat16": Candidate(
+        "lbfgs", hparams=_STOP_1, contexts="sentences", dtype="bfloat16"
+    ),
+    "lbfgs, stop .1, fragments, bfloat16": Candidate("lbfgs", hparams=_STOP_1, **_OF_PRODUCT),
 }

@@ -29,19 +29,16 @@ def log_odds(loss: Tensor) -> Tensor:
 
 
 class Adam:
-    """torch.optim.Adam with projection; ``step_share``: nominal first step in radii, not lr."""
+    """torch.optim.Adam with projection."""
 
-    def __init__(self, ball: Ball, step_share: float | None = None) -> None:
-        self.ball, self.step_share = ball, step_share
+    def __init__(self, ball: Ball) -> None:
+        self.ball = ball
         self.delta: Tensor | None = None
 
     def step(self, at: Evaluation) -> Tensor:
         if self.delta is None:
-            lr = self.ball.lr
-            if self.step_share:
-                lr = self.step_share * self.ball.radius / len(at.delta) ** 0.5
             self.delta = at.delta.clone().requires_grad_()
-            self.optimizer = torch.optim.Adam([self.delta], lr=lr)
+            self.optimizer = torch.optim.Adam([self.delta], lr=self.ball.lr)
         self.delta.grad = at.gradient
         self.optimizer.step()
         self.delta.data = self.ball.project(self.delta.data)
@@ -250,7 +247,6 @@ class SignMomentum:
 
 SOLVERS: dict[str, Callable[[Ball], Any]] = {
     "adam": Adam,
-    "adam_radius": lambda ball: Adam(ball, step_share=0.15),
     "polyak": lambda ball: Momentum(ball, share=0.25, keep=0.0, shrink=1.0),
     "momentum": Momentum,
     "barzilai_borwein": lambda ball: Lbfgs(ball, memory=1),
