@@ -24,6 +24,7 @@ import torch
 import transformers
 
 import rome_fast
+from rome_fast.info import info
 
 RECORDED = Path(__file__).with_suffix(".json")
 N_SINGLE, N_SEQUENTIAL, N_TOKENS = 40, 50, 40_000
@@ -35,8 +36,9 @@ def environment() -> str:
     processor = next((line.split(": ")[1] for line in lines if line.startswith("model name")), "")
     isa = torch.backends.cpu.get_cpu_capability()
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
-    native = rome_fast.ops.resolve_backend("auto", "cpu")
-    return f"{processor or platform.machine()}, {isa}, {versions}, {native}"
+    backend = rome_fast.ops.resolve_backend("auto", "cpu")
+    simd = info()["build"]["simd"] if backend == "native" else "none"
+    return f"{processor or platform.machine()}, {isa}, {versions}, {backend}, {simd}"
 
 
 def computed() -> dict[str, dict[str, str]]:
@@ -57,18 +59,21 @@ def computed() -> dict[str, dict[str, str]]:
 
 def _computed(folder: Path) -> dict[str, dict[str, str]]:
     model, tok, facts = rome_fast.demo.load()
+    # Not in bfloat16, which not all processors search in: counts of steps would differ.
+    hparams = rome_fast.RomeHparams.for_model(model).replace(compute_dtype="model")
     moment = _statistics(model, tok, facts, folder / "layer.safetensors")
     loaded = rome_fast.SecondMoment.load(folder / "layer.safetensors")
     chosen = facts[:: len(facts) // N_SINGLE][:N_SINGLE]
     bits: dict[str, str] = {"statistics": moment}
     words: dict[str, str] = {}
-    single = [_single(model, tok, fact, loaded) for fact in chosen]
+    single = [_single(model, tok, fact, loaded, hparams) for fact in chosen]
     for field in ("u", "v", "weight", "numbers"):
         bits[f"{N_SINGLE} single edits: {field}"] = _hash([edit[field] for edit in single])
     words[f"{N_SINGLE} single edits"] = _hash([edit["words"] for edit in single])
     bits["1 edit with nothing given"] = _hash(_single(model, tok, chosen[0], None))
     sequence = facts[:: len(facts) // N_SEQUENTIAL][:N_SEQUENTIAL]
-    weight, logged, said = _sequence(model, tok, sequence, loaded, folder / "edits.safetensors")
+    log = folder / "edits.safetensors"
+    weight, logged, said = _sequence(model, tok, sequence, loaded, hparams, log)
     bits[f"{N_SEQUENTIAL} sequential edits: weight"] = weight
     bits[f"{N_SEQUENTIAL} sequential edits: log file"] = logged
     words[f"{N_SEQUENTIAL} sequential edits"] = said
@@ -86,9 +91,11 @@ def _statistics(model: Any, tok: Any, facts: list[Any], path: Path) -> str:
     return _hash([header, _numbers(path)])
 
 
-def _single(model: Any, tok: Any, fact: Any, moment: Any) -> dict[str, Any]:
+def _single(
+    model: Any, tok: Any, fact: Any, moment: Any, hparams: Any = None
+) -> dict[str, Any]:
     request = rome_fast.EditRequest(fact.prompt, fact.subject, fact.target_new)
-    result = rome_fast.edit(model, tok, request, second_moment=moment)
+    result = rome_fast.edit(model, tok, request, hparams, second_moment=moment)
     found = {
         "u": _of(result.update.u),
         "v": _of(result.update.v),
@@ -105,10 +112,11 @@ def _single(model: Any, tok: Any, fact: Any, moment: Any) -> dict[str, Any]:
 
 
 def _sequence(
-    model: Any, tok: Any, facts: list[Any], moment: Any, path: Path
+    model: Any, tok: Any, facts: list[Any], moment: Any, hparams: Any, path: Path
 ) -> tuple[str, str, str]:
     requests = [rome_fast.EditRequest(f.prompt, f.subject, f.target_new) for f in facts]
-    with rome_fast.Session(model, tok, second_moment=moment, solve="sequential") as session:
+    options = {"second_moment": moment, "solve": "sequential"}
+    with rome_fast.Session(model, tok, hparams, **options) as session:
         results = session.edit_many(requests, progress=False)
         session.log.save(path)
         weight = model.get_parameter(results[0].weight_name)
