@@ -5,8 +5,9 @@ Orchestration only; this is the one file that knows the order of the steps.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -108,7 +109,7 @@ class Editor:
         hparams: RomeHparams | None,
         variant: str | None,
         backend: str,
-        stop_loss: float | None = None,
+        changes: Mapping[str, Any] = MappingProxyType({}),
         form: str = "weight",
     ) -> None:
         self.timings, self.form, self.ranks = Timings(), check_form(form), Ranks()
@@ -117,7 +118,7 @@ class Editor:
         self.spec, self.tok = spec, tok
         self.notes: list[str] = []
         self._asked_backend, self._variant = backend, variant
-        self._changes = {"variant": variant, "v_stop_loss": stop_loss}
+        self._changes = {**changes, **({} if variant is None else {"variant": variant})}
         self._is_derived = hparams is None
         check_tokenizer(self.model, tok)
         hparams, note = checked_hparams(spec, hparams, variant)
@@ -136,8 +137,7 @@ class Editor:
 
     def _take(self, hparams: RomeHparams) -> None:
         """Set the hyper-parameters, and with them the place of the edit."""
-        changes = {k: v for k, v in self._changes.items() if v is not None}
-        self.hparams = hparams.replace(**changes)
+        self.hparams = hparams.replace(**self._changes)
         site = EditSite.of(
             self.spec, self.hparams.layer, self.hparams.shared_expert, self._asked_backend
         )

@@ -18,14 +18,14 @@ from typing import Any
 from benchmarks.real_model.sequence import Sequences, summary
 from rome_fast.bench.setting import setting
 
-ADAM = {"solver": "adam", "v_lr": 0.75}
 # Whether a Session edits, and what is changed.
 WAYS: dict[str, tuple[bool, dict[str, Any]]] = {
     "edit_many": (False, {}),
-    "edit_many, Adam, stop .3, rate .75": (False, {**ADAM, "v_stop_loss": 0.3}),
-    "edit_many, Adam, stop .05": (False, {"solver": "adam", "v_stop_loss": 0.05}),
-    "Session, weight": (True, {}),
-    "Session, weight, Adam, rate .75": (True, ADAM),
+    "edit_many, Adam, stop .3, rate .75": (
+        False,
+        {"solver": "adam", "v_stop_loss": 0.3, "v_lr": 0.75},
+    ),
+    "Session, weight, L-BFGS": (True, {}),
     "Session, weight, Adam": (True, {"solver": "adam"}),
 }
 
@@ -46,7 +46,11 @@ def main() -> None:
             continue
         in_session, changes = WAYS[way]
         study.hparams = base.replace(**changes)
-        study.ways = {way: study.session if in_session else lambda: study.plain(None)}
+        study.ways = {
+            way: lambda s=in_session, h=study.hparams: (
+                study.session(hparams=h) if s else study.plain(None)
+            )
+        }
         known[way] = summary(study.run(way), study.before)
         report = {
             "setting": setting(),

@@ -38,7 +38,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-# Of searches for the weight: the damage that an update does there grows with its size.
+# Of searches for the weight: the damage that an update does there grows with its size, and what
+# L-BFGS finds is larger than what Adam does (docs/decisions.md).
 STOP_LOSS = 0.3
 
 
@@ -80,9 +81,8 @@ def start_new(
     with open_model(model) as spec, ExitStack() as stack:
         if form is None:
             form = _own_form(spec, hparams, second_moment)
-        if stop_loss is None and form == "weight":
-            stop_loss = STOP_LOSS
-        editor = Editor(spec, tok, hparams, variant, options["backend"], stop_loss, form)
+        changes = _changes(hparams, stop_loss, form)
+        editor = Editor(spec, tok, hparams, variant, options["backend"], changes, form)
         file = None
         if journal is not None:
             file = stack.enter_context(closing(Journal(journal)))
@@ -104,6 +104,15 @@ def start_new(
             # Last: an opening that fails leaves no journal behind.
             _begin(file, parts, second_moment)
         return replace(parts, resources=stack.pop_all())
+
+
+def _changes(hparams: RomeHparams | None, stop_loss: float | None, form: str) -> dict[str, Any]:
+    """What a Session searches with instead of what the hyper-parameters say."""
+    changes: dict[str, Any] = {} if stop_loss is None else {"v_stop_loss": stop_loss}
+    if form != "weight":
+        return changes
+    solver = {"solver": "adam"} if hparams is None else {}
+    return {"v_stop_loss": STOP_LOSS, **solver, **changes}
 
 
 def _softness(editor: Editor, lam: float | None) -> float | None:
