@@ -27,7 +27,9 @@ class Candidate:
         scale: what the offset is multiplied by when it is found, within the ball.
         start: "zero", or a way of ``warm.py``.
         contexts: "sampled" from the model, the same for all models and broken off as those are
-            ("fragments"), or whole ("sentences", "3 sentences").
+            ("fragments", "3 fragments"), or whole ("sentences", "3 sentences").
+        thin_steps: in so many steps at first every other block is left out, and the KL prompt,
+            whose target is of the whole model.
     """
 
     solver: str = "adam"
@@ -38,6 +40,7 @@ class Candidate:
     start: str = "zero"
     dtype: str = "model"
     contexts: str = "sampled"
+    thin_steps: int = 0
 
 
 @dataclass(frozen=True)
@@ -55,9 +58,12 @@ def search(problem: Problem, way: Candidate, start: Tensor | None = None) -> Fou
     delta = problem.zero if start is None else problem.ball.project(start)
     at = None
     for step in range(problem.ball.max_steps):
-        rows = active if step % way.kl_every else (*active, problem.n_contexts)
-        at = problem(delta, rows)
-        if problem.found(at):
+        is_thin = step < way.thin_steps
+        if step == way.thin_steps > 0:
+            solver = SOLVERS[way.solver](problem.ball)
+        rows = active if is_thin or step % way.kl_every else (*active, problem.n_contexts)
+        at = problem(delta, rows, is_thin=is_thin)
+        if problem.found(at) and not is_thin:
             others = [row for row in problem.all_rows if row not in rows]
             if not others:
                 break
@@ -106,31 +112,28 @@ def _worst(problem: Problem, rest: Evaluation) -> int | None:
 
 _STOP_1 = {"v_stop_loss": 0.1}
 _STOP_3 = {"v_stop_loss": 0.3}
-_OF_PRODUCT = {"contexts": "fragments", "dtype": "bfloat16"}
+_SIX = {"contexts": "fragments", "dtype": "bfloat16"}
+_FEW = {"contexts": "3 fragments", "dtype": "bfloat16"}
 
 CANDIDATES: dict[str, Candidate] = {
     "adam": Candidate(),
-    "adam, rate .25": Candidate(hparams={"v_lr": 0.25}),
-    "adam, rate 1": Candidate(hparams={"v_lr": 1.0}),
-    "adam, 15 steps": Candidate(hparams={"v_num_grad_steps": 15}),
     "adam, stop .3": Candidate(hparams=_STOP_3),
     "adam, stop .3, x 1.25": Candidate(hparams=_STOP_3, scale=1.25),
     "adam, stop .3, x 1.5": Candidate(hparams=_STOP_3, scale=1.5),
     "adam, stop .1, rate .75, fragments, bfloat16": Candidate(
-        hparams={**_STOP_1, "v_lr": 0.75}, **_OF_PRODUCT
+        hparams={**_STOP_1, "v_lr": 0.75}, **_SIX
     ),
     "adam, stop .3, rate .75, fragments, bfloat16": Candidate(
-        hparams={**_STOP_3, "v_lr": 0.75}, **_OF_PRODUCT
+        hparams={**_STOP_3, "v_lr": 0.75}, **_SIX
     ),
     "adam, stop .3, rate .75, fragments, bfloat16, x 1.25": Candidate(
-        hparams={**_STOP_3, "v_lr": 0.75}, scale=1.25, **_OF_PRODUCT
+        hparams={**_STOP_3, "v_lr": 0.75}, scale=1.25, **_SIX
     ),
     "adam, bfloat16": Candidate(dtype="bfloat16"),
     "adam, 2 rows first": Candidate(first_rows=2),
     "adam, KL every 4": Candidate(kl_every=4),
     "adam, from ridge": Candidate(start="ridge"),
     "adam, from same target": Candidate(start="same target"),
-    "adam, from same relation": Candidate(start="same relation"),
     "adam, from other subject": Candidate(start="other subject"),
     "momentum": Candidate("momentum"),
     "polyak": Candidate("polyak"),
@@ -166,5 +169,12 @@ CANDIDATES: dict[str, Candidate] = {
     "lbfgs, stop .1, sentences, bfloat16": Candidate(
         "lbfgs", hparams=_STOP_1, contexts="sentences", dtype="bfloat16"
     ),
-    "lbfgs, stop .1, fragments, bfloat16": Candidate("lbfgs", hparams=_STOP_1, **_OF_PRODUCT),
+    "lbfgs, stop .1, fragments, bfloat16": Candidate("lbfgs", hparams=_STOP_1, **_SIX),
+    "lbfgs, stop .1, 3 fragments, bfloat16": Candidate("lbfgs", hparams=_STOP_1, **_FEW),
+    "lbfgs, stop .1, 3 fragments, bfloat16, earlier pairs": Candidate(
+        "lbfgs, earlier pairs", hparams=_STOP_1, **_FEW
+    ),
+    "lbfgs, stop .1, 3 fragments, bfloat16, half the blocks first": Candidate(
+        "lbfgs", hparams=_STOP_1, thin_steps=4, **_FEW
+    ),
 }

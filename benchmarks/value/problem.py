@@ -7,6 +7,7 @@ gradient of every row. What a search costs is counted in rows: a forward one, a 
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from rome_fast.value.key import mean_keys
 from rome_fast.value.suffix_forward import Rows, SuffixForward
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from torch import Tensor
 
@@ -92,6 +93,7 @@ class Problem:
         weights: dict[str, Tensor] | None = None,
     ) -> None:
         self.spec, self.edit, self.hparams = spec, edit, hparams
+        self.projection = projection
         self.batch = EditBatch.of([edit])
         self.first: FirstPass = run_first_pass(spec, projection, self.batch)
         [self.keys] = mean_keys(projection, self.batch, self.first)
@@ -122,9 +124,17 @@ class Problem:
         return at.said and at.loss < (self.ball.stop_loss if stop_loss is None else stop_loss)
 
     def __call__(
-        self, delta: Tensor, rows: Sequence[int] | None = None, *, gradient: bool = True
+        self,
+        delta: Tensor,
+        rows: Sequence[int] | None = None,
+        *,
+        gradient: bool = True,
+        is_thin: bool = False,
     ) -> Evaluation:
-        """Losses at a point, of the rows given or of all; one backward gives every gradient."""
+        """Losses at a point, of the rows given or of all; one backward gives every gradient.
+
+        ``is_thin``: every other block above the edited one passes on what it is given.
+        """
         chosen = self.all_rows if rows is None else tuple(sorted(rows))
         self.passes += 1
         self.cost[0] += len(chosen)
@@ -132,7 +142,7 @@ class Problem:
         has_kl = chosen[-1] == self.n_contexts
         n, n_said = len(chosen) - has_kl, len(self.edit.said_ids)
         moved = delta.expand(len(chosen), -1).clone().requires_grad_(gradient)
-        with torch.set_grad_enabled(gradient):
+        with self._thinned(is_thin), torch.set_grad_enabled(gradient):
             logits = self._part(chosen).logits(moved).float()
             log_probs = logits.log_softmax(-1)
             read = log_probs[: n * n_said].view(n, n_said, log_probs.shape[-1])
@@ -160,10 +170,26 @@ class Problem:
             said=said,
         )
 
+    @contextmanager
+    def _thinned(self, is_thin: bool) -> Iterator[None]:
+        skipped = self.spec.blocks[self.projection.layer + 2 : -1 : 2] if is_thin else []
+        for block in skipped:
+            block.forward = _as_given
+        try:
+            yield
+        finally:
+            for block in skipped:
+                del block.forward
+
     def _part(self, chosen: tuple[int, ...]) -> SuffixForward:
         if chosen not in self._parts:
             self._parts[chosen] = _of_rows(self._suffix, torch.tensor(chosen))
         return self._parts[chosen]
+
+
+def _as_given(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """The forward of a block that is left out."""
+    return hidden_states
 
 
 def _of_rows(suffix: SuffixForward, rows: Tensor) -> SuffixForward:

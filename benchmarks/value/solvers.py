@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
@@ -128,6 +128,21 @@ class Lbfgs:
         for (s, y), alpha in zip(self.pairs, reversed(alphas), strict=True):
             q = q + s * (alpha - (y @ q) / (s @ y))
         return -q
+
+
+class LbfgsWithEarlierPairs(Lbfgs):
+    """Begins with the pairs that the search before it ended with."""
+
+    earlier: ClassVar[list[tuple[Tensor, Tensor]]] = []
+
+    def __init__(self, ball: Ball) -> None:
+        super().__init__(ball)
+        self.pairs = list(self.earlier)
+
+    def step(self, at: Evaluation) -> Tensor:
+        moved = super().step(at)
+        type(self).earlier = self.pairs
+        return moved
 
 
 class GaussNewton:
@@ -251,6 +266,7 @@ SOLVERS: dict[str, Callable[[Ball], Any]] = {
     "momentum": Momentum,
     "barzilai_borwein": lambda ball: Lbfgs(ball, memory=1),
     "lbfgs": Lbfgs,
+    "lbfgs, earlier pairs": LbfgsWithEarlierPairs,
     "gauss_newton": GaussNewton,
     "scaled gauss_newton": lambda ball: Scaled(ball, GaussNewton),
     "scaled lbfgs": lambda ball: Scaled(ball, Lbfgs),

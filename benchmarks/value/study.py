@@ -6,7 +6,7 @@
 Facts of CounterFact that SmolLM2 says by itself, each edited alone with the same contexts and the
 same C. Cost is counted in rows (one context or KL prompt, forward or backward) and in processor
 seconds of the search. Quality as in docs/metrics.md, with paired differences to the first
-candidate, which is the reference's search. Finished candidates are not run again.
+candidate, which is the reference's search, or ``--base``. Finished candidates are not run again.
 """
 
 from __future__ import annotations
@@ -43,6 +43,12 @@ from rome_fast.update.solve import build_constraint
 from rome_fast.value.key import Keys
 
 Row = dict[str, Any]
+FRAGMENTS = [
+    *WRITTEN_CONTEXTS,
+    "- on the. {}",
+    "and the past, but a place where memories live. {}",
+    ", which means that the last 48. {}",
+]
 SENTENCES = [
     "{}",
     "It was a quiet morning. {}",
@@ -67,7 +73,8 @@ class Study:
             sampled = list(editor.context_templates)
         self.contexts = {
             "sampled": sampled,
-            "fragments": list(WRITTEN_CONTEXTS),
+            "fragments": FRAGMENTS,
+            "3 fragments": FRAGMENTS[:3],
             "sentences": SENTENCES,
             "3 sentences": SENTENCES[:3],
         }
@@ -150,6 +157,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--records", type=int, default=200)
     parser.add_argument("--candidates", nargs="+", default=list(CANDIDATES))
+    parser.add_argument("--base", default="adam", help="the candidate that others differ from")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -158,7 +166,7 @@ def main() -> None:
     kept.mkdir(exist_ok=True)
     report: Row = {"setting": setting(), "unedited": means(study.judge.unedited()), "lines": {}}
     base = base_searched = None
-    for name in dict.fromkeys(["adam", *args.candidates]):
+    for name in dict.fromkeys([args.base, *args.candidates]):
         way = CANDIDATES[name]
         key = hashlib.sha256(repr(replace(way, scale=1.0)).encode()).hexdigest()[:16]
         path = kept / f"{key}.pt"

@@ -34,9 +34,6 @@ WRITTEN_CONTEXTS = (
     SLOT,
     f", and so on. {SLOT}",
     f"a retired teacher. {SLOT}",
-    f"- on the. {SLOT}",
-    f"and the past, but a place where memories live. {SLOT}",
-    f", which means that the last 48. {SLOT}",
 )
 
 # The prompt put as a question: v* that is searched behind texts alone is not said to one

@@ -91,9 +91,7 @@ def _statistics(model: Any, tok: Any, facts: list[Any], path: Path) -> str:
     return _hash([header, _numbers(path)])
 
 
-def _single(
-    model: Any, tok: Any, fact: Any, moment: Any, hparams: Any = None
-) -> dict[str, Any]:
+def _single(model: Any, tok: Any, fact: Any, moment: Any, hparams: Any = None) -> dict[str, Any]:
     request = rome_fast.EditRequest(fact.prompt, fact.subject, fact.target_new)
     result = rome_fast.edit(model, tok, request, hparams, second_moment=moment)
     found = {
