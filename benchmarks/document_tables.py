@@ -45,7 +45,7 @@ from benchmarks.session.policy_tables import (
     values_table,
 )
 from benchmarks.support.tables import Columns, Row, beside, read, table, times
-from benchmarks.value.tables import searches_table, throughput_table
+from benchmarks.value.tables import in_sequence_table, searches_table, throughput_table
 from rome_fast.evaluate.protocols import PROTOCOLS
 
 SPEED: Columns = {
@@ -242,12 +242,15 @@ def documents() -> dict[str, list[str]]:
         "docs/benchmarks.md": shown + counterfact_tables() + protocols_table(),
         "docs/comparable.md": [line for name in PROTOCOLS for line in protocol_table(name)],
         "docs/gpu.md": gpu_tables(),
-        "docs/performance.md": searches_table("value-search") + throughput_table(),
+        "docs/performance.md": searches_table("value-search")
+        + searches_table("value-search-contexts")
+        + throughput_table(),
         "docs/many_edits.md": order_table(),
         "docs/decisions.md": sums
         + loss_table()
         + head_table()
         + searches_table("value-search-screened")
+        + in_sequence_table()
         + options_table()
         + layers_table()
         + changes_table()

@@ -5,7 +5,8 @@
         --out benchmarks/results/real-model-counterfact.json
 
 The first records of the file, each edited alone on the unedited model. Layer, learning rate, steps,
-clamp, contexts and C are the same for all: rome_fast's defaults. The peers, which take minutes, and
+clamp and C are the same for all: rome_fast's defaults. ``original`` searches as the reference does,
+in sampled contexts; peers have rome_fast's contexts. The peers, which take minutes, and
 rome_fast beside them edit the first of these records in turns, one at a time: that is what seconds
 are of. Whatever is found is kept in the folder, so that a run that is cut off goes on where it was.
 """
@@ -68,10 +69,7 @@ class Bench:
         original = defaults_for(ModelSpec.of(self.model), variant="original")[0]
         values = {
             hparams.variant: find_values(
-                *(self.model, self.tok, records, hparams),
-                self.work / "values",
-                templates=self.contexts,
-                window=4,
+                *(self.model, self.tok, records, hparams), self.work / "values", window=4
             )
             for hparams in (self.hparams, original.replace(variant="original"))
         }

@@ -23,6 +23,12 @@ def _beyond(name: str) -> Callable[[Row], str]:
     return shown
 
 
+def _ratios(row: Row, name: str) -> str:
+    """The median of the rounds, and the least and most."""
+    of_all = row[f"{name}_of_all_rounds"]
+    return f"{row[name]:.1f} ({min(of_all):.1f}-{max(of_all):.1f})"
+
+
 SEARCHES: Columns = {
     "passes": lambda r: f"{r['medians']['passes']:.0f}" if "medians" in r else "",
     "rows": lambda r: f"{r['medians']['forward_rows']:.0f}" if "medians" in r else "",
@@ -40,8 +46,8 @@ SEARCHES: Columns = {
 THROUGHPUT: Columns = {
     "edits": lambda r: f"{r['n']}",
     "seconds per edit": lambda r: f"{r['seconds']:.2f}",
-    "kmeng01 / this": lambda r: f"{r['times']:.1f}",
-    "of all rounds": lambda r: ", ".join(f"{x:.1f}" for x in r["times_of_all_rounds"]),
+    "kmeng01's 21 contexts / this": lambda r: _ratios(r, "times"),
+    "kmeng01's in these contexts / this": lambda r: _ratios(r, "times_same_contexts"),
     "said at the end": lambda r: f"{100 * r['hold']:.0f}" if "hold" in r else "",
 }
 
@@ -51,6 +57,20 @@ def searches_table(name: str) -> list[str]:
     report = read(name)
     rows = [("unedited", report["unedited"]), *report["lines"].items()]
     return table("search", SEARCHES, rows)
+
+
+def in_sequence_table() -> list[str]:
+    """What is left of everything after many edits in one weight."""
+    columns: Columns = {
+        "rewrite": _percent("ES"),
+        "paraphrase": _percent("PS"),
+        "neighbours": _percent("NS"),
+        "unchanged": _percent("unchanged"),
+        "perplexity": lambda r: f"{r['perplexity']:.3f}",
+        "norm": lambda r: f"{r['norm']:.2f}",
+    }
+    report = read("value-sequence")
+    return table(f"after {report['records']} edits", columns, list(report["ways"].items()))
 
 
 def throughput_table() -> list[str]:
