@@ -61,7 +61,7 @@ def check_form(form: object) -> str:
 
 
 def checked_hparams(
-    spec: ModelSpec, given: object, variant: str | None = None
+    spec: ModelSpec, given: object, variant: str | None = None, form: str = "weight"
 ) -> tuple[RomeHparams, str | None]:
     """What to edit with, and a remark; None: the defaults for the model.
 
@@ -69,7 +69,7 @@ def checked_hparams(
         HparamsError: it is something else.
     """
     if given is None:
-        return defaults_for(spec, variant=variant)
+        return defaults_for(spec, variant=variant, form=form)
     if not isinstance(given, RomeHparams):
         raise HparamsError(
             f"hparams must be a RomeHparams, got {type(given).__name__}: "
@@ -121,7 +121,7 @@ class Editor:
         self._changes = {**changes, **({} if variant is None else {"variant": variant})}
         self._is_derived = hparams is None
         check_tokenizer(self.model, tok)
-        hparams, note = checked_hparams(spec, hparams, variant)
+        hparams, note = checked_hparams(spec, hparams, variant, form)
         self.notes += [note] if note else []
         self._take(hparams)
         self.timings.lap("prepare")
@@ -201,7 +201,7 @@ class Editor:
         layer = sink.deepest_own_key(self.spec, self.encoded(requests), self.hparams.layer)
         if layer != self.hparams.layer:
             self.notes = [sink.moved(self.hparams.layer, layer)]
-            hparams = defaults_for(self.spec, layer, self._variant)[0]
+            hparams = defaults_for(self.spec, layer, self._variant, self.form)[0]
             # So low, one search in ten needs more steps than in the usual layer.
             self._take(hparams.replace(v_num_grad_steps=2 * hparams.v_num_grad_steps))
             if are_chosen:

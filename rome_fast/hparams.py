@@ -33,11 +33,16 @@ LAYER_SHARE = 0.14
 CONTEXT_KINDS = ("text", "all")
 SOLVERS = ("adam", "lbfgs")
 # How v* is searched where nobody says how: on SmolLM2 the edits are as good as the reference's, in
-# a third of its passes through the model (docs/performance.md).
+# a third of its passes through the model (docs/performance.md). What stands beside the weight loses
+# paraphrases by it, and does other facts no harm by being surer (docs/decisions.md).
 _SEARCH: dict[str, Any] = {
     "solver": "lbfgs",
     "v_stop_loss": 0.1,
     "context_template_length_params": None,
+    "compute_dtype": "auto",
+}
+_SEARCH_BESIDE: dict[str, Any] = {
+    "context_template_length_params": ((5, 3), (10, 2)),
     "compute_dtype": "auto",
 }
 
@@ -207,18 +212,23 @@ def read_file(path: str | Path) -> dict[str, Any]:
 
 
 def defaults_for(
-    spec: ModelSpec, layer: int | None = None, variant: str | None = None
+    spec: ModelSpec,
+    layer: int | None = None,
+    variant: str | None = None,
+    form: str = "weight",
 ) -> tuple[RomeHparams, str | None]:
     """The preset, or derived defaults and a note that names them; for ``layer`` if it is given.
 
-    ``variant="original"`` searches v* as the reference does, too.
+    ``variant="original"`` searches v* as the reference does, too; other forms than the weight's
+    do so as well, in five sampled contexts and the dtype that is fastest.
     """
     preset, note = _preset(spec), None
     if preset is None:
         preset, note = _derived(spec, layer)
     elif layer is not None:
         preset = preset.replace(layers=(layer,))
-    return (preset if variant == "original" else preset.replace(**_SEARCH)), note
+    search = _SEARCH if form == "weight" else _SEARCH_BESIDE
+    return (preset if variant == "original" else preset.replace(**search)), note
 
 
 def _is_int(x: object) -> bool:

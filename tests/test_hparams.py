@@ -194,6 +194,8 @@ def test_where_nobody_says_how_the_search_is_the_measured_one_but_for_the_origin
     assert asked[None] == asked["both_keys"] == ["lbfgs", 0.1, None, "auto"]
     assert asked["original"] == of(RomeHparams([1]))
     assert asked["original"] == ["adam", 0.05, ((5, 10), (10, 10)), "model"]
+    beside = of(defaults_for(spec, form="neuron")[0])
+    assert beside == ["adam", 0.05, ((5, 3), (10, 2)), "auto"]
 
 
 def test_replace_checks_and_copies():

@@ -55,7 +55,7 @@ def _convert(
     name: str,
 ) -> None:
     """Add the edits of one weight to those made."""
-    editor = Editor(spec, tok, defaults_for(spec, layer)[0], None, "auto", form=form)
+    editor = Editor(spec, tok, defaults_for(spec, layer, form=form)[0], None, "auto", form=form)
     editor.prepare(None, None, keys_per_dim=ENOUGH_KEYS_OF_A_SEQUENCE)
     if f"{editor.projection.name}.weight" != name:
         raise EditLogError(f"layer {layer} of the model is edited in another matrix than {name}")
