@@ -72,12 +72,6 @@ class Bench:
 
         return self._timed(self.requests, edits)
 
-    def in_session(self) -> Row:
-        with rome_fast.Session(self.model, self.tok) as session:
-            return self._timed(
-                self.requests, lambda: session.edit_many(self.requests, progress=False)
-            )
-
     def _timed(self, requests: Sequence[EditRequest], edits: Callable[[], Any]) -> Row:
         """Seconds per edit, and the share of the edits that the model says when all are made."""
         began = time.perf_counter()
@@ -119,7 +113,6 @@ WAYS: dict[str, Callable[[Bench], Row]] = {
     "edit_many, exact": partial(Bench.many, order="exact"),
     "edit_many, independent": partial(Bench.many, order="independent"),
     TWO: partial(Bench.many, order="independent", distributed=True),
-    "Session": Bench.in_session,
 }
 ALL = (PEER, PEER_OF_FEW, *WAYS)
 
