@@ -45,7 +45,12 @@ from benchmarks.session.policy_tables import (
     values_table,
 )
 from benchmarks.support.tables import Columns, Row, beside, read, table, times
-from benchmarks.value.tables import in_sequence_table, searches_table, throughput_table
+from benchmarks.value.tables import (
+    in_sequence_table,
+    searches_table,
+    throughput_in_readme,
+    throughput_table,
+)
 from rome_fast.evaluate.protocols import PROTOCOLS
 
 SPEED: Columns = {
@@ -238,7 +243,10 @@ def documents() -> dict[str, list[str]]:
     sequences = sequence_tables()
     shown = speed["gpt2-124m, layer 6 of 12"] + speed["embedded model, layer 2 of 6"]
     return {
-        "README.md": counterfact_in_readme() + sequence_in_readme() + gpu_goals(),
+        "README.md": counterfact_in_readme()
+        + sequence_in_readme()
+        + throughput_in_readme()
+        + gpu_goals(),
         "docs/benchmarks.md": shown + counterfact_tables() + protocols_table(),
         "docs/comparable.md": [line for name in PROTOCOLS for line in protocol_table(name)],
         "docs/gpu.md": gpu_tables(),

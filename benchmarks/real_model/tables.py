@@ -160,9 +160,7 @@ def counterfact_in_readme() -> list[str]:
     report = read("real-model-counterfact")
     answer = {**SCORES, "answer begins with it": EDITED["answer begins with it"]}
     rows = [(name, report["variants"][name]) for name in IN_README]
-    lines = table(f"{rows[0][1]['n']} records", answer, rows)
-    beside = list(report["beside"].items())
-    return lines + table(f"{beside[0][1]['n']} records", {**TIMED, **SCORES}, beside)
+    return table(f"{rows[0][1]['n']} records", answer, rows)
 
 
 def _with_range(name: str, scale: float = 100, digits: int = 1) -> Callable[[Row], str]:
