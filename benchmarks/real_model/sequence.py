@@ -93,12 +93,11 @@ class Sequences:
         form: str = "weight",
         solve: str = "joint",
         consolidate: bool = False,
-        hparams: RomeHparams | None = None,
     ) -> None:
         # To the end, however the model is: what is left is the question.
         health = rome_fast.HealthCheck(on_unhealthy="warn")
         options = {"second_moment": second_moment, "form": form, "solve": solve, "health": health}
-        with rome_fast.Session(self.model, self.tok, hparams, **options) as session:
+        with rome_fast.Session(self.model, self.tok, **options) as session:
             for _ in session.stream(self.requests, progress=False):
                 pass
             if consolidate:

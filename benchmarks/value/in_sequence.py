@@ -17,6 +17,7 @@ from typing import Any
 
 from benchmarks.real_model.sequence import Sequences, summary
 from rome_fast.bench.setting import setting
+from rome_fast.session import start
 
 # Whether a Session edits, and what is changed.
 WAYS: dict[str, tuple[bool, dict[str, Any]]] = {
@@ -46,11 +47,8 @@ def main() -> None:
             continue
         in_session, changes = WAYS[way]
         study.hparams = base.replace(**changes)
-        study.ways = {
-            way: lambda s=in_session, h=study.hparams: (
-                study.session(hparams=h) if s else study.plain(None)
-            )
-        }
+        start.SOLVER = study.hparams.solver
+        study.ways = {way: study.session if in_session else lambda: study.plain(None)}
         known[way] = summary(study.run(way), study.before)
         report = {
             "setting": setting(),

@@ -80,7 +80,10 @@ def throughput_table() -> list[str]:
 
 def throughput_in_readme() -> list[str]:
     """The rows and columns of the same that the README has room for."""
-    columns = {name: c for name, c in THROUGHPUT.items() if name not in ("edits", "said at the end")}
-    left_out = ("edit_many, exact", "edit_many, independent, two processes")
-    rows = [(k, row) for k, row in read("throughput")["ways"].items() if k not in left_out]
+    left_out = (
+        *("edits", "said at the end"),
+        *("edit_many, exact", "edit_many, independent, two processes"),
+    )
+    columns = {name: column for name, column in THROUGHPUT.items() if name not in left_out}
+    rows = [(way, r) for way, r in read("throughput")["ways"].items() if way not in left_out]
     return table("way", columns, rows)

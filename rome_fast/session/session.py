@@ -63,8 +63,8 @@ class Session:
         retain: for "sequential", what each edited key weighs against all ordinary ones together;
             0: earlier edits are not protected from later ones.
         stop_loss: overrides ``hparams.v_stop_loss``: a longer search makes the target surer, but by
-            a larger update, which in the weight costs other facts. None: 0.3 for the weight
-            (searched with Adam, if no hparams are given), the hparams' own for other forms.
+            a larger update, which in the weight costs other facts. None: 0.3 for the weight,
+            which is searched with Adam for the same reason, the hparams' own for other forms.
         anchor: rescale each solved value v* to the mean norm of the first ``anchor`` ones; 0: off.
         guard: what is done with updates of the weight that are out of proportion.
         health: what is checked, how often, and what is done when the model is unwell.

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 # Of searches for the weight: the damage that an update does there grows with its size, and what
 # L-BFGS finds is larger than what Adam does (docs/decisions.md).
-STOP_LOSS = 0.3
+STOP_LOSS, SOLVER = 0.3, "adam"
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +81,7 @@ def start_new(
     with open_model(model) as spec, ExitStack() as stack:
         if form is None:
             form = _own_form(spec, hparams, second_moment)
-        changes = _changes(hparams, stop_loss, form)
+        changes = _changes(stop_loss, form)
         editor = Editor(spec, tok, hparams, variant, options["backend"], changes, form)
         file = None
         if journal is not None:
@@ -106,13 +106,10 @@ def start_new(
         return replace(parts, resources=stack.pop_all())
 
 
-def _changes(hparams: RomeHparams | None, stop_loss: float | None, form: str) -> dict[str, Any]:
+def _changes(stop_loss: float | None, form: str) -> dict[str, Any]:
     """What a Session searches with instead of what the hyper-parameters say."""
-    changes: dict[str, Any] = {} if stop_loss is None else {"v_stop_loss": stop_loss}
-    if form != "weight":
-        return changes
-    solver = {"solver": "adam"} if hparams is None else {}
-    return {"v_stop_loss": STOP_LOSS, **solver, **changes}
+    own = {"v_stop_loss": STOP_LOSS, "solver": SOLVER} if form == "weight" else {}
+    return own if stop_loss is None else {**own, "v_stop_loss": stop_loss}
 
 
 def _softness(editor: Editor, lam: float | None) -> float | None:

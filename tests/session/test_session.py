@@ -496,15 +496,15 @@ def test_bad_options_are_named(gpt2, options, monkeypatch, change, message):
     Session(model, tok, **options, form="weight").close()  # nothing was kept
 
 
-def test_the_weight_is_searched_with_adam_unless_hparams_are_given(gpt2, options):
-    """And to a loss of its own: what L-BFGS finds is larger, and costs other facts."""
+def test_the_weight_is_searched_with_adam_and_to_a_loss_of_its_own(gpt2, options):
+    """What L-BFGS finds is larger, and costs other facts."""
     model, tok = gpt2
     others = {k: v for k, v in options.items() if k != "hparams"}
     given = options["hparams"].replace(solver="lbfgs", v_stop_loss=0.2)
     with Session(model, tok, **others, form="weight") as session:
         assert (session.hparams.solver, session.hparams.v_stop_loss) == ("adam", 0.3)
     with Session(model, tok, **others, hparams=given, form="weight") as session:
-        assert (session.hparams.solver, session.hparams.v_stop_loss) == ("lbfgs", 0.3)
+        assert (session.hparams.solver, session.hparams.v_stop_loss) == ("adam", 0.3)
     with Session(model, tok, **others, form="weight", stop_loss=0.2) as session:
         assert (session.hparams.solver, session.hparams.v_stop_loss) == ("adam", 0.2)
 
