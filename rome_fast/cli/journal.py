@@ -102,8 +102,8 @@ def _opened(
 def _differences(own: RomeHparams, given: RomeHparams | None, variant: str | None) -> list[str]:
     """What --hparams and --variant ask for that the journal was not begun with."""
     asked = {} if given is None else asdict(given)
-    for own in ("v_stop_loss", "solver"):  # a Session of the weight has its own
-        asked.pop(own, None)
+    for name in ("v_stop_loss", "solver"):  # a Session of the weight has its own
+        asked.pop(name, None)
     if variant is not None:
         asked["variant"] = variant
     return [
