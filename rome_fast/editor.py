@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -109,7 +108,7 @@ class Editor:
         hparams: RomeHparams | None,
         variant: str | None,
         backend: str,
-        changes: Mapping[str, Any] = MappingProxyType({}),
+        changes: Mapping[str, Any] | None = None,
         form: str = "weight",
     ) -> None:
         self.timings, self.form, self.ranks = Timings(), check_form(form), Ranks()
@@ -118,7 +117,7 @@ class Editor:
         self.spec, self.tok = spec, tok
         self.notes: list[str] = []
         self._asked_backend, self._variant = backend, variant
-        self._changes = {**changes, **({} if variant is None else {"variant": variant})}
+        self._changes = {**(changes or {}), **({} if variant is None else {"variant": variant})}
         self._is_derived = hparams is None
         check_tokenizer(self.model, tok)
         hparams, note = checked_hparams(spec, hparams, variant, form)

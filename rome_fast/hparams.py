@@ -84,7 +84,7 @@ class RomeHparams:
             chat: without it); not with ``variant="original"``.
         end: what is written behind a target, where the request does not say: see ``EditRequest``.
         solver: what searches v*: ``"adam"``, as the reference does, or ``"lbfgs"``, which takes
-            about half of its steps.
+            fewer than half of its steps. A Session of the weight takes Adam.
         max_answer_tokens: of the answers that a result holds, before and after, at most; each token
             takes a forward. 0: none is read.
     """

@@ -29,12 +29,7 @@ if TYPE_CHECKING:
     from rome_fast.hparams import RomeHparams
 
 # Fields that came after the values were kept, as they were then.
-_LATER = {
-    "contexts": "text",
-    "end": "none",
-    "max_answer_tokens": 0,
-    "solver": "adam",
-}
+_LATER = {"contexts": "text", "end": "none", "max_answer_tokens": 0, "solver": "adam"}
 KEPT = RESULTS / "arena-values.safetensors"
 
 

@@ -37,8 +37,7 @@ if TYPE_CHECKING:
     from rome_fast.timings import Timings
 
 # Most bytes of activations in one batch. On a CPU a window's time per edit falls up to here, as
-# products of more rows read the same weights, and then rises again: the activations of a step no
-# longer stay in a cache.
+# products of more rows read the same weights, and beyond it no further (docs/decisions.md).
 BATCH_BYTES = {"cpu": 2**29, "cuda": 2**30}
 
 # Measured peaks are up to 1.4 times the estimate, as allocators lose room between blocks
