@@ -25,6 +25,7 @@ from rome_fast.bench.measure import measure
 from rome_fast.bench.own import RomeFast
 from rome_fast.bench.table import case_facts, quartiles, remarks, row_facts, table_of
 from rome_fast.bench.whole_model import WholeModel
+from rome_fast.hparams import defaults_for
 from rome_fast.model.spec import ModelSpec
 from rome_fast.moment.collect.ordinary import ordinary_second_moment
 
@@ -84,10 +85,11 @@ def well_conditioned(d_key):
 
 
 def case_of(model, tok, layer, v_lr):
-    hparams = rome_fast.RomeHparams.for_model(model).replace(
-        layers=[layer], v_num_grad_steps=STEPS, v_lr=v_lr, variant="original"
-    )
-    d_key = ModelSpec.of(model).down_projection(layer).d_key
+    """The reference's search in every step, as peers do the same."""
+    spec = ModelSpec.of(model)
+    hparams = defaults_for(spec, layer, variant="original")[0]
+    hparams = hparams.replace(v_num_grad_steps=STEPS, v_lr=v_lr, variant="original")
+    d_key = spec.down_projection(layer).d_key
     request = REQUEST_LAST if layer == model.config.n_layer - 1 else REQUEST
     return Case(model, tok, request, hparams, CONTEXTS, well_conditioned(d_key))
 
