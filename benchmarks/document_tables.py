@@ -67,6 +67,11 @@ ORDER: Columns = {
     "norm": lambda r: f"{r['relative_norm']:.2f}",
     "cosine to exact": lambda r: f"{r['cosine_to_exact']:.3f}",
 }
+SHAPES: Columns = {
+    "batches": lambda r: f"{r['batches']}",
+    "graphs": lambda r: f"{r['graphs']}",
+    "tokens": lambda r: f"{r['tokens']:.2f}",
+}
 SYRK: Columns = {
     "d": lambda r: f"{r['own']['d']:,}",
     "own, ms": lambda r: f"{r['own']['median_ms']:.0f}",
@@ -165,6 +170,12 @@ def second_moment_tables() -> tuple[list[str], list[str]]:
     )
 
 
+def shapes_table() -> list[str]:
+    """How many graphs requests need, as their shapes are rounded."""
+    rows = read("graph-shapes")["results"]
+    return table("shapes", SHAPES, [(f"{row['way']}, {row['edits']}", row) for row in rows])
+
+
 def evaluation_table() -> list[str]:
     seconds = read("evaluate")["seconds"]
     return table("seconds", EVALUATION, [(name, seconds[key]) for key, name in PHASES.items()])
@@ -259,6 +270,7 @@ def documents() -> dict[str, list[str]]:
         + head_table()
         + searches_table("value-search-screened")
         + in_sequence_table()
+        + shapes_table()
         + options_table()
         + layers_table()
         + changes_table()

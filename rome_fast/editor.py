@@ -18,7 +18,7 @@ from rome_fast.errors import (
     HparamsError,
     InvalidArgumentError,
 )
-from rome_fast.hparams import RomeHparams, defaults_for
+from rome_fast.hparams import RomeHparams, check_form, defaults_for
 from rome_fast.layer_edits import LayerEdits
 from rome_fast.model.memory import format_bytes
 from rome_fast.model.open_model import EditSite
@@ -34,7 +34,7 @@ from rome_fast.prompt.own_words import not_its_own_words
 from rome_fast.prompt.readback import Reading, read_targets
 from rome_fast.results import Call
 from rome_fast.timings import Timings
-from rome_fast.types import FORMS, EditRequest, EditResult, Offset, RankOneUpdate, Undo, Update
+from rome_fast.types import EditRequest, EditResult, Offset, RankOneUpdate, Undo, Update
 from rome_fast.update.joint import apply_updates_, count_independent
 from rome_fast.update.solve import Constraint, apply_update_, build_constraint
 from rome_fast.update.undo import UndoHandle, WeightHistory
@@ -50,13 +50,6 @@ if TYPE_CHECKING:
 
     from rome_fast.moment.second_moment import SecondMoment
     from rome_fast.value.key import Keys
-
-
-def check_form(form: object) -> str:
-    """Raise InvalidArgumentError unless it is a form of edits."""
-    if not isinstance(form, str) or form not in FORMS:
-        raise InvalidArgumentError(f"form must be one of {FORMS}, got {form!r}")
-    return form
 
 
 def checked_hparams(

@@ -11,7 +11,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rome_fast.errors import EditWarning, HparamsError, warn
+from rome_fast.errors import EditWarning, HparamsError, InvalidArgumentError, warn
 from rome_fast.model.activations import typical_value_norm
 from rome_fast.model.open_model import frozen
 from rome_fast.model.spec import ModelSpec, text_config
@@ -21,6 +21,8 @@ from rome_fast.text_files import not_utf8
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+# How an edit is made: by writing into the weight, or beside it.
+FORMS = ("weight", "neuron", "gate")
 FACT_TOKENS = ("subject_last", "subject_first", "subject_first_after_last", "last")
 VARIANTS = ("both_keys", "mean_key", "prompt_key", "original")
 MOMENT_DTYPES = ("float32", "float64")
@@ -172,14 +174,18 @@ class RomeHparams:
         Path(path).write_text(text, encoding="utf-8")
 
     @classmethod
-    def for_model(cls, model: PreTrainedModel) -> RomeHparams:
+    def for_model(cls, model: PreTrainedModel, *, form: str = "weight") -> RomeHparams:
         """The preset of this architecture and size, else defaults derived from the model.
 
         Derived: the layer from the depth, the weight decay and learning rate from the norm of
         the values that the layer writes; an EditWarning names them. How v* is searched is what
-        was measured to serve best, not the reference's way.
+        was measured to serve best for edits of this ``form`` (a Session's is "neuron"), not the
+        reference's way.
+
+        Raises:
+            InvalidArgumentError: there is no such form.
         """
-        hparams, note = defaults_for(ModelSpec.of(model))
+        hparams, note = defaults_for(ModelSpec.of(model), form=check_form(form))
         if note is not None:
             warn(note, EditWarning)
         return hparams
@@ -209,6 +215,13 @@ def read_file(path: str | Path) -> dict[str, Any]:
     if not isinstance(fields, dict):
         raise HparamsError(f"hparams: {str(path)!r} must hold a mapping, got {fields!r:.80}")
     return fields
+
+
+def check_form(form: object) -> str:
+    """Raise InvalidArgumentError unless it is a form of edits."""
+    if not isinstance(form, str) or form not in FORMS:
+        raise InvalidArgumentError(f"form must be one of {FORMS}, got {form!r}")
+    return form
 
 
 def defaults_for(

@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     from rome_fast.hparams import RomeHparams
     from rome_fast.prompt.readback import Change
 
-# How an edit is made: by writing into the weight, or beside it.
-FORMS = ("weight", "neuron", "gate")
-
 # Of the weight's norm. Edits of 200 facts in a good layer change at most 0.45
 # (benchmarks/results/edit-quality.json).
 LARGE_UPDATE = 0.5

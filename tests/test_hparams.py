@@ -10,7 +10,7 @@ import torch
 import transformers
 
 from rome_fast import RomeHparams
-from rome_fast.errors import EditWarning, HparamsError
+from rome_fast.errors import EditWarning, HparamsError, InvalidArgumentError
 from rome_fast.hparams import defaults_for
 from rome_fast.model.spec import ModelSpec
 
@@ -157,6 +157,15 @@ def test_a_small_llama_of_32_layers_is_not_taken_for_one_of_7b():
     )  # fmt: skip
     with pytest.warns(EditWarning, match="derived layer 4,"):
         RomeHparams.for_model(transformers.LlamaForCausalLM(config))
+
+
+def test_those_of_a_form_are_what_an_edit_of_that_form_takes(gpt2):
+    model, spec = gpt2[0], ModelSpec.of(gpt2[0])
+    for form in ("weight", "neuron", "gate"):
+        with pytest.warns(EditWarning):
+            assert RomeHparams.for_model(model, form=form) == defaults_for(spec, form=form)[0]
+    with pytest.raises(InvalidArgumentError, match="form must be one of"):
+        RomeHparams.for_model(model, form="lora")
 
 
 def test_the_preset_of_a_multimodal_model_is_its_text_decoders():

@@ -35,9 +35,10 @@ from rome_fast.errors import EditRejectedError
 from rome_fast.evaluate.drift import Drift
 from rome_fast.evaluate.records import EditRecord, Question
 from rome_fast.evaluate.scoring import score
+from rome_fast.hparams import FORMS
 from rome_fast.model.activations import read_activations
 from rome_fast.session.retention import RetainedMoment
-from rome_fast.types import FORMS, RankOneUpdate
+from rome_fast.types import RankOneUpdate
 from rome_fast.update.joint import solve_updates
 from rome_fast.update.solve import build_constraint
 from rome_fast.update.undo import WeightHistory

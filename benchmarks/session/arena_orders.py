@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks.session.arena import Arena, summary
 from rome_fast.bench.setting import setting
-from rome_fast.types import FORMS
+from rome_fast.hparams import FORMS
 
 ORDERS = (0, 1, 2)
 

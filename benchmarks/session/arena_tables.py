@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks.real_model.tables import SCORES
 from benchmarks.support.tables import Columns, Row, read, table
-from rome_fast.types import FORMS
+from rome_fast.hparams import FORMS
 
 COLUMNS: Columns = {
     "holds": lambda r: f"{100 * r['holds']:.1f}" if "holds" in r else "",

@@ -33,11 +33,11 @@ from benchmarks.support.results import write
 from rome_fast import EditRequest, Guard, HealthCheck, Session
 from rome_fast.bench.setting import setting
 from rome_fast.evaluate.drift import Drift
+from rome_fast.hparams import FORMS
 from rome_fast.prompt.greedy import greedy_continuations
 from rome_fast.prompt.ids import text_ids
 from rome_fast.prompt.readback import read_targets
 from rome_fast.prompt.target import find_target_ids
-from rome_fast.types import FORMS
 
 POINTS = (1, 10, 30, 60, 100, 150, 200, 250, 300, 350, 400, 450, 500)
 UNGUARDED: dict[str, Any] = {"retain": 0.0, "stop_loss": 0.05, "guard": Guard(math.inf)}

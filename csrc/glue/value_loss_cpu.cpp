@@ -35,7 +35,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> value_loss_cpu(const Tensor& logits,
   const int64_t n_rows = rows.size(0), n_edits = n_rows - n_reads;
   STD_TORCH_CHECK(n_edits > 0 && vocabulary > 0, "logits must have a row for each read and edit");
   check_ids(targets, "target_ids", n_reads, vocabulary);
-  check_ids(edits, "edit_of_read", n_reads, n_edits);
+  check_ids(edits, "edit_of_read", n_reads, n_edits + 1);
   const bool is_first = !log_probs_init;
   const bool wide = rows.scalar_type() == ScalarType::Double;
   const ScalarType compute = wide ? ScalarType::Double : ScalarType::Float;

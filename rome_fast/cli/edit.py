@@ -113,7 +113,7 @@ def edit(
         check_file("--profile", profile, new=True)
         loaded, tok = load_model(model)
         if contexts is not None:
-            chosen = chosen or rome_fast.RomeHparams.for_model(loaded)
+            chosen = chosen or rome_fast.RomeHparams.for_model(loaded, form=form)
             chosen = chosen.replace(contexts=contexts)
         options: dict[str, Any] = {"second_moment": second_moment, "variant": variant, "form": form}
         together: dict[str, Any] = {"order": order, "window": window}

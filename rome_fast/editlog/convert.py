@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 from rome_fast.editlog.records import LogRecords, by_weight
 from rome_fast.editlog.solved import about_subject
-from rome_fast.editor import Editor, check_form
+from rome_fast.editor import Editor
 from rome_fast.errors import EditLogError
-from rome_fast.hparams import defaults_for
+from rome_fast.hparams import check_form, defaults_for
 from rome_fast.model.open_model import open_model
 from rome_fast.moment.collect.collection import ENOUGH_KEYS_OF_A_SEQUENCE
 from rome_fast.types import JointConstraint, RankOneUpdate

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Hashable, Iterable, Sequence
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
 
     from rome_fast.model.spec import DownProjection, ModelSpec
 
-_ELEMENTS, _FEW_ELEMENTS = 65_536, 4_096
+_ELEMENTS, _FEW_ELEMENTS, _LOOKED_AT = 65_536, 4_096, 8
+# By model and matrix, the state of the weights and their hash.
+_known: WeakKeyDictionary[nn.Module, dict[str, tuple[Hashable, str]]] = WeakKeyDictionary()
 # Fields of a configuration that do not change what the layers compute.
 _INERT = {
     "_name_or_path",
@@ -65,12 +68,34 @@ def weights_hash(spec: ModelSpec, projection: DownProjection) -> str:
     """Hash of the parameters that a key of this layer can depend on.
 
     Of each parameter only evenly spaced elements are hashed: training, merging or editing a matrix
-    changes nearly every element.
+    changes nearly every element. A hash is kept with the model until a parameter changes.
 
     Raises:
         UnsupportedModelError: one of them is offloaded.
     """
-    return sampled_hash(_below(spec, projection))
+    chosen, known = _below(spec, projection), _known.setdefault(spec.model, {})
+    state = _state(chosen)
+    if state is None:
+        return sampled_hash(chosen)
+    if known.get(projection.name, ("", ""))[0] != state:
+        known[projection.name] = state, sampled_hash(chosen)
+    return known[projection.name][1]
+
+
+def _state(parameters: Sequence[Tensor]) -> Hashable:
+    """What is another once a parameter is written; None where that cannot be told at once.
+
+    torch counts no writes through ``.data``: so a few numbers of each are looked at, too.
+    """
+    is_plain = all(type(p) in (nn.Parameter, torch.Tensor) for p in parameters)
+    if not is_plain or len({p.device for p in parameters}) > 1:
+        return None
+    if any(p.is_inference() or not p.is_contiguous() for p in parameters):
+        return None
+    flat = [p.detach().view(-1) for p in parameters]
+    looked_at = torch.cat([x[:: len(x) // _LOOKED_AT or 1].float() for x in flat])
+    written = tuple((p.data_ptr(), p._version) for p in parameters)
+    return written, fingerprint(looked_at)
 
 
 def rounded_hash(

@@ -121,21 +121,23 @@ def value_loss_default(
     probs, now = logits.softmax(-1), logits[n_reads:].log_softmax(-1)
     init = now if log_probs_init is None else log_probs_init
     at_target = torch.arange(n_reads, device=logits.device), target_ids
-    per_edit = probs.new_zeros(len(now))
+    per_edit = probs.new_zeros(len(now) + 1)  # the last is nobody's
     counts = per_edit.index_add(0, edit_of_read, probs.new_ones(n_reads))
     # max also for its indices: what argmax gives, in 0.6 of its time on a CPU. The reads' only
     # logarithm is that of the largest probability, 1 / sum of e^(x - max); far from 0, adding it to
     # the largest logit would lose digits.
     largest, likeliest = logits[:n_reads].max(-1)
     of_reads = (largest - logits[at_target]) - probs[at_target[0], likeliest].log()
-    nll = per_edit.index_add(0, edit_of_read, of_reads) / counts
+    nll = (per_edit.index_add(0, edit_of_read, of_reads) / counts)[:-1]
     wrong = (likeliest != target_ids).to(probs.dtype)
-    right = per_edit.index_add(0, edit_of_read, wrong) == 0
+    right = (per_edit.index_add(0, edit_of_read, wrong) == 0)[:-1]
     ratio = (now - init).masked_fill_(probs[n_reads:] == 0, 0)  # a token of probability 0
     kl = (probs[n_reads:] * ratio).sum(-1)
     kept = now if log_probs_init is None else now[:0].clone()
     # p - 1 at the target, shared by the reads of an edit; and p (log p/q - KL).
-    share = (1 / counts)[edit_of_read]
+    shares = 1 / counts
+    shares[-1:].zero_()
+    share = shares[edit_of_read]
     probs[:n_reads].mul_(share[:, None]).index_put_(at_target, -share, accumulate=True)
     probs[n_reads:].mul_(kl_factor * (ratio - kl[:, None]))
     return nll + kl_factor * kl, probs.to(dtype), right, kept

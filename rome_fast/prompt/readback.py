@@ -10,7 +10,7 @@ import torch
 
 from rome_fast.model.nonfinite import located
 from rome_fast.model.spec import max_positions
-from rome_fast.prompt.greedy import greedy_continuations
+from rome_fast.prompt.greedy import end_tokens, greedy_tokens
 from rome_fast.prompt.ids import decode, pieces
 from rome_fast.prompt.logits import log_probs_of, logits_at
 from rome_fast.prompt.subject import cuts_a_word
@@ -109,9 +109,13 @@ def read_logits(
     rank = int((1 + ((logits > chosen) | (logits == chosen) & earlier).sum(1)).max())
     if rank == 1:
         return Reading(prob, rank, decode(tok, target))
+    first = int(logits[0].argmax())
     if len(target) == 1:
-        return Reading(prob, rank, decode(tok, [int(logits[0].argmax())]))
-    return Reading(prob, rank, greedy_continuations(model, tok, [prompt], len(target))[0])
+        return Reading(prob, rank, decode(tok, [first]))
+    if first in end_tokens(model, tok):
+        return Reading(prob, rank, "")
+    [more] = greedy_tokens(model, tok, [[*prompt, first]], len(target) - 1)
+    return Reading(prob, rank, decode(tok, [first, *more]))
 
 
 def findings(target: str, before: Reading, after: Reading) -> list[str]:

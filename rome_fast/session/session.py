@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 from rome_fast.beside.widen import widened
 from rome_fast.edit import Request, check_many, check_order, parse_many
 from rome_fast.editlog import EditLog
-from rome_fast.editor import check_form
 from rome_fast.errors import InvalidArgumentError, RevertError, SessionError
+from rome_fast.hparams import check_form
 from rome_fast.model.open_model import open_model
 from rome_fast.session.consolidate import STEPS, Consolidation, Consolidator, check_consolidate
 from rome_fast.session.guard import Guard

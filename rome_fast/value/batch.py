@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from rome_fast.value.buckets import EXACT, Buckets, filled
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -23,16 +25,17 @@ class EditBatch:
     """The rows of ``n_edits`` requests, padded on the right.
 
     The reads are the positions whose logits the loss needs: first those that predict the tokens of
-    targets and their ends in all contexts of all requests, and the facts that they keep; then, one
-    per request, the subject's token in the row of the KL prompt.
+    targets and their ends in all contexts of all requests, and the facts that they keep, and some
+    of nobody that fill a bucket; then, one per request, the subject's token in the row of the KL
+    prompt.
 
     Attributes:
-        edits: the requests.
+        edits: the requests; the last one may be there several times, to fill a bucket.
         input_ids, attention_mask: int64 [n_rows, t].
         lookup_idx: int64 [n_rows], the position where key and value are read and written.
         edit_of_row: int64 [n_rows].
         read_rows, read_positions: int64 [n_reads + n_edits].
-        target_ids, edit_of_read: int64 [n_reads].
+        target_ids, edit_of_read: int64 [n_reads]; reads of nobody are of edit n_edits.
     """
 
     edits: tuple[TokenizedEdit, ...]
@@ -46,22 +49,29 @@ class EditBatch:
     edit_of_read: Tensor
 
     @classmethod
-    def of(cls, edits: Sequence[TokenizedEdit]) -> EditBatch:
+    def of(cls, edits: Sequence[TokenizedEdit], buckets: Buckets = EXACT) -> EditBatch:
+        """A batch of requests, filled up to ``buckets``."""
+        edits = buckets.filled_edits(edits)
         longest = max(edit.input_ids.shape[1] for edit in edits)
         first_rows = list(accumulate((len(edit.lookup_idx) for edit in edits), initial=0))[:-1]
         target_reads = [_target_reads(e, row) for e, row in zip(edits, first_rows, strict=True)]
         kl_rows = torch.tensor([r + e.n_contexts for e, r in zip(edits, first_rows, strict=True)])
         lookup_idx = torch.cat([edit.lookup_idx for edit in edits])
+        read_rows = torch.cat([rows for rows, _ in target_reads])
+        read_positions = torch.cat([at for _, at in target_reads])
+        target_ids = torch.cat([ids for edit in edits for ids in _read_ids(edit)])
+        edit_of_read = _numbered([len(rows) for rows, _ in target_reads])
+        n_more = filled(len(target_ids), buckets.reads) - len(target_ids)
         return cls(
             edits=tuple(edits),
             input_ids=_joined([edit.input_ids for edit in edits], longest),
             attention_mask=_joined([edit.attention_mask for edit in edits], longest),
             lookup_idx=lookup_idx,
             edit_of_row=_numbered([len(edit.lookup_idx) for edit in edits]),
-            read_rows=torch.cat([*(rows for rows, _ in target_reads), kl_rows]),
-            read_positions=torch.cat([*(at for _, at in target_reads), lookup_idx[kl_rows]]),
-            target_ids=torch.cat([ids for edit in edits for ids in _read_ids(edit)]),
-            edit_of_read=_numbered([len(rows) for rows, _ in target_reads]),
+            read_rows=torch.cat([_and_last(read_rows, n_more), kl_rows]),
+            read_positions=torch.cat([_and_last(read_positions, n_more), lookup_idx[kl_rows]]),
+            target_ids=_and_last(target_ids, n_more),
+            edit_of_read=torch.cat([edit_of_read, torch.full((n_more,), len(edits))]),
         )
 
     @property
@@ -130,6 +140,11 @@ def _read_ids(edit: TokenizedEdit) -> list[Tensor]:
 def _joined(parts: Sequence[Tensor], longest: int) -> Tensor:
     pad = torch.nn.functional.pad
     return torch.cat([pad(part, (0, longest - part.shape[1])) for part in parts])
+
+
+def _and_last(x: Tensor, n_more: int) -> Tensor:
+    """``x``, and its last element ``n_more`` times."""
+    return torch.cat([x, x[-1:].expand(n_more)])
 
 
 def _numbered(counts: Sequence[int]) -> Tensor:

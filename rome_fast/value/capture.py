@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -14,25 +15,35 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
+# Graphs whose capture has failed, and why. torch's allocator goes on asking them whose memory it
+# gives out, so that they live on; it may go on recording, so that nothing more is captured.
+_failed: list[tuple[torch.cuda.CUDAGraph, str]] = []
+
+
 class Captured:
-    """A CUDA graph of what ``step`` launches: capturing does not run it, ``replay`` does."""
+    """A CUDA graph of what ``step`` launches: capturing does not run it, ``replay`` does.
+
+    Raises:
+        RuntimeError: the capture has failed, or another one before it in this process.
+    """
 
     def __init__(self, step: Callable[[], Any], place: Callable[[], Any]) -> None:
+        if _failed:
+            raise RuntimeError(
+                f"the capture of a graph has failed in this process: {_failed[0][1]}"
+            )
         self._graph = torch.cuda.CUDAGraph()
         pool, stream = place()
-        # Other threads may use the device meanwhile.
-        graph = torch.cuda.graph(
-            self._graph, pool=pool, stream=stream, capture_error_mode="thread_local"
-        )
         try:
-            # torch.cuda.graph stays on its stream where capturing fails.
-            with torch.cuda.stream(stream), own_workspaces(), graph:
-                step()
+            with torch.cuda.stream(stream), own_workspaces():
+                # Other threads may use the device meanwhile.
+                self._graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+                with _ended(self._graph):
+                    step()
         except RuntimeError as error:
-            capture_nothing(stream)
-            # The end of a capture that was broken off fails as well, and says nothing of why.
-            if isinstance(error.__context__, RuntimeError):
-                raise error.__context__ from None
+            _failed.append((self._graph, str(error).splitlines()[0]))
+            with suppress(RuntimeError):
+                torch._C._cuda_endAllocateToPool(stream.device_index, pool)
             raise
 
     def replay(self) -> None:
@@ -40,18 +51,16 @@ class Captured:
         self._graph.replay()
 
 
-def capture_nothing(stream: torch.cuda.Stream) -> None:
-    """Make a capture that succeeds, after one that has failed.
-
-    The failed one may have left torch's random number generator in its capture mode, in which only
-    replays can draw numbers.
-    """
-    number = torch.zeros(1, device=stream.device)
-    graph = torch.cuda.graph(
-        torch.cuda.CUDAGraph(), stream=stream, capture_error_mode="thread_local"
-    )
-    with suppress(RuntimeError), torch.cuda.stream(stream), graph:
-        number.add_(1)
+@contextmanager
+def _ended(graph: torch.cuda.CUDAGraph) -> Iterator[None]:
+    """End the capture with the block; of two errors the block's is the one that says why."""
+    try:
+        yield
+    except BaseException:
+        with suppress(RuntimeError):
+            graph.capture_end()
+        raise
+    graph.capture_end()
 
 
 @dataclass(frozen=True)
@@ -115,10 +124,38 @@ def own_workspaces() -> Iterator[None]:
         clear()
 
 
-def on_side_stream(function: Callable[[], None], place: Callable[[], Any]) -> None:
-    """Call it on the capture stream, after the current stream's work and before its next."""
+def rehearsed(step: Callable[[], None], place: Callable[[], Any]) -> None:
+    """Make a step on the capture stream, after the current stream's work and before its next.
+
+    Libraries do their set-up of a first use, which cannot be captured.
+
+    Raises:
+        RuntimeError: the step waits for the device. A capture would fail of it, and leave torch in
+            a state in which the next one fails as well.
+    """
     current, (_, stream) = torch.cuda.current_stream(), place()
     stream.wait_stream(current)
-    with torch.cuda.stream(stream):
-        function()
+    with torch.cuda.stream(stream), waits_told() as told:
+        step()
     current.wait_stream(stream)
+    if told:
+        raise RuntimeError(f"a step of the search waits for the device: {told[0]}")
+
+
+@contextmanager
+def waits_told() -> Iterator[list[str]]:
+    """Yield a list that holds, once the block has ended, what torch says of the waits in it.
+
+    torch is told to warn, not to raise: the setting is the process's, and other threads may wait.
+    """
+    said: list[str] = []
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            yield said
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
+    texts = (str(warning.message).splitlines()[0] for warning in caught)
+    said += [text for text in texts if "synchronizing" in text]

@@ -139,7 +139,8 @@ class ContextStates:
 
         block = spec.blocks[self.projection.layer - 1]
         with hooked(block, keep), suppress(StopForwardError):
-            spec.model(**split.inputs(spec.model, batch.input_ids, attention))
+            ids = batch.input_ids.gather(1, split.columns)
+            spec.model(**split.inputs(spec.model, ids, attention))
         hidden = hidden_of(self.below)[context]
         whole = hidden.new_zeros(batch.n_rows, length, hidden.shape[-1])
         n_stored = min(length, hidden.shape[1])

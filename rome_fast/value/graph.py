@@ -27,7 +27,7 @@ from rome_fast.value.capture import (
     NumbersFilled,
     Refusal,
     hooks_of,
-    on_side_stream,
+    rehearsed,
     told_host,
 )
 from rome_fast.value.first_pass import CANNOT
@@ -80,7 +80,6 @@ class Graphs:
             graph = graph or StepGraph(problem, self)
             graph.run(problem, check)
         except CANNOT as error:
-            self._place = None  # where capturing has failed, torch may still record into the pool
             if is_out_of_memory(error):
                 raise
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
@@ -205,9 +204,7 @@ class StepGraph:
     def __init__(self, problem: Problem, graphs: Graphs) -> None:
         own = problem.mapped(torch.clone)
         self._tensors, self._objective, self._offsets = own.tensors(), own.objective, own.offsets
-        # A step run eagerly: its gradients are what the graph must reproduce, and it makes
-        # libraries do their set-up of a first use, which cannot be captured.
-        on_side_stream(lambda: self._step(own), graphs.place)
+        rehearsed(lambda: self._step(own), graphs.place)  # its gradients are those to reproduce
         self._expected: Tensor | None = self._gradients.clone()
         self._captured = Captured(lambda: self._step(own), graphs.place)
 
@@ -222,8 +219,7 @@ class StepGraph:
         Raises:
             ValueError: the graph does not compute what it should.
         """
-        for own, given in zip(self._tensors, problem.tensors(), strict=True):
-            own.copy_(given)
+        torch._foreach_copy_(self._tensors, problem.tensors())
         self._captured.replay()
         check(self.logits)
         self._check_gradients()

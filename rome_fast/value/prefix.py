@@ -10,16 +10,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rome_fast.model.spec import input_device
+from rome_fast.value.buckets import EXACT, Buckets, filled
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import DynamicCache, PreTrainedModel
 
     from rome_fast.value.batch import EditBatch
-
-# Columns are padded to a multiple of this, by the device they run on: on a GPU a few empty columns
-# cost nothing, and requests of like lengths then share one captured graph.
-_COLUMNS = {"cuda": 4}
 
 # Keys and values [n_rows, heads, t, d_head] of one block.
 Attention = tuple["Tensor", "Tensor"]
@@ -43,14 +40,12 @@ class PrefixSplit:
     attention_mask: Tensor
 
     @classmethod
-    def between(cls, first: Tensor, last: Tensor, length: int, multiple: int = 1) -> PrefixSplit:
-        """Run the positions ``first`` to ``last`` (int64 [n_rows]) of rows of ``length`` tokens.
-
-        Args:
-            multiple: p and s are rounded up to a multiple of it (p = 0 stays 0).
-        """
-        p = _rounded_up(int(first.max()), multiple)
-        s = _rounded_up(int((last - first).max()) + 1, multiple)
+    def between(
+        cls, first: Tensor, last: Tensor, length: int, buckets: Buckets = EXACT
+    ) -> PrefixSplit:
+        """Run the positions ``first`` to ``last`` (int64 [n_rows]) of rows of ``length`` tokens."""
+        p = filled(int(first.max()), buckets.before)
+        s = filled(int((last - first).max()) + 1, buckets.columns)
         before = torch.arange(p) - p + first[:, None]
         columns = torch.arange(s) + first[:, None]
         return cls(
@@ -67,8 +62,7 @@ class PrefixSplit:
         """
         lookup = batch.lookup_idx
         last = lookup.scatter_reduce(0, batch.read_rows, batch.read_positions, "amax")
-        multiple = _COLUMNS.get(device.type, 1)
-        return cls.between(lookup, last, batch.input_ids.shape[1], multiple)
+        return cls.between(lookup, last, batch.input_ids.shape[1], Buckets.of(device.type))
 
     def to(self, device: torch.device) -> PrefixSplit:
         """The same with all tensors on ``device``."""
@@ -86,12 +80,12 @@ class PrefixSplit:
         """What the model's forward takes to run the columns.
 
         Args:
-            input_ids: int64 [n_rows, t], the whole rows.
+            input_ids: int64 [n_rows, s], of the columns.
             attention: of each block, only at the positions ``before``.
         """
         device = input_device(model)
         inputs: dict[str, Any] = {
-            "input_ids": input_ids.gather(1, self.columns).to(device),
+            "input_ids": input_ids.to(device),
             "attention_mask": self.attention_mask.to(device),
             "use_cache": False,
         }
@@ -102,17 +96,20 @@ class PrefixSplit:
         return inputs
 
 
-def _rounded_up(n: int, multiple: int) -> int:
-    return -(-n // multiple) * multiple
-
-
 def _cache_of(attention: Sequence[Attention]) -> DynamicCache:
-    """A new cache for each run, since the run appends to it."""
+    """A new cache for each run, which puts longer tensors in place of these.
+
+    They are set, as the cache's own ``update`` would copy them first.
+    """
     from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer
 
     cache = DynamicCache()
-    for layer, (keys, values) in enumerate(attention):
-        cache.update(keys, values, layer)
+    for keys, values in attention:
+        layer = DynamicLayer()
+        layer.keys, layer.values, layer.is_initialized = keys, values, True
+        layer.dtype, layer.device = keys.dtype, keys.device
+        cache.layers.append(layer)
     return cache
 
 

@@ -46,7 +46,8 @@ class Rows:
     """The tensors of a batch on the device of a step, which moves nothing between devices.
 
     Attributes:
-        input_ids, edit_of_row: as in the batch.
+        input_ids: int64 [n_rows, s], of the split's columns.
+        edit_of_row: as in the batch.
         read_rows, read_columns: int64 [n_reads + n_edits], the reads among the split's columns.
     """
 
@@ -56,9 +57,10 @@ class Rows:
     read_columns: Tensor
 
     @classmethod
-    def of(cls, batch: EditBatch, device: torch.device) -> Rows:
+    def of(cls, batch: EditBatch, split: PrefixSplit, device: torch.device) -> Rows:
         columns = batch.read_positions - batch.lookup_idx[batch.read_rows]
-        tensors = batch.input_ids, batch.edit_of_row, batch.read_rows, columns
+        ids = batch.input_ids.gather(1, split.columns)
+        tensors = ids, batch.edit_of_row, batch.read_rows, columns
         return cls(*(x.to(device) for x in tensors))
 
 
@@ -95,7 +97,7 @@ class SuffixForward:
     ) -> SuffixForward:
         """The suffix of the rows that ``first`` has run."""
         device = input_device(spec.model)
-        rows, split = Rows.of(batch, device), PrefixSplit.at_lookup(batch, device).to(device)
+        rows, split = _placed(batch, device)
         # A silent block asks its cache for nothing but its length.
         attention = first.attention[:1] * projection.layer + first.attention
         below = first.below
@@ -126,7 +128,7 @@ class SuffixForward:
     def keep(self, edits: Sequence[int]) -> SuffixForward:
         """The same for some of the requests only."""
         batch, device = self.batch.select(edits), self.rows.input_ids.device
-        rows, split = Rows.of(batch, device), PrefixSplit.at_lookup(batch, device).to(device)
+        rows, split = _placed(batch, device)
         going_on = torch.isin(self.batch.edit_of_row, torch.tensor(edits))
         p, s = split.before.shape[1], split.columns.shape[1]
 
@@ -201,6 +203,12 @@ class SuffixForward:
         with hooked(self.spec.blocks[self.projection.layer], keep), suppress(StopForwardError):
             self._run(offset)
         return seen[0]
+
+
+def _placed(batch: EditBatch, device: torch.device) -> tuple[Rows, PrefixSplit]:
+    """The tensors of a batch, and where its rows are split, on ``device``."""
+    split = PrefixSplit.at_lookup(batch, device)
+    return Rows.of(batch, split, device), split.to(device)
 
 
 def _attention_in_bfloat16(device: torch.device) -> AbstractContextManager[None]:

@@ -23,6 +23,7 @@ from rome_fast.prompt.answers import Answer
 from rome_fast.prompt.readback import Reading, read_logits, read_targets
 from rome_fast.value import graph
 from rome_fast.value.batch import EditBatch
+from rome_fast.value.buckets import Buckets
 from rome_fast.value.context_states import FirstPasses
 from rome_fast.value.first_pass import FirstPass, run_in_parts
 from rome_fast.value.key import Keys, mean_keys
@@ -37,8 +38,9 @@ if TYPE_CHECKING:
     from rome_fast.timings import Timings
 
 # Most bytes of activations in one batch. On a CPU a window's time per edit falls up to here, as
-# products of more rows read the same weights, and beyond it no further (docs/decisions.md).
-BATCH_BYTES = {"cpu": 2**29, "cuda": 2**30}
+# products of more rows read the same weights, and beyond it no further (docs/decisions.md). A GPU
+# takes what its memory holds.
+BATCH_BYTES = {"cpu": 2**29, "cuda": sys.maxsize}
 
 # Measured peaks are up to 1.4 times the estimate, as allocators lose room between blocks
 # (benchmarks/results/memory-estimate.json).
@@ -82,7 +84,9 @@ class KeyValueSearch:
         self._backend = backend
         self._spec, self._tok = spec, tok
         self._projection, self._hparams = projection, hparams
-        self._budget = BATCH_BYTES.get(projection.weight.device.type, 2**30)
+        device_type = projection.weight.device.type
+        self._budget = BATCH_BYTES.get(device_type, 2**30)
+        self._buckets = Buckets.of(device_type)
         self._room: int | None = None
         self._first_passes = FirstPasses(projection)
         self._copies: Bfloat16Weights | None = None
@@ -122,7 +126,8 @@ class KeyValueSearch:
         while len(done) < len(edits):
             batch, n_rows = self._as_many_as_fit(waiting[len(done) :])
             try:
-                done += self._find_at_once(EditBatch.of(batch), n_rows, timings)
+                found = self._find_at_once(EditBatch.of(batch, self._buckets), n_rows, timings)
+                done += found[: len(batch)]
                 continue
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
@@ -168,7 +173,8 @@ class KeyValueSearch:
         if first.logits is None or any(e.prompt_row >= e.n_contexts for e in batch.edits):
             return read_targets(model, tok, prompts, targets)
         starts = [e.prompt_row * len(e.said_ids) for e in batch.edits]
-        reads = first.logits.split([*torch.bincount(batch.edit_of_read).tolist(), batch.n_edits])
+        counts = torch.bincount(batch.edit_of_read)[: batch.n_edits].tolist()
+        reads = first.logits.split([*counts, len(first.logits) - sum(counts)])
         return [
             read_logits(model, tok, prompt, target, logits[start : start + len(target)])
             for prompt, target, logits, start in zip(
@@ -185,9 +191,10 @@ class KeyValueSearch:
             InsufficientMemoryError: not a single row fits.
         """
         room, n = self._room_for(edits[:1]), 1
-        while n < len(edits) and self._bytes(edits[: n + 1]) <= min(room, self._budget):
+        filled = self._buckets.filled_edits
+        while n < len(edits) and self._bytes(filled(edits[: n + 1])) <= min(room, self._budget):
             n += 1
-        n_rows = sum(len(edit.lookup_idx) for edit in edits[:n])
+        n_rows = sum(len(edit.lookup_idx) for edit in filled(edits[:n]))
         while n == 1 and self._bytes(edits[:1], n_rows) > room:
             if n_rows == 1:
                 raise self._insufficient(edits[0], f"there is room for {format_bytes(room)}")

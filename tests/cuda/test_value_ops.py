@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from ops.test_value_loss import DTYPES, KL_FACTOR, TOLERANCES, reference, sample
+from ops.test_value_loss import (
+    DTYPES,
+    KL_FACTOR,
+    TOLERANCES,
+    reference,
+    sample,
+    with_reads_of_nobody,
+)
 from ops.test_value_step import MAX_STEPS, SETTINGS, balls, drawn, state
 
 from rome_fast.ops import _default
@@ -57,6 +64,19 @@ def test_value_loss_of_equal_and_impossible_and_undefined_logits(emulated):
         finite = [0, 1, 4, 5, 6, 7, 8]
         torch.testing.assert_close(gradient[finite], expected[1][finite])
         init = kept if init is None else init
+
+
+@pytest.mark.covering("dtype,kernel", "emulated")
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_reads_of_nobody_change_nothing(emulated, dtype):
+    given = sample(vocabulary=1030, dtype=dtype)
+    expected = emulated.value_loss(*given, KL_FACTOR)
+    losses, gradient, right, _ = emulated.value_loss(*with_reads_of_nobody(given, 5), KL_FACTOR)
+    n_reads = len(given[1])
+    assert not gradient[n_reads : n_reads + 5].any()
+    counted = torch.cat([gradient[:n_reads], gradient[n_reads + 5 :]])
+    for found, same in zip((losses, counted, right), expected[:3], strict=True):
+        assert torch.equal(found, same), "the same bits"
 
 
 @pytest.mark.parametrize("shift", [0.0, -100.0])

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rome_fast import SecondMoment
 from rome_fast.errors import SecondMomentError, SecondMomentWarning, UnsupportedModelError
+from rome_fast.model import hashes
 from rome_fast.model.hashes import tokenizer_hash, weights_hash
 from rome_fast.model.spec import ModelSpec
 from rome_fast.moment.collect.resolve import resolve_second_moment
@@ -41,6 +42,33 @@ def test_weights_hash_covers_the_layer_and_below(tiny):
     spec.blocks[0].to("meta")
     with pytest.raises(UnsupportedModelError, match="load the blocks up to 1 fully"):
         weights_hash(ModelSpec.of(model), projection)
+
+
+@pytest.mark.parametrize("how", ["counted", "uncounted", "replaced"])
+def test_a_hash_is_kept_until_a_weight_is_written(tiny, monkeypatch, how):
+    """Also through .data, whose writes torch does not count."""
+    model, _ = tiny
+    projection = ModelSpec.of(model).down_projection(1)
+    hashed, own = [], hashes.sampled_hash
+    monkeypatch.setattr(hashes, "sampled_hash", lambda *args: hashed.append(1) or own(*args))
+
+    def found():
+        return weights_hash(ModelSpec.of(model), projection)
+
+    before = found()
+    assert found() == before and len(hashed) == 1
+    embedding = model.get_input_embeddings()
+    if how == "counted":
+        with torch.no_grad():
+            embedding.weight.mul_(1.5)
+    elif how == "uncounted":
+        embedding.weight.data.mul_(1.5)
+    else:
+        embedding.weight = torch.nn.Parameter(embedding.weight.detach() * 1.5)
+    changed = found()
+    assert changed != before and len(hashed) == 2
+    assert changed == own(hashes._below(ModelSpec.of(model), projection))
+    assert weights_hash(ModelSpec.of(model), ModelSpec.of(model).down_projection(0)) != changed
 
 
 def test_a_saved_and_reloaded_model_is_the_same(tiny, tmp_path):

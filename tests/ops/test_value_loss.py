@@ -70,7 +70,8 @@ def test_value_loss_of_rows_that_threads_share(backend):
     given = sample((3, 2), 262147)
     losses, gradient, *_ = loss(*given, backend=backend)
     expected, expected_gradient = reference(*given)
-    torch.testing.assert_close(losses.double(), expected, rtol=1e-5, atol=1e-5)
+    # So long a sum of float32 loses 2e-5 in torch's own kernels where vectors are short (AVX2).
+    torch.testing.assert_close(losses.double(), expected, rtol=5e-5, atol=1e-5)
     error, norm = (gradient - expected_gradient).norm(dim=-1), expected_gradient.norm(dim=-1)
     assert (error <= 1e-4 * norm).all()
 
@@ -141,6 +142,35 @@ def test_value_loss_of_a_word_that_cannot_come(backend):
     torch.testing.assert_close(again[0], losses)
     assert again[1][2:].abs().max() < 1e-6
     assert losses[0] == torch.inf and losses[1].isfinite() and gradient[1].isfinite().all()
+
+
+def with_reads_of_nobody(given, n):
+    """The same with ``n`` reads more, of an edit that is not there."""
+    logits, target_ids, edit_of_read, init = given
+    n_reads, n_edits = len(target_ids), len(init)
+    more = 5 * torch.randn(n, logits.shape[1], dtype=torch.float64).to(logits)
+    return (
+        torch.cat([logits[:n_reads], more, logits[n_reads:]]),
+        torch.cat([target_ids, torch.randint(logits.shape[1], (n,))]),
+        torch.cat([edit_of_read, torch.full((n,), n_edits)]),
+        init,
+    )
+
+
+@pytest.mark.covering
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("known", [True, False], ids=["later calls", "first call"])
+def test_reads_of_nobody_change_nothing(backend, dtype, known):
+    given = sample(vocabulary=1030, dtype=dtype)
+    more = with_reads_of_nobody(given, 5)
+    options = {"backend": backend}
+    expected = loss(*given[:3], given[3] if known else None, **options)
+    losses, gradient, right, kept = loss(*more[:3], more[3] if known else None, **options)
+    n_reads = len(given[1])
+    assert not gradient[n_reads : n_reads + 5].any()
+    counted = torch.cat([gradient[:n_reads], gradient[n_reads + 5 :]])
+    for found, same in zip((losses, counted, right, kept), expected, strict=True):
+        torch.testing.assert_close(found, same, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("row", [0, 8])

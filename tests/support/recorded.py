@@ -6,11 +6,35 @@ runs again. And as there, a step that reads the value of a tensor cannot be capt
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
+from transformers.utils import import_utils
+
+from rome_fast.value import buckets, graph
+from rome_fast.value.buckets import Buckets
 
 _ASKING = {"_local_scalar_dense", "nonzero", "equal", "is_nonzero", "unique", "masked_select"}
+
+
+def record_graphs(monkeypatch: pytest.MonkeyPatch) -> list[Recorded]:
+    """From now on every model is searched as one on a GPU would be; returns what is captured."""
+    made: list[Recorded] = []
+
+    def captured(step, pool):
+        with monkeypatch.context() as patch:
+            # What transformers asks torch before it looks into a mask.
+            patch.setattr(import_utils, "is_cuda_stream_capturing", lambda: True, raising=False)
+            made.append(Recorded(step))
+        return made[-1]
+
+    monkeypatch.setattr(graph, "Captured", captured)
+    monkeypatch.setattr(graph, "rehearsed", lambda step, _: step())
+    monkeypatch.setattr(graph, "told_host", lambda flag: flag.clone().item)
+    monkeypatch.setattr(graph, "is_wanted", lambda search, _: search.suffix is not None)
+    monkeypatch.setitem(buckets._OF_DEVICE, "cpu", Buckets.of("cuda"))
+    return made
 
 
 class CapturedError(RuntimeError):

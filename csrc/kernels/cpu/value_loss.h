@@ -15,7 +15,7 @@ struct ValueLossParams {
   const Logit* logits;  // [n_reads + n_edits, vocabulary]
   int64_t row_stride;
   const int64_t* target_ids;             // [n_reads]
-  const int64_t* edit_of_read;           // [n_reads]
+  const int64_t* edit_of_read;           // [n_reads]; n_edits is nobody
   const Compute<Logit>* log_probs_init;  // [n_edits, vocabulary]; null in the first call
   int64_t n_reads;
   int64_t n_edits;

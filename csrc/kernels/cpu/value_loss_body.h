@@ -159,8 +159,16 @@ ROME_FAST_TARGET void kl_row(const ValueLossParams<Logit>& p, int64_t at, const 
   p.row_loss[at] = kl;
 }
 
+// A read of no edit.
+template <class Logit>
+void unread_row(const ValueLossParams<Logit>& p, int64_t at) {
+  Logit* gradient = p.gradient + at * p.vocabulary;
+  std::fill(gradient, gradient + p.vocabulary, narrow<Logit>(Compute<Logit>(0)));
+}
+
 template <class Logit>
 void value_loss_row(const ValueLossParams<Logit>& p, int64_t at) {
+  if (at < p.n_reads && p.edit_of_read[at] == p.n_edits) return unread_row(p, at);
   const Row<Logit> row = normalised(p.logits + at * p.row_stride, p.vocabulary);
   if (at < p.n_reads) {
     read_row(p, at, row);

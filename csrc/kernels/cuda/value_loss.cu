@@ -171,6 +171,15 @@ __device__ void read_row(const ValueLossParams<Logit>& params, int64_t at, const
   }
 }
 
+// A read of no edit.
+template <class Logit>
+__device__ void unread_row(const ValueLossParams<Logit>& params, int64_t at) {
+  Logit* gradient = params.gradient + at * params.vocabulary;
+  for (int64_t i = threadIdx.x; i < params.vocabulary; i += kThreads) {
+    gradient[i] = narrow<Logit>(Compute<Logit>(0));
+  }
+}
+
 // The KL is 0 and flat, or NaN where the row holds one.
 template <class Logit>
 __device__ void first_row(const ValueLossParams<Logit>& params, int64_t at, const Row<Logit>& row) {
@@ -210,6 +219,9 @@ __global__ void __launch_bounds__(kThreads) value_loss_kernel(ValueLossParams<Lo
   using T = Compute<Logit>;
   Storage<T>& shared = shared_storage<Storage<T>>();
   const int64_t at = blockIdx.x;
+  if (at < params.n_reads && params.edit_of_read[at] == params.n_edits) {
+    return unread_row(params, at);
+  }
   const Row<Logit> row =
       normalised(params.logits + at * params.row_stride, params.vocabulary, shared.parts);
   if (at < params.n_reads) {

@@ -11,6 +11,10 @@ __global__ void value_loss_naive_kernel(ValueLossParams<Logit> params) {
   const int64_t row = blockIdx.x, n = params.vocabulary;
   const Logit* logits = params.logits + row * params.row_stride;
   Logit* gradient = params.gradient + row * n;
+  if (row < params.n_reads && params.edit_of_read[row] == params.n_edits) {
+    for (int64_t i = 0; i < n; ++i) gradient[i] = narrow<Logit>(T(0));
+    return;
+  }
   T max = widen<T>(logits[0]), sum = 0;
   for (int64_t i = 1; i < n; ++i) max = widen<T>(logits[i]) > max ? widen<T>(logits[i]) : max;
   for (int64_t i = 0; i < n; ++i) sum += exp(widen<T>(logits[i]) - max);
