@@ -36,7 +36,7 @@ class Part:
 
 
 PARTS: dict[str, Part] = {
-    "build": Part("build", "build", 180, 40),
+    "build": Part("build", "build", 180, 100),
     "smoke": Part("smoke", "smoke", 40, 20),
     "setting": Part("build", "setting", 20, 10),
     "second_moment": Part("second_moment", "second_moment", 50, 30),

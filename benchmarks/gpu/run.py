@@ -78,7 +78,7 @@ class Run:
         # Outside of the handler, whose traceback keeps the tensors of the attempt alive.
         self.keep(name, state, why=why)
         gc.collect()
-        if self.device.type == "cuda" and state == FAILED:
+        if state == FAILED and torch.cuda.is_initialized():
             self._clear(name)
 
     def _clear(self, name: str) -> None:
