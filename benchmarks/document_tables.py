@@ -6,7 +6,7 @@ python -m benchmarks.document_tables
 from __future__ import annotations
 
 from benchmarks.evaluate.tables import agreement_tables
-from benchmarks.gpu.tables import gpu_goals, gpu_tables
+from benchmarks.gpu.tables import gpu_in_readme, gpu_tables
 from benchmarks.ops.tables import head_table, loss_table
 from benchmarks.paper_tables import protocol_table
 from benchmarks.real_model.answer_tables import (
@@ -257,7 +257,7 @@ def documents() -> dict[str, list[str]]:
         "README.md": counterfact_in_readme()
         + sequence_in_readme()
         + throughput_in_readme()
-        + gpu_goals(),
+        + gpu_in_readme(),
         "docs/benchmarks.md": shown + counterfact_tables() + protocols_table(),
         "docs/comparable.md": [line for name in PROTOCOLS for line in protocol_table(name)],
         "docs/gpu.md": gpu_tables(),

@@ -1,110 +1,81 @@
 """The GPU program: builds the library, tests it on the card, measures it, and writes all down.
 
-    python -m benchmarks.gpu                #  one GPU, nvcc, no network; under ten minutes
-    python -m benchmarks.gpu --dry-run      #  every step in miniature on the CPU; means nothing
+    python -m benchmarks.gpu --seconds 540 --rows FILE.jsonl     #  one GPU, no network
+    python -m benchmarks.gpu --dry-run --out FILE                #  in miniature on the CPU
 
 Every part is a process of its own with a time of its own: one that fails, hangs or loses the device
 ends alone, and the rows that it had are kept. What is timed was compared first with a reference;
-what does not agree is not timed. The results, with the goals beside them, are in
+what does not agree is not timed. Rows are written as they come; a run that is given the rows of an
+earlier one goes on with them. The report, with the goals beside what was reached, is in
 benchmarks/results/gpu-<card>.json, written anew after every part.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
-import json
 import os
-import re
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from benchmarks.gpu.goals import GOALS
-from benchmarks.gpu.run import FAILED, NOT_RUN, Row, Run, said
-from benchmarks.support.results import RESULTS, ROOT
+from benchmarks.gpu.parts import GRACE_SECONDS, PARTS, TOTAL_SECONDS, seconds_of
+from benchmarks.gpu.rows import RUN, WHOLE_PART, append, commit_of, done, is_complete, read
+from benchmarks.gpu.run import FAILED, MEASURED, NOT_RUN, DeviceLostError, Row, Run, said
+from benchmarks.gpu.summary import brief, path_of, report_of, show, write
+from benchmarks.support.results import ROOT
+from rome_fast.bench.setting import commit as commit_here
 
 PROGRAM = ("-m", "benchmarks.gpu")
-TOTAL_SECONDS = 570
-# What a part is given to end by itself before it is ended.
-GRACE_SECONDS = 8
+# The exit code of a process that has lost the device: another one goes on behind what lost it.
+LOST = 75
 
 
-@dataclass(frozen=True)
-class Part:
-    """A step of the program.
-
-    Attributes:
-        module, function, arguments: what runs it; imported only where it runs.
-        seconds: what it may take.
-        least: what is kept free for it while those before it run.
-    """
-
-    module: str
-    function: str
-    seconds: float
-    least: float
-    arguments: tuple[str, ...] = ()
-
-    def run(self, run: Run) -> None:
-        module = importlib.import_module(f"benchmarks.gpu.{self.module}")
-        getattr(module, self.function)(run, *self.arguments)
-
-
-PARTS: dict[str, Part] = {
-    "build": Part("build", "build", 200, 60),
-    "setting": Part("build", "setting", 20, 8),
-    "roofline": Part("roofline", "roofline", 25, 10),
-    "validate": Part("validate", "validate", 100, 40),
-    "second_moment": Part("second_moment", "second_moment", 45, 25),
-    "rank_one": Part("rank_one", "rank_one", 40, 20),
-    "gpt2-xl": Part("edits", "edits", 150, 70, ("gpt2-xl",)),
-    "llama-3-8b": Part("edits", "edits", 110, 50, ("llama-3-8b",)),
-    "cholesky": Part("cholesky", "cholesky", 25, 12),
-    "values": Part("values", "values", 20, 10),
-    "gpt-j-6b": Part("edits", "edits", 90, 30, ("gpt-j-6b",)),
-    "sanitize": Part("validate", "sanitize", 90, 20),
-}
-
-
-def run_part(name: str, part: Part, dry_run: bool, seconds: float, rows: Path) -> None:
-    """Run a part in this process; its rows are appended to a file as they come."""
+def run_part(name: str, dry_run: bool, until: float, rows: Path) -> int:
+    """Run a part in this process; the exit code. Its rows are appended to a file as they come."""
 
     def sink(row: Row) -> None:
         append(rows, row)
         print(f"  {row['name']}: {brief(row)}", flush=True)
 
+    started, there = time.monotonic(), done(read(rows), name)
     device = torch.device("cpu" if dry_run else "cuda")
-    run = Run(name, device, dry_run, time.monotonic() + seconds, sink)
+    run = Run(name, device, dry_run, until, sink, there)
     try:
-        part.run(run)
+        PARTS[name].run(run)
+    except DeviceLostError as error:
+        print(f"  the device was lost {error}", flush=True)
+        return LOST
     except Exception as error:
-        run.keep(name, FAILED, why=said(error))
+        run.keep(WHOLE_PART, FAILED, why=said(error))
+    else:
+        run.keep(WHOLE_PART, seconds=round(time.monotonic() - started, 1))
+    return 0
 
 
 def run_in_child(name: str, seconds: float, rows: Path) -> None:
     """Run a part in a process of its own, and end it and all that it has started in time."""
-    asked = ["--only", name, "--seconds", f"{seconds:.0f}", "--rows", str(rows)]
-    command = [sys.executable, *PROGRAM, *asked]
-    child = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
-    try:
-        code = child.wait(seconds + GRACE_SECONDS)
-        why = f"its process ended with {code}" if code else ""
-    except subprocess.TimeoutExpired:
-        why = f"it was ended after {seconds + GRACE_SECONDS:.0f} s"
-    finally:  # also what it has left running, and also on Ctrl-C
-        end(child)
-    if why:
-        append(rows, {"part": name, "name": name, "state": FAILED, "why": why})
+    until = time.monotonic() + seconds
+    asked = ["--only", name, "--until", f"{until:.1f}", "--rows", str(rows)]
+    code: int | None = LOST
+    while code == LOST and time.monotonic() < until:
+        command = [sys.executable, *PROGRAM, *asked]
+        child = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
+        try:
+            code = child.wait(until + GRACE_SECONDS - time.monotonic())
+        except subprocess.TimeoutExpired:
+            code = None
+        finally:  # also what it has left running, and also on Ctrl-C
+            end(child)
+    if code != 0:
+        late = f"it was ended after {seconds + GRACE_SECONDS:.0f} s"
+        why = late if code is None else f"its process ended with {code}"
+        append(rows, {"part": name, "name": WHOLE_PART, "state": FAILED, "why": why})
 
 
 def end(child: subprocess.Popen[bytes]) -> None:
@@ -114,123 +85,74 @@ def end(child: subprocess.Popen[bytes]) -> None:
     child.wait()
 
 
-def seconds_of(name: str, names: Sequence[str], left: float) -> float:
-    """What a part may take of the seconds that are left: those after it keep their least."""
-    later = names[names.index(name) + 1 :]
-    kept = sum(PARTS[other].least + GRACE_SECONDS for other in later)
-    return min(PARTS[name].seconds, left - kept - GRACE_SECONDS)
-
-
-def run_all(names: Sequence[str], dry_run: bool, out: Path | None, commit: str | None) -> Row:
+def run_all(names: Sequence[str], dry_run: bool, seconds: float, rows: Path, out: Path) -> Row:
     """Run the parts one after another; the report is written after each."""
-    end_by, report, seconds = time.monotonic() + TOTAL_SECONDS, {}, {}
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "rows.jsonl"
-        for name in names:
-            given = seconds_of(name, names, end_by - time.monotonic())
+    end_by = time.monotonic() + seconds
+    report: Row = {}
+    for name in names:
+        given = seconds_of(name, names, end_by - time.monotonic(), seconds / TOTAL_SECONDS)
+        if is_complete(read(rows), name):
+            print(f"{name}: measured before", flush=True)
+        elif not given:
+            print(f"{name}: not run", flush=True)
+            why = "no time was left"
+            append(rows, {"part": name, "name": WHOLE_PART, "state": NOT_RUN, "why": why})
+        else:
             print(f"{name}, at most {given:.0f} s", flush=True)
-            begin = time.monotonic()
-            if given < 1:
-                why = "no time was left"
-                append(file, {"part": name, "name": name, "state": NOT_RUN, "why": why})
-            elif dry_run:
-                run_part(name, PARTS[name], True, given, file)
+            if dry_run:
+                run_part(name, True, time.monotonic() + given, rows)
             else:
-                run_in_child(name, given, file)
-            seconds[name] = round(time.monotonic() - begin, 1)
-            report = report_of(read(file), seconds, dry_run, commit)
-            write(out or path_of(report), report)
+                run_in_child(name, given, rows)
+        report = report_of(read(rows), dry_run)
+        write(out, report)
     return report
 
 
-def append(file: Path, row: Row) -> None:
-    """On a line of its own, also behind one that a killed process has left half written."""
-    with file.open("a", encoding="utf-8") as rows:
-        rows.write(f"\n{json.dumps(row)}\n")
+def begin(rows: Path, commit: str, is_new: bool) -> None:
+    """Note that a run begins.
+
+    Raises:
+        ValueError: the rows that are there were measured on another commit.
+    """
+    rows.parent.mkdir(parents=True, exist_ok=True)
+    if is_new:
+        rows.unlink(missing_ok=True)
+    before = commit_of(read(rows))
+    if before is not None and before.rstrip("+") != commit.rstrip("+"):
+        raise ValueError(f"{rows} has rows of commit {before}, this is {commit}: name another file")
+    append(rows, {"part": RUN, "name": RUN, "state": MEASURED, "commit": commit})
 
 
-def read(file: Path) -> list[Row]:
-    """The rows of a file; half a line is none."""
-    rows = []
-    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
-        with suppress(json.JSONDecodeError):
-            rows.append(json.loads(line))
-    return rows
+def parser() -> argparse.ArgumentParser:
+    found = argparse.ArgumentParser("python -m benchmarks.gpu", description=__doc__.splitlines()[0])
+    add = found.add_argument
+    add("--seconds", type=float, default=TOTAL_SECONDS, help="all that it may take")
+    add("--rows", type=Path, help="where rows are written; those that are there are gone on with")
+    add("--out", type=Path, help="the report; benchmarks/results/gpu-<card>.json")
+    add("--parts", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART")
+    add("--commit", help="where there is no git to ask")
+    add("--dry-run", action="store_true", help="in miniature on the CPU")
+    add("--only", help=argparse.SUPPRESS)  # a part in its process, and the end of its time
+    add("--until", type=float, help=argparse.SUPPRESS)
+    return found
 
 
-def report_of(rows: list[Row], seconds: Row, dry_run: bool, commit: str | None) -> Row:
-    """All that is written: on what it ran, the goals, and every row."""
-    setting = next((row for row in rows if row["part"] == "setting"), {})
-    facts = {k: v for k, v in setting.items() if k not in ("part", "name", "state")}
-    if commit:
-        facts["commit"] = commit
-    judged = [goal.judge([] if dry_run else rows) for goal in GOALS]
-    return {
-        "dry_run": dry_run,
-        "setting": facts,
-        "seconds_of_parts": seconds,
-        "goals": judged,
-        "rows": rows,
-    }
-
-
-def path_of(report: Row) -> Path:
-    card = report["setting"].get("gpu") or "unknown"
-    return RESULTS / f"gpu-{re.sub('[^a-z0-9]+', '-', card.lower()).strip('-')}.json"
-
-
-def write(path: Path, report: Row) -> None:
-    """The report, whole or not at all, with every row on a line of its own."""
-    rows = ",\n".join(json.dumps(row) for row in report["rows"])
-    head = json.dumps({k: v for k, v in report.items() if k != "rows"}, indent=1)
-    text = f'{head.removesuffix("}").rstrip()},\n "rows": [\n{rows}\n]\n}}\n'
-    path.parent.mkdir(parents=True, exist_ok=True)
-    spare = path.with_suffix(".part")
-    spare.write_text(text, encoding="utf-8")
-    spare.replace(path)
-
-
-def brief(row: Row) -> str:
-    """A row as a line for whoever watches."""
-    if "why" in row and row["state"] != "measured":
-        return f"{row['state']}: {row['why']}"
-    shown = [
-        f"{row[key]:g} {key.split('_', 1)[1].replace('_per_s', '/s')}"
-        for key in ("median_ms", "median_s")
-        if key in row
-    ]
-    shown += [f"{name} x {other['ratio']:g}" for name, other in row.get("beside", {}).items()]
-    shown += [f"{row[k]:g} {k}" for k in ("seconds", "edits_per_s", "gb_per_s") if k in row]
-    return ", ".join(shown) or row["state"]
-
-
-def show(report: Row) -> None:
-    """The goals, last: what is at the end of an output is read first."""
-    if report["dry_run"]:
-        print("dry run: nothing was measured")
-    for goal in report["goals"]:
-        print(f"{goal['state']:8} {goal['goal']}: {goal['reached']} (wanted {goal['wanted']})")
-
-
-def main(arguments: Sequence[str] | None = None) -> Row | None:
-    parser = argparse.ArgumentParser(
-        "python -m benchmarks.gpu", description=__doc__.splitlines()[0]
-    )
-    parser.add_argument("--dry-run", action="store_true", help="in miniature on the CPU")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART")
-    parser.add_argument("--commit", default=None, help="where there is no git to ask")
-    parser.add_argument("--out", type=Path, default=None)
-    for name in ("--only", "--seconds", "--rows"):  # a part in its process
-        parser.add_argument(name, help=argparse.SUPPRESS)
-    args = parser.parse_args(arguments)
+def main(arguments: Sequence[str] | None = None) -> Row:
+    args = parser().parse_args(arguments)
     if args.only:
-        run_part(args.only, PARTS[args.only], False, float(args.seconds), Path(args.rows))
-        return None
+        sys.exit(run_part(args.only, False, args.until, args.rows))
     if args.dry_run and args.out is None:
-        parser.error("--dry-run needs --out: results/ holds what was measured")
+        parser().error("--dry-run needs --out: results/ holds what was measured")
     if not args.dry_run and not torch.cuda.is_available():
-        parser.error("there is no GPU here; --dry-run runs every step in miniature on the CPU")
-    report: dict[str, Any] = run_all(args.parts, args.dry_run, args.out, args.commit)
+        parser().error("there is no GPU here; --dry-run runs every step in miniature on the CPU")
+    out = args.out or path_of(torch.cuda.get_device_name())
+    rows = (args.rows or out.with_suffix(".jsonl")).resolve()
+    commit = args.commit or commit_here() or "unknown"
+    try:
+        begin(rows, f"dry run of {commit}" if args.dry_run else commit, is_new=args.rows is None)
+    except ValueError as error:
+        parser().error(str(error))
+    report = run_all(args.parts, args.dry_run, args.seconds, rows, out)
     show(report)
     return report
 

@@ -23,6 +23,10 @@ class SkipError(Exception):
     """Something is not there; the message names it."""
 
 
+class DeviceLostError(Exception):
+    """The device answers this process no more: what is left needs another one."""
+
+
 @dataclass(frozen=True)
 class Run:
     """One run of one part.
@@ -32,6 +36,7 @@ class Run:
         small: miniature sizes under the names of the real ones; what is measured means nothing.
         deadline: of time.monotonic().
         sink: takes every row.
+        done: names of rows that are there already.
     """
 
     part: str
@@ -39,16 +44,27 @@ class Run:
     small: bool
     deadline: float
     sink: Callable[[Row], None]
+    done: frozenset[str] = frozenset()
 
     @property
     def seconds_left(self) -> float:
         return self.deadline - time.monotonic()
 
+    def wants(self, name: str) -> bool:
+        """Whether the row is not there yet."""
+        return name not in self.done
+
     def keep(self, name: str, state: str = MEASURED, **facts: Any) -> None:
         self.sink({"part": self.part, "name": name, "state": state, **facts})
 
     def attempt(self, name: str, function: Callable[..., Row], *args: Any) -> None:
-        """Keep what a function returns as the row ``name``, or why it returned nothing."""
+        """Keep what a function returns as the row ``name``, or why it returned nothing.
+
+        Raises:
+            DeviceLostError: the function has ended all use of the device in this process.
+        """
+        if not self.wants(name):
+            return
         if self.seconds_left <= 0:
             self.keep(name, NOT_RUN, why="the time of this part was over")
             return
@@ -62,8 +78,15 @@ class Run:
         # Outside of the handler, whose traceback keeps the tensors of the attempt alive.
         self.keep(name, state, why=why)
         gc.collect()
-        if self.device.type == "cuda" and state == FAILED:
+        if state == FAILED and torch.cuda.is_initialized():
+            self._clear(name)
+
+    def _clear(self, name: str) -> None:
+        try:
+            torch.cuda.synchronize()
             torch.cuda.empty_cache()
+        except RuntimeError as error:
+            raise DeviceLostError(f"by {name}: {said(error)}") from error
 
     def pick(self, real: Any, small: Any) -> Any:
         """A size of the real run, or of the dry one."""

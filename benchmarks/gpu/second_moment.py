@@ -22,10 +22,10 @@ KERNEL = "ROME_FAST_CUDA_KERNEL"
 WIDTHS = (6400, 14336, 16384)  # GPT-2 XL, Llama-3-8B, GPT-J
 N_ROWS = 16384
 ADDED = f"{PRODUCT}, added to the sum"
-# dtype, allow_tf32, torch's precision of float32 products, tolerance
+# dtype, allow_tf32, torch's precision of float32 products, tolerance (docs/numerics.md)
 KINDS = {
-    "bfloat16": (torch.bfloat16, False, "highest", 1e-5),
-    "float16": (torch.float16, False, "highest", 1e-5),
+    "bfloat16": (torch.bfloat16, False, "highest", 6e-5),
+    "float16": (torch.float16, False, "highest", 6e-5),
     "float32": (torch.float32, False, "highest", 1e-5),
     "tf32": (torch.float32, True, "high", 2e-3),
 }
@@ -42,7 +42,7 @@ def second_moment(run: Run) -> None:
 
 @contextmanager
 def kernel(name: str) -> Iterator[None]:
-    """No faster kernel than this one (csrc/kernels/cuda/second_moment.cu reads it)."""
+    """No faster kernel than this one; "" for the fastest (csrc/kernels/cuda reads it)."""
     before = os.environ.get(KERNEL)
     os.environ[KERNEL] = name
     try:

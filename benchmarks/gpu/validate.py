@@ -1,4 +1,4 @@
-"""The tests of the CUDA kernels on the card itself, and a few of them under compute-sanitizer.
+"""The tests of the CUDA kernels on the card itself, and each kernel under compute-sanitizer.
 
 Every file runs in a process of its own: a kernel that reads where it must not ends every later
 call of its process.
@@ -17,6 +17,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from torch.utils.cpp_extension import CUDA_HOME
+
 from benchmarks.gpu.reports import outcomes
 from benchmarks.gpu.run import FAILED, MEASURED, NOT_RUN, Run, SkipError
 from benchmarks.gpu.timer import figure
@@ -24,17 +26,26 @@ from benchmarks.support.results import ROOT
 
 ON_CARD = "tests/cuda/on_card.py"
 SELECTION = f"{ON_CARD}::test_every_op_once"
-TOOLS = ("memcheck", "racecheck")
+# With torch's own kernels racecheck takes longer than there is.
+OWN_KERNELS = ("--kernel-name", "kns=rome_fast")
+# Without torch's cache every tensor is an allocation, whose bounds are then known. Racecheck looks
+# at shared memory alone.
+TOOLS: dict[str, dict[str, str]] = {
+    "memcheck": {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
+    "racecheck": {},
+}
 
 
 def validate(run: Run) -> None:
     """tests/cuda, which run in the emulation where there is no card."""
     # In a dry run the emulation is left to the test suite itself.
     for file in [ON_CARD, *([] if run.small else kernel_tests())]:
+        if not run.wants(file):
+            continue
         if run.seconds_left <= 0:
             run.keep(file, NOT_RUN, why="the time of this part was over")
         else:
-            state, facts = _pytest(run, [file])
+            state, facts = _pytest(run, [file], run.seconds_left)
             run.keep(file, state, **facts)
 
 
@@ -53,28 +64,33 @@ def fixtures_of(path: Path) -> set[str]:
 
 
 def sanitize(run: Run) -> None:
-    for tool in TOOLS:
-        run.attempt(tool, _sanitized, tool)
+    wanted = [tool for tool in TOOLS if run.wants(tool)]
+    for number, tool in enumerate(wanted):
+        run.attempt(tool, _sanitized, tool, run.seconds_left / len(wanted[number:]))
 
 
-def _sanitized(run: Run, tool: str) -> dict[str, Any]:
-    sanitizer = shutil.which("compute-sanitizer")
-    if sanitizer is None:
-        raise SkipError("compute-sanitizer is not installed")
+def _sanitized(run: Run, tool: str, seconds: float) -> dict[str, Any]:
     if run.device.type != "cuda":
         raise SkipError("compute-sanitizer needs a GPU")
-    wrapped = [sanitizer, "--tool", tool, "--error-exitcode", "86"]
-    # Without torch's cache every tensor is an allocation, whose bounds are then known.
-    state, facts = _pytest(run, [SELECTION], wrapped, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
+    folders = os.environ.get("PATH", ""), str(Path(CUDA_HOME or "/usr/local/cuda") / "bin")
+    sanitizer = shutil.which("compute-sanitizer", path=os.pathsep.join(folders))
+    if sanitizer is None:
+        raise SkipError("compute-sanitizer is not installed")
+    wrapped = [sanitizer, "--tool", tool, *OWN_KERNELS, "--error-exitcode", "86"]
+    state, facts = _pytest(run, [SELECTION], seconds, wrapped, **TOOLS[tool])
     if state != MEASURED:
         raise RuntimeError(f"{facts}"[-500:])
     return facts
 
 
 def _pytest(
-    run: Run, arguments: list[str], wrapped: list[str] | None = None, **environment: str
+    run: Run,
+    arguments: list[str],
+    seconds: float,
+    wrapped: list[str] | None = None,
+    **environment: str,
 ) -> tuple[str, dict[str, Any]]:
-    """(state, what happened) of one run of pytest, which ends with the time of the part."""
+    """(state, what happened) of one run of pytest, which is ended after its seconds."""
     begin = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         reports = Path(folder) / "reports"
@@ -89,7 +105,7 @@ def _pytest(
             "ROME_FAST_REPORTS": str(reports),
             "ROME_FAST_TEST_DEVICE": run.device.type,
         }
-        code, said = _ended(command, given, run.seconds_left)
+        code, said = _ended(command, given, seconds)
         found = outcomes(reports)
     facts = {
         "seconds": figure(time.perf_counter() - begin),

@@ -14,7 +14,7 @@ import os
 
 import pytest
 import torch
-from cuda_calls import CALLS
+from cuda_calls import CALLS, KERNELS_OF_CALLS
 from helpers import CONTEXTS, REQUEST, same_bits, state
 from tiny import tiny_gpt2, tiny_llama, tiny_second_moment
 
@@ -63,9 +63,10 @@ def test_the_kernels_are_there(card):
     assert ops.resolve_backend("native", card.type) == "native"
 
 
-@pytest.mark.parametrize("name", CALLS)
-def test_every_op_once(card, name):
-    """Also what runs under compute-sanitizer."""
+@pytest.mark.parametrize(("name", "kernel"), KERNELS_OF_CALLS)
+def test_every_op_once(card, name, kernel, monkeypatch):
+    """With each of its kernels; also what runs under compute-sanitizer."""
+    monkeypatch.setenv("ROME_FAST_CUDA_KERNEL", kernel)
     call = CALLS[name]
     found = call.run(call.on(card))
     assert_close(found, call.run(call.on("cpu"), backend="torch"), call.tolerance)

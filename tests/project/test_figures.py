@@ -8,6 +8,7 @@ from pathlib import Path
 import rome_fast
 from benchmarks import document_tables, paper_tables
 from benchmarks.evaluate.tables import compared
+from benchmarks.gpu.tables import gpu_in_readme
 from benchmarks.support.tables import read
 from rome_fast.evaluate.protocols import PROTOCOLS
 
@@ -33,6 +34,13 @@ def test_the_first_edit_of_the_readme_is_that_of_the_results():
     assert f"GPT-2 small's shape {seconds[1]} s" in english
     assert f"SmolLM2 用 {seconds[0]} 秒" in chinese
     assert f"GPT-2 small 的形状 {seconds[1]} 秒" in chinese
+
+
+def test_the_edits_on_a_card_are_the_same_in_both_readmes():
+    (english,) = gpu_in_readme()
+    seconds = re.findall(r"[\d.]+ s\b", english)
+    chinese = (ROOT / "README.zh-CN.md").read_text("utf-8")
+    assert len(seconds) == 3 and all(one in chinese for one in seconds)
 
 
 def test_tables_in_the_documents_are_those_of_the_results():

@@ -134,3 +134,17 @@ CALLS = {
     "value_loss, bfloat16": Call(partial(_logits, torch.bfloat16), _loss, 1e-2),
     "value_step_": Call(_offsets, _move),
 }
+
+# What ROME_FAST_CUDA_KERNEL chooses, by op and for all others; "" is what runs without it.
+KERNELS = {"second_moment_update_": ("wgmma", "mma", "naive")}
+OTHER_KERNELS = ("", "naive")
+
+
+def op_of(name: str) -> str:
+    """Of a call, by its name."""
+    return name.split(",")[0]
+
+
+KERNELS_OF_CALLS = [
+    (name, kernel) for name in CALLS for kernel in KERNELS.get(op_of(name), OTHER_KERNELS)
+]
