@@ -23,6 +23,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "support"))
 
 from family_checks import edits_and_undoes, exactness  # noqa: E402
+from graph_checks import graph_obstacle  # noqa: E402
 from mixtures import MIXTURES  # noqa: E402
 from tiny import metaspace_tokenizer  # noqa: E402
 from zoo import ZOO, Member  # noqa: E402
@@ -45,6 +46,10 @@ weights made from its configuration, with the versions of transformers in the ta
   independent implementation that runs the whole model in float64; the limit is 1e-4, in float32.
   "whole model": exact too, but without the shortened forward, so slower.
 - **edit**: the edit makes the target likelier; **undo**: it gives back every bit.
+- **graph**: whether a GPU can run a step of the search as a CUDA graph, found by an emulation of
+  the capture with the newest of these transformers. "no": its forward asks for numbers that the
+  device has computed, as routers of experts do, or the whole model runs in every step; the search
+  then runs without a graph, more slowly.
 - "-": this version of transformers does not have the family, or does not run it in float64.
 """
 REFUSED = """\
@@ -80,6 +85,7 @@ def _measured(member: Member, tok: Any) -> Row | None:
         row["exact"] = max(found.losses, found.value, found.update)
         row["shortened"] = not found.obstacle
     row["edit"], row["undo"] = edits_and_undoes(model, tok, **where)
+    row["graph"] = graph_obstacle(model, tok, member.request, **where)
     return row
 
 
@@ -101,14 +107,16 @@ def _refusal(name: str, vocabulary: int) -> str | None:
 def page(reports: Sequence[Row]) -> str:
     """docs/models.md."""
     versions = [report["transformers"] for report in reports]
-    head = ["family", "layer found", *(f"exact, edit, undo: {version}" for version in versions)]
+    measured = [f"exact, edit, undo: {version}" for version in versions]
+    head = ["family", "layer found", *measured, "graph"]
     lines = [INTRO, f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for member in ZOO:
         rows = [report["families"].get(member.name) for report in reports]
         newest = next((row for row in rows if row), None)
         if newest:
             found = f"`{newest['found']}`, {newest['class']}"
-            lines.append(f"| {' | '.join([member.name, found, *map(_cell, rows)])} |")
+            graph = "no" if newest["graph"] else "yes"
+            lines.append(f"| {' | '.join([member.name, found, *map(_cell, rows), graph])} |")
     lines += [REFUSED, "| family | its first layer that routes |", "|---|---|"]
     for name in MIXTURES:
         said = next((r["refused"][name] for r in reports if r["refused"].get(name)), None)
