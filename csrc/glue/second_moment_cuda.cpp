@@ -11,7 +11,7 @@ namespace {
 template <class Key, class Sum>
 void run(const Tensor& moment_sum, const std::optional<Tensor>& compensation, const Tensor& keys,
          const std::optional<Tensor>& mask, bool allow_tf32, cudaStream_t stream) {
-  const SecondMomentParams<Key, Sum> params{
+  SecondMomentParams<Key, Sum> params{
       data<Sum>(moment_sum),
       moment_sum.stride(0),
       moment_sum.stride(1),
@@ -26,7 +26,10 @@ void run(const Tensor& moment_sum, const std::optional<Tensor>& compensation, co
       keys.size(0),
       keys.size(1),
       allow_tf32,
+      nullptr,
   };
+  const Tensor memory = workspace(moment_sum, second_moment_bytes(params));
+  params.memory = data<void>(memory);
   second_moment(params, stream);
 }
 

@@ -82,9 +82,10 @@ def second_moment_update_(
     moment_sum.double() + compensation.double(), and its error does not grow with the number of
     calls. moment_sum alone is that value rounded to float32.
 
-    allow_tf32 lets CUDA round float32 keys to TF32 (10 bits of fraction) before it multiplies:
-    an error of up to 2^-10 of each product, and one product of the tensor cores instead of three.
-    Other keys, the CPU and the torch backend take no notice of it.
+    allow_tf32 lets CUDA round float32 keys before it multiplies, to TF32 (10 bits of fraction): an
+    error of up to 2^-10 of each product, and one product of the tensor cores instead of three. On
+    Hopper they are rounded to 16 bits, for three products instead of six. Other keys, the CPU and
+    the torch backend take no notice of it.
 
     The strictly upper parts of both are left as they are. Raises InvalidArgumentError.
     """

@@ -70,6 +70,24 @@ __global__ void round_kernel(const float* x, int n, float* bfloat16, float* half
   }
 }
 
+__global__ void round_to_tf32_kernel(const float* x, int n, float* rounded) {
+  for (int i = threadIdx.x; i < n; i += blockDim.x) rounded[i] = tf32_as_float(round_to_tf32(x[i]));
+}
+
+// out[16][8] += a[16][8] b[8][8], of whatever bits.
+__global__ void multiply_tf32_kernel(const float* a, const float* b, float* out) {
+  const int row = threadIdx.x / 4, k = threadIdx.x % 4, col = 2 * k;
+  uint32_t a_bits[4], b_bits[2];
+  for (int i = 0; i < 4; ++i) {
+    a_bits[i] = __float_as_uint(a[(row + i % 2 * 8) * 8 + k + i / 2 * 4]);
+  }
+  for (int i = 0; i < 2; ++i) b_bits[i] = __float_as_uint(b[(k + i * 4) * 8 + row]);
+  float sum[4];
+  for (int i = 0; i < 4; ++i) sum[i] = out[(row + i / 2 * 8) * 8 + col + i % 2];
+  multiply_m16n8k8_tf32(sum, a_bits, b_bits);
+  for (int i = 0; i < 4; ++i) out[(row + i / 2 * 8) * 8 + col + i % 2] = sum[i];
+}
+
 template <class Launch>
 const char* said(const Launch& launch) {
   static char message[256];
@@ -112,5 +130,11 @@ const char* run_waits_for_a_later_block() {
 }
 const char* run_round(const float* x, int n, float* bfloat16, float* half) {
   return said([&] { launch(round_kernel, 1, 64, 0, nullptr, x, n, bfloat16, half); });
+}
+const char* run_round_to_tf32(const float* x, int n, float* rounded) {
+  return said([&] { launch(round_to_tf32_kernel, 1, 64, 0, nullptr, x, n, rounded); });
+}
+const char* run_multiply_tf32(const float* a, const float* b, float* out) {
+  return said([&] { launch(multiply_tf32_kernel, 1, 32, 0, nullptr, a, b, out); });
 }
 }

@@ -14,6 +14,7 @@ KERNELS = Path(__file__).with_name("emulation_kernels.cu")
 RUNS = [
     *("sum", "reverse", "some_return", "half_a_warp_waits", "different_barriers"),
     *("waits_for_a_later_block", "writes_behind", "writes_before", "round"),
+    *("round_to_tf32", "multiply_tf32"),
 ]
 
 
@@ -80,3 +81,25 @@ def test_half_precision_is_rounded_as_torch_does(library):
     assert library.run_round(at(x.numpy()), len(x), at(bfloat16), at(half)) == b""
     assert np.array_equal(bfloat16, x.bfloat16().float().numpy())
     assert np.array_equal(half, x.half().float().numpy())
+
+
+def test_tf32_is_rounded_to_nearest_ties_away(library):
+    x = (np.random.randn(20_000) * 2.0 ** np.random.randint(-140, 120, 20_000)).astype(np.float32)
+    x[:4] = [1 + 2**-11, -1 - 2**-11, 1 + 2**-11 - 2**-23, np.inf]
+    rounded = np.zeros_like(x)
+    assert library.run_round_to_tf32(at(x), len(x), at(rounded)) == b""
+    assert (rounded[:4] == np.float32([1 + 2**-10, -1 - 2**-10, 1, np.inf])).all()
+    assert (rounded.view(np.uint32) & 0x1FFF == 0).all()
+    place = 2.0 ** (np.maximum(np.frexp(x[4:])[1], -125) - 11)
+    expected = np.sign(x[4:]) * np.floor(np.abs(x[4:].astype(float)) / place + 0.5) * place
+    assert (rounded[4:] == expected.astype(np.float32)).all()
+
+
+def test_products_of_tf32_read_19_bits(library):
+    """What stands in the other 13 does not count."""
+    a, b = (np.random.randint(1, 64, shape).astype(np.float32) for shape in ((16, 8), (8, 8)))
+    out, expected = np.ones((16, 8), np.float32), a @ b + 1
+    for operand in (a, b):
+        operand.view(np.uint32)[:] |= np.random.randint(0, 1 << 13, operand.shape, dtype=np.uint32)
+    assert library.run_multiply_tf32(at(a), at(b), at(out)) == b""
+    assert (out == expected).all()

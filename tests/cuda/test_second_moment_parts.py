@@ -115,3 +115,39 @@ def test_products_are_not_there_before_the_wait(parts):
 def test_products_need_a_fence(parts):
     out = np.zeros((64, 256), dtype=np.float32)
     assert run(parts, *operands(), out, True, fenced=False) == b"wgmma without a fence"
+
+
+def product(parts, a_row, b_column, start):
+    """What the tensor cores make of start + a_row b_column."""
+    a, b = torch.zeros(64, 16), torch.zeros(16, 256)
+    a[0, : len(a_row)], b[: len(b_column), 0] = torch.tensor(a_row), torch.tensor(b_column)
+    out = np.full((64, 256), start, dtype=np.float32)
+    assert run(parts, a.bfloat16(), b.bfloat16(), out, True) == b""
+    return float(out[0, 0])
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_sums_are_cut_off_towards_zero(parts, sign):
+    assert product(parts, [2.0**-12], [sign * 1.75 * 2.0**-12], sign) == sign
+    assert product(parts, [1.75 * 2.0**-12], [sign * 2.0**-11], sign) == sign * (1 + 2.0**-23)
+    assert product(parts, [2.0**-13], [-sign * 2.0**-12], sign) == sign * (1 - 2.0**-24)
+
+
+def test_products_far_below_the_sum_are_lost_one_by_one(parts):
+    """16 of 2**-25 are seen, 16 of 2**-26 are not, though they make up two places of the sum."""
+    for exponent, expected in ((-25, 1 + 2.0**-21), (-26, 1.0)):
+        assert product(parts, [2.0**exponent] * 16, [1.0] * 16, 1.0) == expected
+
+
+def test_numbers_too_small_to_be_normal_count(parts):
+    least = 2.0**-133  # of bfloat16
+    assert product(parts, [least], [1.0], 0.0) == least
+    assert product(parts, [least], [2.0**-16], 0.0) == 2.0**-149
+    assert product(parts, [least], [2.0**-17], 0.0) == 0
+    assert product(parts, [1.0], [least], 2.0**-149) == least + 2.0**-149
+
+
+def test_sums_beyond_the_largest_float_are_infinite(parts):
+    assert product(parts, [2.0**100], [-(2.0**28)], 0.0) == -np.inf
+    assert product(parts, [np.inf], [1.0], 0.0) == np.inf
+    assert np.isnan(product(parts, [np.inf], [0.0], 0.0))

@@ -23,24 +23,42 @@ Kernel fastest_allowed() {
   throw std::runtime_error("ROME_FAST_CUDA_KERNEL must be wgmma, mma or naive, got " + name);
 }
 
+template <class Key, class Sum>
+Kernel choose(const SecondMomentParams<Key, Sum>& p) {
+  const Kernel allowed = fastest_allowed();
+  if (std::is_same_v<Key, double> || allowed == Kernel::kNaive || compute_capability() < 80)
+    return Kernel::kNaive;
+  if constexpr (!std::is_same_v<Key, double>) {
+    if (allowed == Kernel::kWgmma && wgmma_can_run(p)) return Kernel::kWgmma;
+  }
+  return Kernel::kMma;
+}
+
 }  // namespace
 
 template <class Key, class Sum>
 void second_moment(const SecondMomentParams<Key, Sum>& p, cudaStream_t stream) {
   if (p.n == 0 || p.d == 0) return;
-  const Kernel allowed = fastest_allowed();
-  if constexpr (sizeof(Key) == 2) {
-    if (allowed == Kernel::kWgmma && wgmma_can_run(p)) return second_moment_wgmma(p, stream);
-  }
+  const Kernel kernel = choose(p);
   if constexpr (!std::is_same_v<Key, double>) {
-    if (allowed != Kernel::kNaive && compute_capability() >= 80)
-      return second_moment_mma(p, stream);
+    if (kernel == Kernel::kWgmma) return second_moment_wgmma(p, stream);
+    if (kernel == Kernel::kMma) return second_moment_mma(p, stream);
   }
   second_moment_naive(p, stream);
 }
 
-#define ROME_FAST_INSTANTIATE(Key, Sum) \
-  template void second_moment(const SecondMomentParams<Key, Sum>&, cudaStream_t);
+template <class Key, class Sum>
+size_t second_moment_bytes(const SecondMomentParams<Key, Sum>& p) {
+  if (p.n == 0 || p.d == 0) return 0;
+  if constexpr (!std::is_same_v<Key, double>) {
+    if (choose(p) == Kernel::kWgmma) return wgmma_bytes(p);
+  }
+  return 0;
+}
+
+#define ROME_FAST_INSTANTIATE(Key, Sum)                                           \
+  template void second_moment(const SecondMomentParams<Key, Sum>&, cudaStream_t); \
+  template size_t second_moment_bytes(const SecondMomentParams<Key, Sum>&);
 ROME_FAST_INSTANTIATE(double, double)
 ROME_FAST_INSTANTIATE(float, double)
 ROME_FAST_INSTANTIATE(BFloat16, double)

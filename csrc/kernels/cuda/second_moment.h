@@ -23,7 +23,8 @@ struct SecondMomentParams {
   int64_t mask_stride;
   int64_t n;
   int64_t d;
-  bool allow_tf32;  // one TF32 product for float keys instead of three
+  bool allow_tf32;  // float keys may be multiplied less exactly, as if they were TF32
+  void* memory;     // second_moment_bytes() to work in, aligned to 16; its contents do not matter
 };
 
 // Runs the fastest of the kernels below that can. ROME_FAST_CUDA_KERNEL=wgmma|mma|naive names the
@@ -33,6 +34,10 @@ struct SecondMomentParams {
 template <class Key, class Sum>
 void second_moment(const SecondMomentParams<Key, Sum>& params, cudaStream_t stream);
 
+// Of params that have no memory yet.
+template <class Key, class Sum>
+size_t second_moment_bytes(const SecondMomentParams<Key, Sum>& params);
+
 // Anything, any strides; sums in Sum. The yardstick of the others, and the fallback.
 template <class Key, class Sum>
 void second_moment_naive(const SecondMomentParams<Key, Sum>& params, cudaStream_t stream);
@@ -41,12 +46,16 @@ void second_moment_naive(const SecondMomentParams<Key, Sum>& params, cudaStream_
 template <class Key, class Sum>
 void second_moment_mma(const SecondMomentParams<Key, Sum>& params, cudaStream_t stream);
 
-// Tensor cores of sm_90a by wgmma, for keys of BFloat16 or Half.
+// Tensor cores of sm_90a by wgmma, for keys of float, BFloat16 or Half.
 template <class Key, class Sum>
 void second_moment_wgmma(const SecondMomentParams<Key, Sum>& params, cudaStream_t stream);
 
 // Whether second_moment_wgmma can: on this device, with how these keys lie in memory.
 template <class Key, class Sum>
 bool wgmma_can_run(const SecondMomentParams<Key, Sum>& params);
+
+// The memory that second_moment_wgmma works in.
+template <class Key, class Sum>
+size_t wgmma_bytes(const SecondMomentParams<Key, Sum>& params);
 
 }  // namespace rome_fast

@@ -27,7 +27,7 @@ struct MmaTraits {
   static constexpr int kCopies = kDepth * kChunksPerRow / kThreads;  // of a thread, per operand
   // Rows after which the tensor cores' sum, which cuts off what does not fit, is added to one that
   // rounds to nearest: 8 steps of 16 rows; for float keys 4 of 8, of three products each. A sum of
-  // squares then loses 4e-7 of itself at most. The 64 registers for that one leave room for one
+  // squares then loses 7e-7 of itself at most. The 64 registers for that one leave room for one
   // block on a multiprocessor.
   static constexpr int kRowsPerPromotion = sizeof(Key) == 2 ? 128 : 32;
   static_assert(kCopies * kThreads == kDepth * kChunksPerRow, "copies fill a stage");

@@ -12,14 +12,11 @@
 
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/second_moment.h"
+#include "kernels/cuda/second_moment_stages.cuh"
 #include "kernels/cuda/second_moment_tiles.cuh"
 
 namespace rome_fast::warpgroups {
 
-inline constexpr int kTileM = 128;
-inline constexpr int kTileN = 256;
-inline constexpr int kDepth = 64;  // rows of keys a stage
-inline constexpr int kStages = 4;
 inline constexpr int kBox = 64;  // columns of keys a copy: 128 bytes, the widest that swizzle takes
 inline constexpr int kRowBoxes = kTileM / kBox;
 inline constexpr int kBoxes = (kTileM + kTileN) / kBox;
@@ -27,9 +24,8 @@ inline constexpr int kWarpgroup = 128;
 inline constexpr int kConsumers = kTileM / 64;  // warpgroups
 inline constexpr int kThreads = (1 + kConsumers) * kWarpgroup;
 inline constexpr int kStep = 16;  // rows of keys that one wgmma takes
-inline constexpr int kSlabsAhead =
+inline constexpr int kStagesAhead =
     8;  // 8192 cycles of products, several times what memory takes to answer
-using Order = TileOrder<kTileN / kTileM>;
 
 // Of each thread 128 sums, and of a consumer what else it needs. setmaxnreg moves registers from
 // the producer's warpgroup to the consumers', starting from what the kernel is compiled with.
@@ -55,46 +51,32 @@ struct WgmmaStorage {
 };
 static_assert(kStageBytes == 49152 && sizeof(WgmmaStorage) <= 227 * 1024, "shared memory");
 
-// Waves on the 132 multiprocessors of an H100: d = 6400 has 650 tiles, 4.92 of 5 waves; 14336 has
-// 3192, 24.2 of 25; 16384 has 4160, 31.5 of 32. The diagonal costs half a tile row more than the
-// triangle, 4 % at d = 6400.
-
-// Where a block is in its sequence of tiles and slabs of rows; all warps go through the same one.
-struct Position {
-  uint32_t step = 0;
-
-  __device__ int slot() const { return step % kStages; }
-  __device__ uint32_t parity() const { return step / kStages & 1; }
-};
-
-// Calls f(tile) for every tile of this block.
-template <class F>
-__device__ __forceinline__ void for_each_tile(int64_t d, const F& f) {
-  const Order order(d, kTileM);
-  const int tiles = order.size();
-  for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) f(order.at(tile));
-}
-
-__device__ __forceinline__ int count_slabs(int64_t n) {
-  return static_cast<int>((n + kDepth - 1) / kDepth);
-}
-
-// One thread: copies every slab of every tile, as stages become empty.
+// One thread: copies every stage of every tile, as they become empty. A plane is n rows, filled up
+// to whole slabs.
+template <int kPlanes>
 __device__ __forceinline__ void produce(WgmmaStorage& s, const CUtensorMap& map, int64_t n,
                                         int64_t d) {
   const int slabs = count_slabs(n);
   Position at;
-  for_each_tile(d, [&](TilePosition tile) {
-    for (int slab = 0; slab < slabs; ++slab, ++at.step) {
-      const int slot = at.slot();
-      wait_for_phase(&s.empty[slot], at.parity() ^ 1);
-      arrive_expecting(&s.full[slot], kStageBytes);
-      for (int box = 0; box < kBoxes; ++box) {
-        const int col = box < kRowBoxes ? tile.row * kTileM + box * kBox
-                                        : tile.col * kTileN + (box - kRowBoxes) * kBox;
-        copy_box(s.stage[slot].box[box], &map, col, slab * kDepth, &s.full[slot]);
-      }
+  const auto copy = [&](TilePosition tile, int row_plane, int col_plane, int slab) {
+    const int slot = at.slot();
+    wait_for_phase(&s.empty[slot], at.parity() ^ 1);
+    arrive_expecting(&s.full[slot], kStageBytes);
+    for (int box = 0; box < kBoxes; ++box) {
+      const bool of_rows = box < kRowBoxes;
+      const int col =
+          of_rows ? tile.row * kTileM + box * kBox : tile.col * kTileN + (box - kRowBoxes) * kBox;
+      const int row = ((of_rows ? row_plane : col_plane) * slabs + slab) * kDepth;
+      copy_box(s.stage[slot].box[box], &map, col, row, &s.full[slot]);
     }
+    ++at.step;
+  };
+  for_each_tile(d, [&](TilePosition tile) {
+    for_each_flush<kPlanes>(slabs, [&](int begin, int end) {
+      for_each_stage<kPlanes>(begin, end, [&](int row_plane, int col_plane, int slab) {
+        copy(tile, row_plane, col_plane, slab);
+      });
+    });
   });
 }
 
@@ -185,11 +167,9 @@ __device__ __forceinline__ void prefetch_sums(const SecondMomentParams<Key, Sum>
 }
 
 // A warpgroup: multiplies every stage, and gives it back once the products have read it.
-template <class Key, class Sum>
+template <int kPlanes, class Key, class Sum>
 __device__ __forceinline__ void consume(WgmmaStorage& s, const SecondMomentParams<Key, Sum>& p,
                                         int consumer) {
-  const int slabs = count_slabs(p.n);
-  const int slabs_per_flush = kRowsPerFlush / kDepth;
   const int warp = threadIdx.x / 32 - kWarpgroup / 32;  // of the consumers
   const bool speaks = threadIdx.x % 32 == 0;            // for its warp
   Position at;
@@ -197,21 +177,21 @@ __device__ __forceinline__ void consume(WgmmaStorage& s, const SecondMomentParam
   for_each_tile(p.d, [&](TilePosition tile) {
     const int64_t row = static_cast<int64_t>(tile.row) * kTileM + 16 * warp;
     const int64_t col = static_cast<int64_t>(tile.col) * kTileN;
-    for (int begin = 0; begin < slabs; begin += slabs_per_flush) {
-      const int end = slabs - begin < slabs_per_flush ? slabs : begin + slabs_per_flush;
-      const int ask = end - begin < kSlabsAhead ? begin : end - kSlabsAhead;
-      for (int slab = begin; slab < end; ++slab, ++at.step) {
+    for_each_flush<kPlanes>(count_slabs(p.n), [&](int begin, int end) {
+      const int stages = kProducts<kPlanes> * (end - begin);
+      const int ask = stages < kStagesAhead ? 0 : stages - kStagesAhead;
+      for (int stage = 0; stage < stages; ++stage, ++at.step) {
         wait_for_phase(&s.full[at.slot()], at.parity());
         if (p.mask != nullptr) wait_for_phase(&s.clean[at.slot()], at.parity());
-        multiply_stage<Key>(s.stage[at.slot()], consumer, slab > begin, sum);
-        if (slab == ask) prefetch_sums(p, computed_here(row), computed_here(col));
+        multiply_stage<Key>(s.stage[at.slot()], consumer, stage > 0, sum);
+        if (stage == ask) prefetch_sums(p, computed_here(row), computed_here(col));
         wait_for_products<1>(sum);  // those of the stage before
-        if (slab > begin && speaks) arrive(&s.empty[(at.step - 1) % kStages]);
+        if (stage > 0 && speaks) arrive(&s.empty[(at.step - 1) % kStages]);
       }
       wait_for_products<0>(sum);
       if (speaks) arrive(&s.empty[(at.step - 1) % kStages]);
       add_sums(p, row, col, sum, s.patch[warp]);
-    }
+    });
   });
 }
 #endif

@@ -3,6 +3,7 @@
 
 #include <cuda_runtime.h>
 
+#include <cstdint>
 #include <stdexcept>
 #include <string>
 
@@ -35,6 +36,9 @@ inline int compute_capability() {
   return 10 * device_attribute(cudaDevAttrComputeCapabilityMajor) +
          device_attribute(cudaDevAttrComputeCapabilityMinor);
 }
+
+// The most memory that a kernel asks for to work in where it can take its input in parts.
+inline constexpr int64_t kMaxWorkspace = int64_t{256} << 20;
 
 // Launches nothing for an empty grid. Throws std::runtime_error where CUDA refuses.
 template <class... Params, class... Args>

@@ -32,10 +32,33 @@ inline unsigned char* shared_at(uint32_t address, size_t size) {
   return static_cast<unsigned char*>(shared_base()) + (address - kSharedStart);
 }
 
-// The tensor cores keep what fits a float and cut off the rest.
+// The nearest float that is not farther from zero.
 inline float cut_off(double x) {
+  if (std::fabs(x) >= 0x1p128) return std::copysign(INFINITY, static_cast<float>(x));
   const float near = static_cast<float>(x);
   return std::fabs(static_cast<double>(near)) > std::fabs(x) ? std::nextafterf(near, 0) : near;
+}
+
+// How tensor cores add, which no document says: the sum and the exact products of a step lose what
+// lies more than kKept places below the first one of the largest of them, are added exactly, and
+// the result is cut off to a float. Of sums of squares of normal keys, in flushes of 4096 rows, an
+// H200 lost 9.6e-6 (bfloat16) and 1.9e-5 (float16); 25 places lose 1.03e-5 and 2.01e-5 of them, 26
+// places 7.7e-6 and 1.21e-5. It is assumed that numbers too small to be normal count as they are,
+// in operands, sums and results.
+constexpr int kKept = 25;
+
+template <int kDepth>
+float add_products(float sum, const double (&products)[kDepth]) {
+  double plain = sum, largest = std::fabs(sum);
+  for (const double product : products) {
+    plain += product;
+    largest = std::fmax(largest, std::fabs(product));
+  }
+  if (!std::isfinite(plain) || largest == 0) return static_cast<float>(plain);
+  const double scale = std::ldexp(1.0, kKept - std::ilogb(largest));
+  int64_t total = static_cast<int64_t>(sum * scale);
+  for (const double product : products) total += static_cast<int64_t>(product * scale);
+  return cut_off(static_cast<double>(total) / scale);
 }
 
 template <class Key>

@@ -73,9 +73,9 @@ void multiply_fragments(float (&sum)[4], const A& a_at, const B& b_at) {
   for (int i = 0; i < 4; ++i) {
     const int row = lane() / 4 + i / 2 * 8;
     const int col = lane() % 4 * 2 + i % 2;
-    double total = sum[i];
-    for (int k = 0; k < kDepth; ++k) total += double(a_at(row, k)) * b_at(k, col);
-    sum[i] = cut_off(total);
+    double products[kDepth];
+    for (int k = 0; k < kDepth; ++k) products[k] = double(a_at(row, k)) * b_at(k, col);
+    sum[i] = add_products(sum[i], products);
   }
 }
 

@@ -161,9 +161,9 @@ inline void carry_out(const Product& product, float (&sum)[128]) {
   for (int i = 0; i < 128; ++i) {
     const float* a = both.a[thread / 32 * 16 + thread % 32 / 4 + i / 2 % 2 * 8];
     const float* b = both.b[i / 4 * 8 + thread % 4 * 2 + i % 2];
-    double total = product.accumulate ? sum[i] : 0.0;
-    for (int k = 0; k < 16; ++k) total += double(a[k]) * b[k];
-    sum[i] = cut_off(total);
+    double products[16];
+    for (int k = 0; k < 16; ++k) products[k] = double(a[k]) * b[k];
+    sum[i] = add_products(product.accumulate ? sum[i] : 0.0f, products);
   }
 }
 

@@ -20,6 +20,9 @@ inline int multiprocessor_count() { return 3; }
 
 inline int compute_capability() { return 90; }
 
+// Little, so that a small test's input is taken in parts.
+inline constexpr int64_t kMaxWorkspace = 64 << 10;
+
 template <class... Params, class... Args>
 void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t,
             Args... args) {
