@@ -28,15 +28,15 @@ template <int kPlanes>
 inline constexpr int kProducts = kPlanes * (kPlanes + 1) / 2;
 
 // So it is that product's rows that count. In 4096 of them an H200 lost 9.6e-6 of a sum of squares;
-// the emulation loses 1.03e-5 there, 9.4e-7 with three planes and these flushes, and 4.7e-6 with
+// the emulation loses 1.03e-5 there, 9.4e-7 with three planes and these flushes, and 8.0e-6 with
 // two, of which 2.2e-6 are the product that they leave out. Estimated for an H200 and a float sum,
 // d = 6400 and 16384 rows: one product and its 4 flushes take 1.1 ms (measured in bfloat16), and a
 // flush, which reads and writes 82 MB, 0.04 of them at 4.3 TB/s. So three planes take 6 * 0.94 + 32
-// * 0.04 = 6.9 ms, two 3 * 0.94 + 16 * 0.04 = 3.5. Sums that are double or compensated are twice as
-// many bytes: 8.2 and 4.1 ms. Flushes every 256 rows would add another 1.3 or 2.6 ms to the three
+// * 0.04 = 6.9 ms, two 3 * 0.94 + 8 * 0.04 = 3.1. Sums that are double or compensated are twice as
+// many bytes: 8.2 and 3.5 ms. Flushes every 256 rows would add another 1.3 or 2.6 ms to the three
 // planes.
 template <int kPlanes>
-inline constexpr int kPlaneRowsPerFlush = kPlanes == 3 ? 512 : 1024;
+inline constexpr int kPlaneRowsPerFlush = kPlanes == 3 ? 512 : 2048;
 template <>
 inline constexpr int kPlaneRowsPerFlush<1> = kRowsPerFlush;
 
