@@ -153,7 +153,7 @@ def test_a_large_solve_goes_over_many_blocks(emulated, strides, metric):
 @pytest.mark.parametrize("factor_dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("strides", ["row_major", "column_major"])
 def test_an_ill_conditioned_factor_is_solved_in_double(emulated, strides, factor_dtype):
-    """cond(C) = 1e6; the inverses that the kernel makes of diagonal tiles lose nothing beside it."""
+    """cond(C) = 1e6; the inverses of diagonal tiles lose nothing beside the oracle."""
     d = 200
     basis = torch.linalg.qr(randn(d, d)).Q
     moment = basis @ torch.diag(torch.logspace(0, -6, d, dtype=torch.float64)) @ basis.T
