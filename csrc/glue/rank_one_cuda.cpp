@@ -124,14 +124,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> rank_one_solve_apply_cuda(
   const Tensor denominator = new_tensor(weight, {}, ScalarType::Double);
   const Tensor update_norm = new_tensor(weight, {}, ScalarType::Double);
   const Tensor applied = new_tensor(weight, {}, ScalarType::Bool);
+  const Tensor key_sums = workspace(weight, rank_one_solution_bytes());
   dispatch_matrix(u, "u", [&](auto tag) {
     using Value = typename decltype(tag)::type;
     rank_one_solution(
-        RankOneSolutionParams<Value>{
-            factor || inverse ? any_vector(w, "w") : key_vector, key_vector,
-            any_vector(denominator_key, "denominator_key"), any_vector(residual, "residual"), d_key,
-            d_value, min_denominator, max_norm, data<Value>(u), data<Value>(v),
-            data<double>(denominator), data<double>(update_norm), data<bool>(applied)},
+        RankOneSolutionParams<Value>{factor || inverse ? any_vector(w, "w") : key_vector,
+                                     key_vector, any_vector(denominator_key, "denominator_key"),
+                                     any_vector(residual, "residual"), d_key, d_value,
+                                     min_denominator, max_norm, data<Value>(u), data<Value>(v),
+                                     data<double>(denominator), data<double>(update_norm),
+                                     data<bool>(applied), data<KeySums>(key_sums)},
         on.stream());
   });
   update(weight, u, v, data<bool>(applied), rounded, on.stream());

@@ -17,9 +17,9 @@ def kernel(request, monkeypatch):
     monkeypatch.setenv("ROME_FAST_CUDA_KERNEL", request.param)
 
 
-# On both sides of a batch of 16 columns, a warp, a tile of the solve, a block of rows.
+# On both sides of a block's 32 rows and 128 columns, a tile of the solve.
 @pytest.mark.covering("dtype,kernel", "strides", "d", "emulated")
-@pytest.mark.parametrize("d", [1, 31, 64, 65, 257])
+@pytest.mark.parametrize("d", [1, 31, 65, 128, 257])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("strides", STRIDES)
 def test_update_and_downdate_match_a_refactorisation(emulated, dtype, strides, d):
@@ -33,6 +33,22 @@ def test_update_and_downdate_match_a_refactorisation(emulated, dtype, strides, d
     assert emulated.cholesky_update_(factor, x.to(dtype), True).item() is True
     error = (factor.double().tril() - start).norm() / moment.norm()
     assert error < (1e-10 if dtype == torch.float64 else 1e-3)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.covering("strides", "emulated", kernel=[""])
+@pytest.mark.parametrize("strides", ["row_major", "column_major"])
+def test_more_columns_than_one_round_of_the_scan(emulated, strides):
+    """And an update that is taken out again, past 1024 columns."""
+    d = 1024 + 40
+    factor = randn(d, d).tril_().mul_(0.2 / d**0.5).fill_diagonal_(1.0)
+    x = randn(d, seed=1) / d**0.5
+    larger = torch.linalg.cholesky(factor @ factor.T + torch.outer(x, x))
+    target = with_strides(factor.clone(), strides)
+    assert emulated.cholesky_update_(target, x, False)
+    assert_close(target.tril(), larger, torch.float64)
+    assert emulated.cholesky_update_(target, x, True)
+    assert_close(target.tril(), factor, torch.float64)
 
 
 @pytest.mark.covering("dtype,kernel", "transposed", "emulated")

@@ -13,8 +13,8 @@ from rome_fast.testing import CANARY, CanaryBuffer, assert_close, with_strides
 
 STRIDES = ["row_major", "column_major", "strided"]
 HALVES = [torch.bfloat16, torch.float16]
-# On both sides of a warp, a tile of the solve, and of two and four of them.
-SIZES = [1, 63, 64, 65, 130, 257]
+# On both sides of half a block of the solve, of a whole one and of two.
+SIZES = [1, 63, 65, 128, 130, 257]
 
 
 @pytest.fixture(params=["", "naive"], ids=["fast", "naive"])
@@ -130,8 +130,8 @@ def test_solve_apply_matches_a_general_solver(emulated, metric, strides, factor_
 @pytest.mark.parametrize("metric", ["factor", "inverse"])
 @pytest.mark.parametrize("strides", ["row_major", "column_major"])
 def test_a_large_solve_goes_over_many_blocks(emulated, strides, metric):
-    """More block rows than the inverse of a diagonal tile is made ahead."""
-    d = 64 * 20 + 7
+    """More block rows than the inverses of a diagonal tile are made ahead."""
+    d = 128 * 10 + 7
     factor = randn(d, d).tril_().mul_(0.2 / d**0.5).fill_diagonal_(1.0)
     matrix = factor if metric == "factor" else factor + factor.tril(-1).T
     key = randn(d, seed=1)
@@ -147,6 +147,37 @@ def test_a_large_solve_goes_over_many_blocks(emulated, strides, metric):
     emulated.seed(7)  # another order, the same bits
     again, *_ = emulated.rank_one_solve_apply_(weight, *arguments)
     assert torch.equal(again, u)
+
+
+@pytest.mark.covering("factor_dtype", "strides", "emulated")
+@pytest.mark.parametrize("factor_dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("strides", ["row_major", "column_major"])
+def test_an_ill_conditioned_factor_is_solved_in_double(emulated, strides, factor_dtype):
+    """cond(C) = 1e6; the inverses of diagonal tiles lose nothing beside the oracle."""
+    d = 200
+    basis = torch.linalg.qr(randn(d, d)).Q
+    moment = basis @ torch.diag(torch.logspace(0, -6, d, dtype=torch.float64)) @ basis.T
+    factor = torch.linalg.cholesky(moment).to(factor_dtype)
+    key = randn(d, seed=1)
+    w = torch.cholesky_solve(key[:, None], factor.double())[:, 0]
+    weight = torch.zeros(1, d, dtype=torch.float64)
+    u, *_, applied = emulated.rank_one_solve_apply_(
+        weight, with_strides(factor, strides), key, w, torch.ones(1), 0.0, math.inf
+    )
+    assert applied
+    assert (u - w / w.norm()).norm() < 1e-9
+
+
+@pytest.mark.covering
+@pytest.mark.parametrize("shape", [(1, 20_000), (5_000, 1)])
+def test_vectors_longer_than_what_is_on_its_way_at_once(emulated, shape):
+    key, denominator_key = randn(shape[1], seed=1), randn(shape[1], seed=2)
+    arguments = None, key, key + 0.1 * denominator_key, randn(shape[0], seed=3), 0.1, math.inf
+    found = emulated.rank_one_solve_apply_(torch.zeros(shape), *arguments)
+    wanted = rank_one_solve_apply_default(torch.zeros(shape), *arguments)
+    assert found[4]
+    for mine, other in zip(found, wanted, strict=True):
+        assert_close(mine, other, torch.float32)
 
 
 @pytest.mark.covering

@@ -1,34 +1,34 @@
 // The kernel of the triangular solves (included by cholesky_solve.cu).
 //
-// A block takes 64 rows. It multiplies tile after tile of them with the part of x that the rows
-// above have found, and at last solves with its diagonal tile. What it reads of L does not depend
-// on x, so the next tile is on its way while the block waits.
+// A block takes 128 rows. It multiplies tile after tile of them with the part of x that the rows
+// above have found, and at last solves with its diagonal tile: 64 rows with an inverse, the 64
+// below them with the tile between and another inverse. What it reads of L does not depend on x, so
+// a tile is read, and made double, while the block waits for x.
 //
-// The critical path at d = 16384: 256 block rows, one after another. From one to the next x is
-// stored and seen (through L2 and back, about 0.65 us), then multiplied with a tile that is in
-// registers, summed, and multiplied with an inverse that is in registers (two barriers, 11
-// shuffles, 18 dependent multiply-adds: 500 cycles, 0.3 us): 0.95 us, in all 0.24 ms. The bytes
-// take 0.18 ms (float) or 0.36 ms (double) at 3 TB/s. Longer block rows would make fewer steps,
-// but an inverse of 128 rows takes 8 times as long, and only every second multiprocessor two rows.
+// The critical path at d = 16384: 128 block rows, one after another. From one to the next x is
+// stored and seen (through L2 and back, about 0.8 us), then multiplied with a tile that is in
+// registers (32 multiply-adds of a thread, 256 cycles), summed (300), and multiplied three times
+// with 64 x 64 elements in shared memory (250 each): 1,350 cycles, 0.7 us. In all an estimated 1.5
+// us, 0.2 ms; the bytes take 0.13 ms (float) or 0.25 ms (double) at 4.3 TB/s. With an inverse of
+// all 128 rows the last step is no shorter, and making it takes 8 times as long. Block rows of 256
+// would not fit a multiprocessor, and those of 64 are handed on twice as often.
 #pragma once
 
 #include "kernels/cuda/any_vector.cuh"
+#include "kernels/cuda/cholesky_solve_diagonal.cuh"
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/reduce.cuh"
 #include "kernels/cuda/simt.cuh"
 
 namespace rome_fast {
 
-constexpr int kSolveRows = 64;
-constexpr int kSolveThreads = 256;
 constexpr int kSolveWarps = kSolveThreads / kWarp;
 constexpr int kTileLines = kSolveRows / kSolveWarps;  // of a tile, a warp
 constexpr int kTileSteps = kSolveRows / kWarp;        // along a line, a lane
-constexpr int kInverseColumns = kSolveRows * kSolveRows / kSolveThreads;
-// The inverse of the diagonal tile takes about as long as 8 steps. It is made this many steps
-// before the end: late enough that all blocks do not make theirs at once, while nothing is read.
-constexpr int kInverseLead = 16;
-static_assert(kTileLines == 8 && kTileSteps == 2, "the reduction over a warp counts on both");
+// The inverses take about as long as 3 steps. They are made this many steps before the end: late
+// enough that all blocks do not make theirs at once, while nothing is read.
+constexpr int kInverseLead = 8;
+static_assert(kTileLines == 8 && kTileSteps == 4, "the sum over a row counts on both");
 
 // x_i = (rhs_i - sum over j < i of L_ij x_j) / L_ii. The solve with L^T is this one from the other
 // end: all strides are negative then, and the pointers are those of the last elements.
@@ -45,14 +45,12 @@ struct Triangle {
 };
 
 struct SolveStorage {
-  double diagonal[kSolveRows][kSolveRows + 1];  // one more, so that rows are in other banks
-  double reciprocal[kSolveRows];
-  double line[2][kSolveRows];  // of the inverse
+  DiagonalTile diagonal;
   double x[2][kSolveRows];
-  double partial[kSolveWarps][kSolveRows];
-  double residual[kSolveRows];
+  double partial[kSolveWarps][kSolveRows + 1];  // one more, so that four rows are in other banks
   unsigned block_row;
 };
+static_assert(sizeof(SolveStorage) <= 99 << 10, "the shared memory of sm_86 and sm_89");
 
 // What no result looks like: a NaN that no arithmetic makes.
 constexpr unsigned long long kNotThere = ~0ull;
@@ -65,11 +63,13 @@ __device__ __forceinline__ void publish(double* at, double value) {
   store_relaxed(reinterpret_cast<unsigned long long*>(at), bits);
 }
 
-// Who is not next may look less often: hundreds of blocks wait for the same few addresses.
-__device__ __forceinline__ double wait_for(const double* at, bool is_next) {
+// Who has steps to go until it is next looks less often: a hundred blocks wait for the same few
+// addresses.
+__device__ __forceinline__ double wait_for(const double* at, int64_t steps_to_go) {
+  const unsigned nanoseconds = 100 * static_cast<unsigned>(min(steps_to_go, int64_t{8}));
   unsigned long long bits = load_relaxed(reinterpret_cast<const unsigned long long*>(at));
   while (bits == kNotThere) {
-    if (!is_next) __nanosleep(250);
+    if (nanoseconds > 0) __nanosleep(nanoseconds);
     bits = load_relaxed(reinterpret_cast<const unsigned long long*>(at));
   }
   double value;
@@ -81,7 +81,7 @@ __device__ __forceinline__ double wait_for(const double* at, bool is_next) {
 // along them, so that a load is of 32 neighbours.
 template <class T, bool kByRows>
 __device__ __forceinline__ void load_tile(const Triangle<T>& p, int64_t row0, int64_t col0,
-                                          T (&tile)[kTileLines][kTileSteps]) {
+                                          double (&tile)[kTileLines][kTileSteps]) {
   const int line0 = threadIdx.x / kWarp * kTileLines, lane = threadIdx.x % kWarp;
   const int64_t line_stride = kByRows ? p.row_stride : p.col_stride;
   const int64_t step_stride = kWarp * (kByRows ? p.col_stride : p.row_stride);
@@ -92,18 +92,18 @@ __device__ __forceinline__ void load_tile(const Triangle<T>& p, int64_t row0, in
 #pragma unroll
     for (int s = 0; s < kTileSteps; ++s) {
       const bool inside = row + (kByRows ? l : s * kWarp) < p.d;
-      tile[l][s] = inside ? from[l * line_stride + s * step_stride] : T(0);
+      tile[l][s] = inside ? double(from[l * line_stride + s * step_stride]) : 0.0;
     }
   }
 }
 
-// sums of a thread: of its 8 rows over its 2 columns, or of its 2 rows over its 8 columns.
+// sums of a thread: of its 8 rows over its 4 columns, or of its 4 rows over its 8 columns.
 template <bool kByRows>
 constexpr int kSums = kByRows ? kTileLines : kTileSteps;
 
-template <class T, bool kByRows>
-__device__ __forceinline__ void add_tile(const T (&tile)[kTileLines][kTileSteps], const double* x,
-                                         double (&sums)[kSums<kByRows>]) {
+template <bool kByRows>
+__device__ __forceinline__ void add_tile(const double (&tile)[kTileLines][kTileSteps],
+                                         const double* x, double (&sums)[kSums<kByRows>]) {
   const int line0 = threadIdx.x / kWarp * kTileLines, lane = threadIdx.x % kWarp;
 #pragma unroll
   for (int s = 0; s < kTileSteps; ++s) {
@@ -111,81 +111,35 @@ __device__ __forceinline__ void add_tile(const T (&tile)[kTileLines][kTileSteps]
     for (int l = 0; l < kTileLines; ++l) {
       const double x_j = x[kByRows ? lane + s * kWarp : line0 + l];
       double& sum = sums[kByRows ? l : s];
-      sum = __fma_rn(double(tile[l][s]), x_j, sum);
+      sum = __fma_rn(tile[l][s], x_j, sum);
     }
   }
 }
 
-// sums += L[row0:, begin:end] x[begin:end], in steps of a tile.
+// sums += L[row0:, begin:end] x[begin:end], in steps of a tile, which is asked for before the wait
+// for its part of x.
 template <class T, bool kByRows>
 __device__ void add_tiles(const Triangle<T>& p, SolveStorage& shared, int64_t row0, int64_t begin,
                           int64_t end, double (&sums)[kSums<kByRows>]) {
-  T tile[kTileLines][kTileSteps], next[kTileLines][kTileSteps];
-  if (begin < end) load_tile<T, kByRows>(p, row0, begin, next);
   for (int64_t col = begin; col < end; col += kSolveRows) {
-#pragma unroll
-    for (int l = 0; l < kTileLines; ++l) {
-#pragma unroll
-      for (int s = 0; s < kTileSteps; ++s) tile[l][s] = next[l][s];
-    }
-    if (col + kSolveRows < end) load_tile<T, kByRows>(p, row0, col + kSolveRows, next);
+    double tile[kTileLines][kTileSteps];
+    load_tile<T, kByRows>(p, row0, col, tile);
     // Two of them, so that one barrier a step is enough.
     double* x = shared.x[col / kSolveRows % 2];
     if (threadIdx.x < kSolveRows) {
       const int64_t j = col + threadIdx.x;
-      x[threadIdx.x] = wait_for(p.x + j * p.x_stride, col + 3 * kSolveRows > row0);
+      x[threadIdx.x] = wait_for(p.x + j * p.x_stride, (row0 - col) / kSolveRows - 1);
     }
     __syncthreads();
-    add_tile<T, kByRows>(tile, x, sums);
+    add_tile<kByRows>(tile, x, sums);
   }
-}
-
-// Puts the inverse of the diagonal tile into shared.diagonal. Thread t makes of row t / 4 every
-// fourth column, from t % 4 on, and reads no other ones later.
-template <class T, bool kByRows>
-__device__ void invert_diagonal(const Triangle<T>& p, SolveStorage& shared, int64_t row0) {
-  for (int i = threadIdx.x; i < kSolveRows * kSolveRows; i += kSolveThreads) {
-    const int row = kByRows ? i / kSolveRows : i % kSolveRows;
-    const int col = kByRows ? i % kSolveRows : i / kSolveRows;
-    double value = row == col;  // behind the last row
-    if (row0 + row < p.d && col <= row) {
-      value = double(p.factor[(row0 + row) * p.row_stride + (row0 + col) * p.col_stride]);
-    }
-    shared.diagonal[row][col] = value;
-    if (row == col) shared.reciprocal[row] = 1 / value;
-  }
-  const int row = threadIdx.x / 4, quarter = threadIdx.x % 4;
-  double inverse[kInverseColumns];
-#pragma unroll
-  for (int n = 0; n < kInverseColumns; ++n) inverse[n] = 4 * n + quarter == row;
-  __syncthreads();
-  for (int i = 0; i < kSolveRows; ++i) {
-    double* line = shared.line[i % 2];
-    if (row == i) {
-#pragma unroll
-      for (int n = 0; n < kInverseColumns; ++n) {
-        line[4 * n + quarter] = inverse[n] *= shared.reciprocal[i];
-      }
-    }
-    __syncthreads();
-    if (row > i) {
-      const double minus = -shared.diagonal[row][i];
-#pragma unroll
-      for (int n = 0; n < kInverseColumns; ++n) {
-        inverse[n] = __fma_rn(minus, line[4 * n + quarter], inverse[n]);
-      }
-    }
-  }
-  // The last step has read nothing of it, and the barrier of that step is behind the others.
-#pragma unroll
-  for (int n = 0; n < kInverseColumns; ++n) shared.diagonal[row][4 * n + quarter] = inverse[n];
 }
 
 // The sum of row threadIdx.x / 4, for all four threads of it.
 template <bool kByRows>
 __device__ __forceinline__ double sum_of_row(SolveStorage& shared, double (&sums)[kSums<kByRows>]) {
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-  double sum;
+  double sum = 0;
   if constexpr (kByRows) {
     // Halves are exchanged as long as there are two: 9 shuffles instead of 40.
 #pragma unroll
@@ -204,14 +158,17 @@ __device__ __forceinline__ double sum_of_row(SolveStorage& shared, double (&sums
     for (int s = 0; s < kTileSteps; ++s) shared.partial[warp][lane + s * kWarp] = sums[s];
     __syncthreads();
     const int row = threadIdx.x / 4, quarter = threadIdx.x % 4;
-    sum = shared.partial[2 * quarter][row] + shared.partial[2 * quarter + 1][row];
+#pragma unroll
+    for (int w = 0; w < kSolveWarps / 4; ++w) {
+      sum += shared.partial[quarter * kSolveWarps / 4 + w][row];
+    }
   }
   sum += __shfl_xor_sync(kWholeWarp, sum, 2);
   return sum + __shfl_xor_sync(kWholeWarp, sum, 1);
 }
 
 template <class T, bool kByRows>
-__global__ void __launch_bounds__(kSolveThreads, 2) solve_triangle_kernel(Triangle<T> p) {
+__global__ void __launch_bounds__(kSolveThreads, 1) solve_triangle_kernel(Triangle<T> p) {
   SolveStorage& shared = shared_storage<SolveStorage>();
   // A block waits for those that came before it: however few run at once, the first of them can.
   if (threadIdx.x == 0) shared.block_row = atomicAdd(p.ticket, 1u) + 1u;
@@ -219,26 +176,23 @@ __global__ void __launch_bounds__(kSolveThreads, 2) solve_triangle_kernel(Triang
   const int64_t row0 = int64_t(shared.block_row) * kSolveRows;
   const int64_t lead = row0 < kInverseLead * kSolveRows ? 0 : row0 - kInverseLead * kSolveRows;
   double sums[kSums<kByRows>] = {};
-  const int row = threadIdx.x / 4, quarter = threadIdx.x % 4;
-  const double rhs = row0 + row < p.d ? p.rhs.at(row0 + row) : 0;
+  const int row = threadIdx.x / 4;
+  double& residual = shared.diagonal.residual[row];
+  if (threadIdx.x % 4 == 0) residual = row0 + row < p.d ? p.rhs.at(row0 + row) : 0;
   add_tiles<T, kByRows>(p, shared, row0, 0, lead, sums);
-  invert_diagonal<T, kByRows>(p, shared, row0);
-  add_tiles<T, kByRows>(p, shared, row0, lead, row0, sums);
-  double inverse[kInverseColumns];  // read here, ahead of the last barriers
-#pragma unroll
-  for (int n = 0; n < kInverseColumns; ++n) inverse[n] = shared.diagonal[row][4 * n + quarter];
-  const double sum = sum_of_row<kByRows>(shared, sums);
-  if (quarter == 0) shared.residual[row] = rhs - sum;
+  load_diagonal<kByRows>(shared.diagonal, [&](int row, int col) {
+    if (row0 + row >= p.d) return row == col ? 1.0 : 0.0;
+    return double(p.factor[(row0 + row) * p.row_stride + (row0 + col) * p.col_stride]);
+  });
   __syncthreads();
-  double x[2] = {};  // two chains
-#pragma unroll
-  for (int n = 0; n < kInverseColumns; ++n) {
-    x[n % 2] = __fma_rn(inverse[n], shared.residual[4 * n + quarter], x[n % 2]);
-  }
-  double x_i = x[0] + x[1];
-  x_i += __shfl_xor_sync(kWholeWarp, x_i, 2);
-  x_i += __shfl_xor_sync(kWholeWarp, x_i, 1);
-  if (quarter == 0 && row0 + row < p.d) publish(p.x + (row0 + row) * p.x_stride, x_i);
+  invert_triangles(shared.diagonal);
+  add_tiles<T, kByRows>(p, shared, row0, lead, row0, sums);
+  const double sum = sum_of_row<kByRows>(shared, sums);
+  if (threadIdx.x % 4 == 0) residual -= sum;
+  __syncthreads();  // the inverses are there too, if no tile was waited for
+  solve_diagonal(shared.diagonal, [&](int row, double x) {
+    if (row0 + row < p.d) publish(p.x + (row0 + row) * p.x_stride, x);
+  });
 }
 
 // The definition, one column after another.

@@ -1,129 +1,159 @@
 // Once a = L^-1 x is known, the determinants 1 +- |a_1..j|^2 say what happens to each column, and
 // every row can be walked by itself, from its diagonal to column 0 with a running sum. Half of the
-// factor is read and written: 2.1 GB or 0.7 ms at 3 TB/s for d = 16384 in float64.
-#include <cfloat>
+// factor is read and written: 2.1 GB or 0.5 ms at 4.3 TB/s for d = 16384 in float64.
+//
+// A block walks down 32 rows, 128 columns at a time, and asks for the next ones before it works on
+// these: 16 KB of float or 32 KB of double on their way. At d = 6400 that is 1.5 blocks a
+// multiprocessor, and 20 to 40 KB are on their way at 4.3 TB/s and 0.8 us. The longest rows take
+// 128 such steps at d = 16384, of an estimated 1 us: less than the bytes.
 #include <cstdlib>
 
 #include "kernels/cuda/cholesky_update.h"
+#include "kernels/cuda/cholesky_update_steps.cuh"
 #include "kernels/cuda/reduce.cuh"
 #include "kernels/cuda/simt.cuh"
 
 namespace rome_fast {
 namespace {
 
-constexpr int kScanThreads = 1024;
-constexpr int kRowThreads = 128;
-constexpr int kRowsABlock = kRowThreads / kWarp;  // where a warp has a row
-constexpr int kBatch = 16;                        // loads on their way before the first use
+constexpr int kRows = kWarp;  // of a block
+constexpr int kThreads = 256;
+constexpr int kWarps = kThreads / kWarp;
+constexpr int kColumns = 16;                // of a warp at a time, and loads of a thread
+constexpr int kChunk = kWarps * kColumns;   // columns of a block at a time
+constexpr int kLineRows = kRows / kWarps;   // of a warp, where lanes lie along rows
+constexpr int kLineSteps = kChunk / kWarp;  // of a lane along such a row
+static_assert(kLineRows * kLineSteps == kColumns, "a thread has as many elements either way");
+static_assert(kChunk % kRows == 0, "the diagonal of a block lies in one chunk");
 
 template <class T>
-constexpr double least_determinant() {
-  return 64 * (sizeof(T) == 8 ? DBL_EPSILON : double(FLT_EPSILON));
-}
-
-struct ScanStorage {
-  double before[kScanThreads];
-  int all_sound[kMaxWarps];
+struct UpdateStorage {
+  ColumnStep steps[2][kChunk];
+  double products[kWarps][kRows];
+  T tile[kChunk][kRows + 1];  // one more, so that neighbours along a row are in other banks
 };
 
-// Exclusive sums over the block, in the order of its threads.
-__device__ double sum_before(double mine, double* before) {
-  before[threadIdx.x] = mine;
+struct Place {
+  int row;
+  int col;
+};
+
+// Where element i of a thread lies in a chunk: lanes go along the rows, or along the columns.
+template <bool kByRows>
+__device__ __forceinline__ Place place_of(int i) {
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+  if (kByRows) return {kLineRows * warp + i / kLineSteps, lane + kWarp * (i % kLineSteps)};
+  return {lane, kColumns * warp + i};
+}
+
+// Calls f(element, value) for a thread's elements of the triangle, in the chunk from (row, col) on.
+template <bool kByRows, class T, class F>
+__device__ __forceinline__ void for_each(const CholeskyUpdateParams<T>& p, int64_t row, int64_t col,
+                                         T (&values)[kColumns], const F& f) {
+#pragma unroll
+  for (int i = 0; i < kColumns; ++i) {
+    const Place place = place_of<kByRows>(i);
+    const int64_t r = row + place.row, c = col + place.col;
+    if (r < p.d && c <= r) f(p.factor[r * p.row_stride + c * p.col_stride], values[i]);
+  }
+}
+
+template <bool kByRows, class T>
+__device__ __forceinline__ void load_chunk(const CholeskyUpdateParams<T>& p, int64_t row,
+                                           int64_t col, T (&values)[kColumns]) {
+#pragma unroll
+  for (int i = 0; i < kColumns; ++i) values[i] = 0;
+  for_each<kByRows>(p, row, col, values, [](const T& element, T& value) { value = element; });
+}
+
+template <bool kByRows, class T>
+__device__ __forceinline__ void store_tile(UpdateStorage<T>& shared, const T (&values)[kColumns]) {
+#pragma unroll
+  for (int i = 0; i < kColumns; ++i) {
+    const Place place = place_of<kByRows>(i);
+    shared.tile[place.col][place.row] = values[i];
+  }
+}
+
+template <bool kByRows, class T>
+__device__ __forceinline__ void load_from_tile(const UpdateStorage<T>& shared,
+                                               T (&values)[kColumns]) {
+#pragma unroll
+  for (int i = 0; i < kColumns; ++i) {
+    const Place place = place_of<kByRows>(i);
+    values[i] = shared.tile[place.col][place.row];
+  }
+}
+
+// A warp's 16 columns of the chunk, each lane in a row of its own. sum is that of old a over the
+// chunks behind, and becomes that with this one.
+template <class T>
+__device__ __forceinline__ void update_columns(UpdateStorage<T>& shared, const ColumnStep* steps,
+                                               double& sum, T (&values)[kColumns]) {
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+  double product = 0;
+#pragma unroll
+  for (int i = 0; i < kColumns; ++i) product += double(values[i]) * steps[i].a;
+  shared.products[warp][lane] = product;
   __syncthreads();
-  for (int distance = 1; distance < kScanThreads; distance *= 2) {
-    const bool has = static_cast<int>(threadIdx.x) >= distance;
-    const double other = has ? before[threadIdx.x - distance] : 0.0;
-    __syncthreads();
-    before[threadIdx.x] += other;
-    __syncthreads();
+  double behind = sum;
+#pragma unroll
+  for (int w = kWarps - 1; w >= 0; --w) {
+    const double other = shared.products[w][lane];
+    if (w > warp) behind += other;
+    sum += other;
   }
-  return threadIdx.x == 0 ? 0.0 : before[threadIdx.x - 1];
+#pragma unroll
+  for (int i = kColumns - 1; i >= 0; --i) {
+    const ColumnStep step = steps[i];
+    const double old = values[i];
+    values[i] = static_cast<T>(old * step.scale + behind * step.weight);
+    behind += old * step.a;
+  }
 }
 
-// One block: each thread has a run of columns.
+// The step of a column that this thread fetches for its block.
 template <class T>
-__global__ void __launch_bounds__(kScanThreads) find_steps_kernel(CholeskyUpdateParams<T> p) {
-  ScanStorage& shared = shared_storage<ScanStorage>();
-  const int64_t run = (p.d + kScanThreads - 1) / kScanThreads;
-  const int64_t begin = min(p.d, run * threadIdx.x), end = min(p.d, begin + run);
-  const double sign = p.downdate ? -1.0 : 1.0;
-  double sum = 0;
-  for (int64_t j = begin; j < end; ++j) sum += p.a[j] * p.a[j];
-  double t = 1.0 + sign * sum_before(sum, shared.before);
-  // What the next thread begins with, to the last bit: near 0 the bits in between are many.
-  const double t_end = 1.0 + sign * shared.before[threadIdx.x];
-  int sound = 1;
-  for (int64_t j = begin; j < end; ++j) {
-    const double a = p.a[j], previous = t;
-    t = j + 1 < end ? t + sign * a * a : t_end;
-    sound &= t > least_determinant<T>() && isfinite(t);
-    sound &= isfinite(static_cast<double>(p.factor[j * (p.row_stride + p.col_stride)]));
-    p.steps[j] = {sqrt(t / previous), sign * a / (sqrt(t) * sqrt(previous)), a};
-  }
-  const auto both = [](int x, int y) { return x & y; };
-  sound = block_reduce(sound, shared.all_sound, 1, both);
-  if (threadIdx.x == 0) *p.applied = sound;
+__device__ __forceinline__ ColumnStep load_step(const CholeskyUpdateParams<T>& p, int64_t col) {
+  const int64_t c = col + threadIdx.x;
+  return threadIdx.x < kChunk && c < p.d ? p.steps[c] : ColumnStep{0.0, 0.0, 0.0};
 }
 
-// A thread a row: adjacent threads have adjacent elements of a column.
-template <class T>
-__global__ void __launch_bounds__(kRowThreads) update_rows_kernel(CholeskyUpdateParams<T> p) {
+// A block has 32 rows. Where a row lies in one piece, lanes go along it to read and to write, and
+// shared memory turns what they have.
+template <class T, bool kByRows>
+__global__ void __launch_bounds__(kThreads) update_rows_kernel(CholeskyUpdateParams<T> p) {
   if (!*p.applied) return;
+  UpdateStorage<T>& shared = shared_storage<UpdateStorage<T>>();
   // The longest rows first, which run longest.
-  const int64_t row = p.d - 1 - (int64_t(blockIdx.x) * kRowThreads + threadIdx.x);
-  if (row < 0) return;
-  T* const elements = p.factor + row * p.row_stride;
+  const int64_t row = int64_t(gridDim.x - 1 - blockIdx.x) * kRows;
+  const int first_step = threadIdx.x / kWarp * kColumns;
+  int64_t col = row / kChunk * kChunk;  // with the diagonal
+  T next[kColumns];
+  load_chunk<kByRows>(p, row, col, next);
+  ColumnStep next_step = load_step(p, col);
   double sum = 0;
-  for (int64_t last = row; last >= 0; last -= kBatch) {
-    T old[kBatch];
+  for (; col >= 0; col -= kChunk) {
+    T values[kColumns];
 #pragma unroll
-    for (int i = 0; i < kBatch; ++i) {
-      if (last - i >= 0) old[i] = elements[(last - i) * p.col_stride];
+    for (int i = 0; i < kColumns; ++i) values[i] = next[i];
+    // Two of them: a warp may still be at work with those of the chunk before.
+    ColumnStep* steps = shared.steps[col / kChunk % 2];
+    if (threadIdx.x < kChunk) steps[threadIdx.x] = next_step;
+    if (col > 0) {
+      load_chunk<kByRows>(p, row, col - kChunk, next);
+      next_step = load_step(p, col - kChunk);
     }
-#pragma unroll
-    for (int i = 0; i < kBatch; ++i) {
-      if (last - i < 0) break;
-      const ColumnStep step = p.steps[last - i];
-      const double value = old[i];
-      elements[(last - i) * p.col_stride] = static_cast<T>(value * step.scale + sum * step.weight);
-      sum += value * step.a;
+    if (kByRows) store_tile<true>(shared, values);
+    __syncthreads();
+    if (kByRows) load_from_tile<false>(shared, values);
+    update_columns(shared, steps + first_step, sum, values);
+    if (kByRows) {
+      store_tile<false>(shared, values);
+      __syncthreads();
+      load_from_tile<true>(shared, values);
     }
-  }
-}
-
-// Sums of the lanes behind each.
-__device__ __forceinline__ double sum_behind(double mine) {
-  const int lane = threadIdx.x % kWarp;
-  double sum = mine;
-#pragma unroll
-  for (int distance = 1; distance < kWarp; distance *= 2) {
-    const double other = __shfl_down_sync(kWholeWarp, sum, distance);
-    if (lane + distance < kWarp) sum += other;
-  }
-  sum = __shfl_down_sync(kWholeWarp, sum, 1);
-  return lane + 1 < kWarp ? sum : 0.0;
-}
-
-// A warp a row: adjacent lanes have adjacent elements of it.
-template <class T>
-__global__ void __launch_bounds__(kRowThreads) update_columns_kernel(CholeskyUpdateParams<T> p) {
-  if (!*p.applied) return;
-  const int64_t row = p.d - 1 - (int64_t(blockIdx.x) * kRowsABlock + threadIdx.x / kWarp);
-  if (row < 0) return;
-  const int64_t lane = threadIdx.x % kWarp;
-  T* const elements = p.factor + row * p.row_stride;
-  double sum = 0;
-  for (int64_t first = row / kWarp * kWarp; first >= 0; first -= kWarp) {
-    const int64_t col = first + lane;
-    const bool is_there = col <= row;
-    const double old = is_there ? static_cast<double>(elements[col * p.col_stride]) : 0.0;
-    const ColumnStep step = is_there ? p.steps[col] : ColumnStep{0.0, 0.0, 0.0};
-    const double product = old * step.a, behind = sum_behind(product);
-    if (is_there) {
-      const double value = old * step.scale + (sum + behind) * step.weight;
-      elements[col * p.col_stride] = static_cast<T>(value);
-    }
-    sum += __shfl_sync(kWholeWarp, product + behind, 0);
+    for_each<kByRows>(p, row, col, values, [](T& element, T value) { element = value; });
   }
 }
 
@@ -156,22 +186,15 @@ __global__ void find_steps_naive_kernel(CholeskyUpdateParams<T> p) {
   *p.applied = sound;
 }
 
-unsigned blocks_of(int64_t rows, int per_block) {
-  return static_cast<unsigned>((rows + per_block - 1) / per_block);
-}
-
 }  // namespace
 
 template <class T>
 void cholesky_update(const CholeskyUpdateParams<T>& params, cudaStream_t stream) {
+  const dim3 blocks(static_cast<unsigned>((params.d + kRows - 1) / kRows));
+  const auto update_rows =
+      std::abs(params.col_stride) == 1 ? update_rows_kernel<T, true> : update_rows_kernel<T, false>;
   launch(find_steps_kernel<T>, dim3(1), dim3(kScanThreads), sizeof(ScanStorage), stream, params);
-  if (std::abs(params.col_stride) == 1) {
-    launch(update_columns_kernel<T>, dim3(blocks_of(params.d, kRowsABlock)), dim3(kRowThreads), 0,
-           stream, params);
-  } else {
-    launch(update_rows_kernel<T>, dim3(blocks_of(params.d, kRowThreads)), dim3(kRowThreads), 0,
-           stream, params);
-  }
+  launch(update_rows, blocks, dim3(kThreads), sizeof(UpdateStorage<T>), stream, params);
 }
 
 template <class T>

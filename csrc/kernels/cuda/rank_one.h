@@ -40,6 +40,13 @@ template <class Half16>
 void rank_one_update(const RankOneUpdateParams<float>& params, const RoundedWeight<Half16>& rounded,
                      cudaStream_t stream);
 
+// Of a part of u.
+struct KeySums {
+  double denominator;
+  double scale;  // key . u
+  bool finite;
+};
+
 // From w = C^-1 key: u = w / |w|, denominator = denominator_key . u, v = residual / denominator,
 // update_norm = |v|, and whether all is as rank_one_solve_apply_ wants it.
 template <class Value>
@@ -57,7 +64,10 @@ struct RankOneSolutionParams {
   double* denominator;  // []
   double* update_norm;  // []
   bool* applied;        // []
+  KeySums* key_sums;    // rank_one_solution_bytes(), to work in
 };
+
+int64_t rank_one_solution_bytes();
 
 // Instantiated for float and double.
 template <class Value>

@@ -1,7 +1,9 @@
-// One block: three passes over vectors, one after another, of which each needs the last one's sums.
+// Two kernels, as each needs the sums of the last one. w is read by every block of the first, which
+// then has its norm without a barrier between blocks.
 //
-// d_key = 16384 and d_value = 4096 in double are 0.6 MB through one multiprocessor, in 9 rounds of
-// loads a pass: an estimated 10 us. Three kernels of many blocks would cost as much to launch.
+// d_key = 16384 in double is 128 KB, at 64 bytes a cycle 1 us from L2: with the rounds of loads,
+// an estimated 5 us for u and 4 for v. One block for all of it would take 30: it is the latency of
+// its loads, and 16384 divisions in double.
 #include "kernels/cuda/chosen.h"
 #include "kernels/cuda/rank_one.h"
 #include "kernels/cuda/reduce.cuh"
@@ -10,8 +12,9 @@
 namespace rome_fast {
 namespace {
 
-constexpr int kThreads = 640;  // more of them, or of the batch, and registers spill
-constexpr int kBatch = 3;      // loads of a vector on their way before the first use
+constexpr int kThreads = 512;
+constexpr int kParts = kWarp;  // of u, a block each: a lane has the sums of one
+constexpr int kBatch = 8;      // loads of a vector on their way before the first use
 constexpr int64_t kStep = kBatch * kThreads;
 
 struct SolutionStorage {
@@ -32,36 +35,37 @@ __device__ double norm(const AnyVector& x, int64_t size, double* scratch) {
   return sqrt(block_sum(sum, scratch));
 }
 
-// u = w / norm, and what the keys say of it; false if an element is not finite.
+// A part of u = w / |w|, and what the keys say of it.
 template <class Value>
-__device__ bool find_u(const RankOneSolutionParams<Value>& p, double norm, double& denominator,
-                       double& scale) {
+__global__ void __launch_bounds__(kThreads) find_u_kernel(RankOneSolutionParams<Value> p) {
+  double* scratch = shared_storage<SolutionStorage>().scratch;
+  const double w_norm = norm(p.w, p.d_key, scratch);
+  const int64_t size = (p.d_key + kParts - 1) / kParts;
+  const int64_t begin = size * blockIdx.x, end = min(p.d_key, begin + size);
+  double denominator = 0, scale = 0;
   bool finite = true;
-#pragma unroll 1
-  for (int64_t first = threadIdx.x; first < p.d_key; first += kStep) {
-    double w[kBatch], key[kBatch], denominator_key[kBatch];
-    p.w.load(first, kThreads, p.d_key, w);
-    p.key.load(first, kThreads, p.d_key, key);
-    p.denominator_key.load(first, kThreads, p.d_key, denominator_key);
-#pragma unroll
-    for (int n = 0; n < kBatch; ++n) {
-      const int64_t i = first + n * kThreads;
-      if (i >= p.d_key) break;
-      // Rounded first: what is returned is what is written.
-      const Value u = static_cast<Value>(w[n] / norm);
-      p.u[i] = u;
-      finite &= is_finite(u);
-      denominator = __fma_rn(denominator_key[n], double(u), denominator);
-      scale = __fma_rn(key[n], double(u), scale);
-    }
+  for (int64_t i = begin + threadIdx.x; i < end; i += kThreads) {
+    // Rounded first: what is returned is what is written.
+    const Value u = static_cast<Value>(p.w.at(i) / w_norm);
+    p.u[i] = u;
+    finite &= is_finite(u);
+    denominator = __fma_rn(p.denominator_key.at(i), double(u), denominator);
+    scale = __fma_rn(p.key.at(i), double(u), scale);
   }
-  return finite;
+  denominator = block_sum(denominator, scratch);
+  scale = block_sum(scale, scratch);
+  const bool all_finite = __syncthreads_and(finite);
+  if (threadIdx.x == 0) p.key_sums[blockIdx.x] = {denominator, scale, all_finite};
 }
 
-// v = residual / denominator, and its square; false if an element is not finite.
+// v = residual / denominator, and whether all is well.
 template <class Value>
-__device__ bool find_v(const RankOneSolutionParams<Value>& p, double denominator, double& square) {
-  bool finite = true;
+__global__ void __launch_bounds__(kThreads) find_v_kernel(RankOneSolutionParams<Value> p) {
+  double* scratch = shared_storage<SolutionStorage>().scratch;
+  const KeySums part = p.key_sums[threadIdx.x % kWarp];
+  const double denominator = warp_sum(part.denominator), scale = warp_sum(part.scale);
+  bool finite = part.finite;
+  double square = 0;
 #pragma unroll 1
   for (int64_t first = threadIdx.x; first < p.d_value; first += kStep) {
     double residual[kBatch];
@@ -76,17 +80,6 @@ __device__ bool find_v(const RankOneSolutionParams<Value>& p, double denominator
       square = __fma_rn(double(v), double(v), square);
     }
   }
-  return finite;
-}
-
-template <class Value>
-__global__ void __launch_bounds__(kThreads) find_update_kernel(RankOneSolutionParams<Value> p) {
-  double* scratch = shared_storage<SolutionStorage>().scratch;
-  double denominator = 0, scale = 0, square = 0;
-  bool finite = find_u(p, norm(p.w, p.d_key, scratch), denominator, scale);
-  denominator = block_sum(denominator, scratch);
-  scale = block_sum(scale, scratch);
-  finite &= find_v(p, denominator, square);
   const double update_norm = sqrt(block_sum(square, scratch));
   const bool all_finite = __syncthreads_and(finite);
   if (threadIdx.x != 0) return;
@@ -96,7 +89,7 @@ __global__ void __launch_bounds__(kThreads) find_update_kernel(RankOneSolutionPa
                fabs(denominator) >= p.min_denominator * fabs(scale) && update_norm <= p.max_norm;
 }
 
-// One thread, in the order of the indices: what the other one is compared with.
+// One thread, in the order of the indices: what the others are compared with.
 template <class Value>
 __global__ void find_update_naive_kernel(RankOneSolutionParams<Value> p) {
   double square = 0, denominator = 0, scale = 0, norm = 0;
@@ -121,14 +114,17 @@ __global__ void find_update_naive_kernel(RankOneSolutionParams<Value> p) {
 
 }  // namespace
 
+int64_t rank_one_solution_bytes() { return kParts * sizeof(KeySums); }
+
 template <class Value>
 void rank_one_solution(const RankOneSolutionParams<Value>& params, cudaStream_t stream) {
   if (naive_is_chosen()) {
     launch(find_update_naive_kernel<Value>, dim3(1), dim3(1), 0, stream, params);
     return;
   }
-  launch(find_update_kernel<Value>, dim3(1), dim3(kThreads), sizeof(SolutionStorage), stream,
+  launch(find_u_kernel<Value>, dim3(kParts), dim3(kThreads), sizeof(SolutionStorage), stream,
          params);
+  launch(find_v_kernel<Value>, dim3(1), dim3(kThreads), sizeof(SolutionStorage), stream, params);
 }
 
 template void rank_one_solution(const RankOneSolutionParams<float>&, cudaStream_t);
