@@ -265,7 +265,7 @@ def test_the_same_bits_in_every_order(_emulated, keys_of):
 
 @pytest.mark.parametrize("dtype", [*HALF, torch.float32], ids=str)
 def test_the_variable_names_the_kernel(_emulated, monkeypatch, dtype):
-    """Each kernel rounds in its own way."""
+    """Each rounds in its own way; of half keys both that use tensor cores add 16 rows at a time."""
     keys = torch.randn(300, 64).to(dtype)
     results = {}
     for kernel in ("naive", "mma", "wgmma", ""):
@@ -273,7 +273,7 @@ def test_the_variable_names_the_kernel(_emulated, monkeypatch, dtype):
         results[kernel] = torch.zeros(64, 64)
         _emulated.second_moment_update_(results[kernel], keys, None)
     assert not torch.equal(results["naive"], results["mma"])
-    assert not torch.equal(results["mma"], results["wgmma"])
+    assert torch.equal(results["mma"], results["wgmma"]) == (dtype != torch.float32)
     assert torch.equal(results[""], results["wgmma"])
     monkeypatch.setenv("ROME_FAST_CUDA_KERNEL", "fast")
     with pytest.raises(RuntimeError, match="must be wgmma, mma or naive, got fast"):
