@@ -6,7 +6,7 @@ ROME_FAST_BUILD=cpu             for the CPU, or fail with the reason
 ROME_FAST_BUILD=cuda            for the CPU and for CUDA, or fail with the reason
 ROME_FAST_BUILD=none            pure Python
 
-ROME_FAST_ABI3=1                a wheel for every Python from 3.10 on (`make wheel`, `make wheel-cuda`)
+ROME_FAST_ABI3=1                a wheel for every Python from 3.10 on (`make wheel`)
 
 TORCH_CUDA_ARCH_LIST says for which GPUs (csrc/nvcc_build.py has the default).
 """
@@ -160,7 +160,7 @@ def build_command(cpp_extension):
             for extension in cuda:
                 compile_cuda(self, extension, cpp_extension)
             self.extensions = [e for e in self.extensions if e not in cuda]
-            # What else is built is in the flags of the facts, and setuptools looks at sources alone.
+            # Their flags say what else is built, and setuptools looks at sources alone.
             Path(self.get_ext_fullpath("rome_fast._facts")).unlink(missing_ok=True)
             super().build_extensions()
             self.extensions += cuda

@@ -38,7 +38,7 @@ def sources() -> list[Path]:
 
 
 def find_nvcc() -> str | None:
-    """The compiler of CUDA_HOME, of the PATH, of conda, of pip's packages, or of its usual place."""
+    """The compiler that is asked for, in the PATH, of conda, of pip, or in its usual place."""
     asked = [os.environ.get(name) for name in ("CUDA_HOME", "CUDA_PATH")]
     usual = [os.environ.get("CONDA_PREFIX"), sys.prefix, *_homes_of_pip(), "/usr/local/cuda"]
     places = [*_compilers(asked), "nvcc", *_compilers(usual)]
@@ -121,7 +121,7 @@ def compile_all(
 
     def compiled(source: Path) -> Compiled:
         target = folder / f"{source.stem}.o"
-        command = [nvcc, "-c", "-x", "cu", str(source), "-o", str(target), *always, *flags]
+        command = [nvcc, "-c", str(source), "-o", str(target), *always, *flags]
         return Compiled(source, target, _run(command))
 
     # The largest first: two cores are then busy to the end.

@@ -3,9 +3,9 @@
     python tools/check_wheel.py dist/rome_fast-*.whl --torch 2.10.0 2.13.0
 
 Every torch gets a new virtual environment, with the versions of constraints.txt for all else. There
-the embedded model is edited, which has to work, natively, and be undone to the bit. A wheel with the
-CUDA kernels has to say why they do not run there, and to open beside that torch all the same: what
-its CUDA part has is one function, which a library of ours stands in for.
+the embedded model is edited, which has to work, natively, and be undone to the bit. The library of
+CUDA kernels, where the wheel has one, has to open beside that torch and to register every op; a
+library of ours stands in for the one function that a torch without CUDA has not.
 
 PyPI's torch is the CUDA build, of several gigabytes; where pip knows a CPU build it takes that.
 """
