@@ -26,7 +26,7 @@ BUILDING = {"build", "build_ext", "bdist_wheel", "editable_wheel", "develop", "i
 COMPILE_ARGS = ["-O3", "-g0", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wno-psabi"]
 STABLE_ABI = [("TORCH_TARGET_VERSION", "0x020a000000000000"), ("TORCH_STABLE_ONLY", None)]
 CSRC = os.path.abspath("csrc")
-CUDA = "rome_fast._C_cuda"
+CUDA, FACTS = "rome_fast._C_cuda", "rome_fast._facts"
 
 sys.path.insert(0, CSRC)
 import nvcc_build  # noqa: E402
@@ -105,7 +105,7 @@ def facts_extension(torch, cpp_extension, why_no_cuda):
         facts["ROME_FAST_NVCC_VERSION"] = nvcc_build.nvcc_version(nvcc_build.find_nvcc())
         facts["ROME_FAST_CUDA_ARCHS"] = ", ".join(nvcc_build.archs())
     return Extension(
-        "rome_fast._facts",
+        FACTS,
         ["csrc/module.cpp", "csrc/kernels/cpu/isa.cpp"],
         include_dirs=[CSRC, *cpp_extension.include_paths()],
         define_macros=[(name, f'"{value}"') for name, value in facts.items()],
@@ -123,7 +123,7 @@ def reason_without_cuda(torch):
         return f"torch {torch.__version__} is built without CUDA"
     nvcc = nvcc_build.find_nvcc()
     if nvcc is None:
-        return "no nvcc was found: set CUDA_HOME, or pip install nvidia-cuda-nvcc nvidia-cuda-cccl"
+        return "no nvcc was found: set CUDA_HOME, or pip install cuda-toolkit[nvcc,cccl]==13.*"
     release = nvcc_build.nvcc_version(nvcc)
     if torch.version.cuda and torch.version.cuda.split(".")[0] != release.split(".")[0]:
         reason = f"torch is built with CUDA {torch.version.cuda}, and {nvcc} is of {release}"
@@ -142,28 +142,29 @@ def build_command(cpp_extension):
 
     class BuildNative(cpp_extension.BuildExtension):
         def run(self):
-            names = [extension.name for extension in self.extensions]
             try:
                 super().run()
             except Exception as error:
-                if CUDA in names:
-                    without("CUDA", f"compiling failed: {error}", ("cuda",))
-                    self.extensions = [e for e in self.extensions if e.name != CUDA]
-                    facts = next(e for e in self.extensions if e.name == "rome_fast._facts")
-                    facts.define_macros.append(("ROME_FAST_WHY_NO_CUDA", '"compiling failed"'))
-                    return self.run()
                 without_native(f"compiling failed: {error}")
                 self.extensions.clear()
 
         def build_extensions(self):
-            cuda = [e for e in self.extensions if e.name == CUDA]
-            for extension in cuda:
-                compile_cuda(self, extension, cpp_extension)
-            self.extensions = [e for e in self.extensions if e not in cuda]
+            cuda = [e for e in self.extensions if e.name == CUDA and self.compiles_cuda(e)]
+            self.extensions = [e for e in self.extensions if e.name != CUDA]
             # Their flags say what else is built, and setuptools looks at sources alone.
-            Path(self.get_ext_fullpath("rome_fast._facts")).unlink(missing_ok=True)
+            Path(self.get_ext_fullpath(FACTS)).unlink(missing_ok=True)
             super().build_extensions()
             self.extensions += cuda
+
+        def compiles_cuda(self, extension):
+            try:
+                compile_cuda(self, extension, cpp_extension)
+            except (OSError, RuntimeError) as error:
+                without("CUDA", f"compiling failed: {error}", ("cuda",))
+                facts = next(e for e in self.extensions if e.name == FACTS)
+                facts.define_macros.append(("ROME_FAST_WHY_NO_CUDA", '"compiling failed"'))
+                return False
+            return True
 
     return BuildNative
 

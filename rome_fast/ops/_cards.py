@@ -7,6 +7,9 @@ import functools
 from dataclasses import dataclass
 from typing import Any
 
+# Copies behind the back of the threads (cp.async), and bfloat16 in tensor cores.
+OLDEST = (8, 0)
+
 
 @dataclass(frozen=True)
 class Card:
@@ -65,13 +68,15 @@ def why_not(build: dict[str, Any]) -> str:
             f"the driver knows CUDA {known}, and the library is built with {build['nvcc']}: "
             "a newer driver is needed"
         )
-    if found.cards and not any(card.is_served_by(build["cuda_archs"]) for card in found.cards):
-        card = found.cards[0]
-        return (
-            f"the library is built for {build['cuda_archs']}, and {card} is none of them: build it "
-            f"with TORCH_CUDA_ARCH_LIST={card.capability[0]}.{card.capability[1]}"
-        )
-    return ""
+    if not found.cards or any(card.is_served_by(build["cuda_archs"]) for card in found.cards):
+        return ""
+    best = max(found.cards, key=lambda card: card.capability)
+    if best.capability < OLDEST:
+        return f"the kernels need compute capability {OLDEST[0]}.{OLDEST[1]}, and here is {best}"
+    return (
+        f"the library is built for {build['cuda_archs']}, and not for {best}: build it again "
+        "without TORCH_CUDA_ARCH_LIST"
+    )
 
 
 def _cuda_of_driver(nvml: Any) -> tuple[int, int]:

@@ -124,7 +124,15 @@ def test_why_the_cuda_library_is_not_loaded(monkeypatch, tmp_path, machine_with)
     machine_with(12040, H200)
     assert "the driver knows CUDA 12.4, and the library is built with 13.0" in reason()
     machine_with(13000, T4)
-    assert reason().startswith(f"the library is built for {ARCHS}, and Tesla T4 (compute")
+    assert reason() == (
+        "the kernels need compute capability 8.0, and here is Tesla T4 (compute capability 7.5)"
+    )
+    machine_with(13000, H200)
+    monkeypatch.setitem(BUILD, "cuda_archs", "8.0, 12.0+PTX")
+    assert reason() == (
+        "the library is built for 8.0, 12.0+PTX, and not for NVIDIA H200 (compute capability 9.0): "
+        "build it again without TORCH_CUDA_ARCH_LIST"
+    )
 
 
 def test_a_library_that_a_build_left_out_says_why(monkeypatch):

@@ -265,7 +265,9 @@ def test_without_nvcc_the_cpu_library_is_built_and_knows_why_it_is_alone(project
     assert process.returncode == 0, process.stderr
     assert "rome_fast/_C.abi3.so" in wheel_contents(project)[1]
     facts = facts_of_wheel(project)
-    assert facts["why_no_cuda"].startswith("no nvcc was found: set CUDA_HOME, or pip")
+    assert facts["why_no_cuda"] == (
+        "no nvcc was found: set CUDA_HOME, or pip install cuda-toolkit[nvcc,cccl]==13.*"
+    )
     assert "nvcc" not in facts and "cuda_archs" not in facts
 
 
