@@ -48,7 +48,8 @@ def refused():
     """The top-level modules that come with nothing that is required."""
     kept = required("rome-fast")
     modules = importlib.metadata.packages_distributions().items()
-    return sorted(m for m, names in modules if not kept & {canonicalize_name(n) for n in names})
+    away = [m for m, names in modules if not kept & {canonicalize_name(n) for n in names}]
+    return sorted(name for name in away if name.isidentifier())
 
 
 def test_it_edits_where_only_required_packages_are():
