@@ -28,7 +28,8 @@ PIP_DOCS := $(subst .venv/,.venv-docs/,$(PIP_INSTALL))
 DOCS := .venv-docs/deps.stamp
 NATIVE := $(shell find csrc -type f -not -name '*.pyc')
 
-.PHONY: help demo smollm2 test test-all test-oldest lint cuda-check build wheel wheel-cuda bench models docs
+.PHONY: help demo smollm2 test test-all test-oldest lint cuda-check build wheel wheel-cuda bench \
+	models docs
 help:
 	@sed -n 's/^## //p' Makefile
 

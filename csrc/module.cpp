@@ -13,7 +13,7 @@ struct Fact {
 constexpr int kMaxFacts = 5;
 constexpr const char* kSummary = "Facts of the native build.";
 constexpr const char* kHelp =
-    "compiler, torch at build, SIMD variant in use; nvcc and architectures, or why there is no CUDA";
+    "compiler, torch at build, SIMD variant in use; nvcc and architectures, or why_no_cuda";
 
 const char* compiler() {
 #if defined(__clang__)

@@ -53,7 +53,7 @@ def _homes_of_pip() -> list[str]:
     """The toolkits that NVIDIA's packages make in this environment, such as nvidia/cu13."""
     found = importlib.util.find_spec("nvidia")
     folders = found.submodule_search_locations if found else None
-    return [str(home) for folder in folders or [] for home in sorted(Path(folder).iterdir())]
+    return [str(home) for folder in folders or [] for home in sorted(Path(folder).glob("*"))]
 
 
 def toolkit_of(nvcc: str) -> Path:

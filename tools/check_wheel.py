@@ -158,7 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         found += [f"torch {torch}: {problem}" for problem in wrong]
         state = "NOT as it should" if wrong else "edited natively, undone to the bit"
         print(f"torch {facts['torch']}: {state} ({facts['build']})", flush=True)
-        print(f"  CUDA kernels: not loaded, as {facts['why_not_cuda']}", flush=True)
+        print(f"  CUDA library: {facts['why_not_cuda'] or 'loaded'}", flush=True)
     print(*found, sep="\n", end="\n" if found else "", file=sys.stderr)
     if not found:
         print(f"{wheel}: {wheel.stat().st_size / 1e6:.1f} MB")

@@ -127,8 +127,8 @@ def old_torch_problems(nvcc: str) -> list[str]:
     if not record.exists() or record.read_text() != digest:
         try:
             include = [str(headers_of(OLDEST_TORCH))]
-            folder, arch = KEPT / f"glue-{OLDEST_TORCH}", ["-arch=sm_80"]
-            nvcc_build.compile_all(nvcc, nvcc_build.glue(), folder, include, arch)
+            folder = KEPT / f"glue-{OLDEST_TORCH}"
+            nvcc_build.compile_all(nvcc, nvcc_build.glue(), folder, include, flags=[])
         except NoHeadersError as error:
             print(f"NOT compiled with torch {OLDEST_TORCH}, whose headers cannot be had: {error}")
             return []

@@ -100,7 +100,7 @@ def test_a_problem_is_printed_and_fails(monkeypatch, capsys):
 def old_torch(monkeypatch, tmp_path):
     """Calls old_torch_problems with headers, and a compiler, that do as they are told."""
 
-    def problems(headers=lambda _: tmp_path, compiles=lambda *_: []):
+    def problems(headers=lambda _: tmp_path, compiles=lambda *_, **__: []):
         monkeypatch.setattr(cuda_check, "KEPT", tmp_path)
         monkeypatch.setattr(cuda_check, "headers_of", headers)
         monkeypatch.setattr(cuda_check.nvcc_build, "compile_all", compiles)
@@ -110,7 +110,7 @@ def old_torch(monkeypatch, tmp_path):
 
 
 def failing(error):
-    def fail(*_):
+    def fail(*_, **__):
         raise error
 
     return fail
