@@ -7,6 +7,7 @@
 ## make build        installs, compiles the kernels, and says which run natively
 ## make cuda-check   compiles the CUDA kernels, without a GPU, and reads what the compiler says
 ## make wheel        one wheel for every Python and torch, in dist/, tried in an empty environment
+## make wheel-cuda   the same with the CUDA kernels, in dist/cuda/; needs nvcc, and no GPU
 ## make bench        runs the benchmarks and writes benchmarks/results/
 ## make models       measures docs/models.md with two versions of transformers
 ## make docs         the documentation as a site, in build/site/
@@ -27,7 +28,8 @@ PIP_DOCS := $(subst .venv/,.venv-docs/,$(PIP_INSTALL))
 DOCS := .venv-docs/deps.stamp
 NATIVE := $(shell find csrc -type f -not -name '*.pyc')
 
-.PHONY: help demo smollm2 test test-all test-oldest lint cuda-check build wheel bench models docs
+.PHONY: help demo smollm2 test test-all test-oldest lint cuda-check build wheel wheel-cuda bench \
+	models docs
 help:
 	@sed -n 's/^## //p' Makefile
 
@@ -67,15 +69,19 @@ build: $(BUILT)
 # By way of a source distribution, so that nothing lying in build/ gets in. torch's libraries are those
 # of the user's torch. TORCHES="2.10.0 2.13.0" tries more than the one of constraints.txt.
 TORCHES ?= $(shell sed -n 's/^torch==//p' constraints.txt)
-wheel: $(DEPS) $(WHEEL)
-	rm -rf build/wheel dist/rome_fast-*
-	.venv/bin/python -c 'from setuptools import build_meta; build_meta.build_sdist("dist")' >/dev/null
-	ROME_FAST_BUILD=cpu ROME_FAST_ABI3=1 .venv/bin/python -m pip wheel --quiet --no-cache-dir \
-		--no-build-isolation --no-deps --wheel-dir build/wheel dist/rome_fast-*.tar.gz
-	PATH="$(CURDIR)/.venv-wheel/bin:$$PATH" auditwheel repair --wheel-dir dist \
+wheel: LIBRARY := cpu
+wheel: DIST := dist
+wheel-cuda: LIBRARY := cuda
+wheel-cuda: DIST := dist/cuda
+wheel wheel-cuda: $(DEPS) $(WHEEL)
+	rm -rf build/wheel $(DIST)/rome_fast-*
+	.venv/bin/python -c 'from setuptools import build_meta; build_meta.build_sdist("$(DIST)")' >/dev/null
+	ROME_FAST_BUILD=$(LIBRARY) ROME_FAST_ABI3=1 .venv/bin/python -m pip wheel --quiet --no-cache-dir \
+		--no-build-isolation --no-deps --wheel-dir build/wheel $(DIST)/rome_fast-*.tar.gz
+	PATH="$(CURDIR)/.venv-wheel/bin:$$PATH" auditwheel repair --wheel-dir $(DIST) \
 		--exclude 'libtorch*.so' --exclude libc10.so build/wheel/*.whl
-	.venv-wheel/bin/abi3audit --strict dist/*.whl
-	$(PYTHON) tools/check_wheel.py dist/*.whl --torch $(TORCHES)
+	.venv-wheel/bin/abi3audit --strict $(DIST)/*.whl
+	$(PYTHON) tools/check_wheel.py $(DIST)/*.whl --torch $(TORCHES)
 
 # One process a file, so that none heats, fragments or fills the caches of another's; each writes
 # benchmarks/results/<NAME>.json. PEERS="--peer kmeng01=PATH" adds rows to the edits, and

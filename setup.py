@@ -26,6 +26,7 @@ BUILDING = {"build", "build_ext", "bdist_wheel", "editable_wheel", "develop", "i
 COMPILE_ARGS = ["-O3", "-g0", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wno-psabi"]
 STABLE_ABI = [("TORCH_TARGET_VERSION", "0x020a000000000000"), ("TORCH_STABLE_ONLY", None)]
 CSRC = os.path.abspath("csrc")
+CUDA, FACTS = "rome_fast._C_cuda", "rome_fast._facts"
 
 sys.path.insert(0, CSRC)
 import nvcc_build  # noqa: E402
@@ -61,7 +62,9 @@ def native_build():
         return without_native(f"torch {torch.__version__} is older than 2.10")
     if sys.platform == "win32" or shutil.which(cpp_extension.get_cxx_compiler()) is None:
         return without_native("no g++ or clang++ was found")
-    cuda = cuda_extension(torch, cpp_extension)
+    why_no_cuda = reason_without_cuda(torch)
+    if why_no_cuda:
+        without("CUDA", why_no_cuda, ("cuda",))
     ops = cpp_extension.CppExtension(
         "rome_fast._C",
         [
@@ -75,22 +78,34 @@ def native_build():
         extra_compile_args=COMPILE_ARGS,
         py_limited_api=True,
     )
-    extensions = [ops, facts_extension(torch, cpp_extension, cuda), *([cuda] if cuda else [])]
+    extensions = [ops, facts_extension(torch, cpp_extension, why_no_cuda)]
+    extensions += [] if why_no_cuda else [cuda_extension()]
     return {
         "ext_modules": extensions,
         "cmdclass": {"build_ext": build_command(cpp_extension)},
-        "options": {"bdist_wheel": {"py_limited_api": "cp310"}} if ABI3 else {},
+        "options": {"bdist_wheel": wheel_tags(has_cuda=not why_no_cuda)} if ABI3 else {},
     }
 
 
-def facts_extension(torch, cpp_extension, cuda):
-    """rome_fast._facts: with what the others were compiled."""
+def wheel_tags(has_cuda):
+    """For every Python; a wheel with CUDA has another name than one without."""
+    tags = {"py_limited_api": "cp310"}
+    if has_cuda:
+        release = nvcc_build.nvcc_version(nvcc_build.find_nvcc())
+        tags["build_number"] = f"1cu{release.split('.')[0]}"
+    return tags
+
+
+def facts_extension(torch, cpp_extension, why_no_cuda):
+    """rome_fast._facts: with what the others were compiled, or why not."""
     facts = {"ROME_FAST_TORCH_VERSION": torch.__version__}
-    if cuda:
+    if why_no_cuda:
+        facts["ROME_FAST_WHY_NO_CUDA"] = why_no_cuda
+    else:
         facts["ROME_FAST_NVCC_VERSION"] = nvcc_build.nvcc_version(nvcc_build.find_nvcc())
         facts["ROME_FAST_CUDA_ARCHS"] = ", ".join(nvcc_build.archs())
     return Extension(
-        "rome_fast._facts",
+        FACTS,
         ["csrc/module.cpp", "csrc/kernels/cpu/isa.cpp"],
         include_dirs=[CSRC, *cpp_extension.include_paths()],
         define_macros=[(name, f'"{value}"') for name, value in facts.items()],
@@ -100,32 +115,26 @@ def facts_extension(torch, cpp_extension, cuda):
     )
 
 
-def cuda_extension(torch, cpp_extension):
-    """rome_fast._C_cuda, or None where it is not wanted or cannot be compiled."""
+def reason_without_cuda(torch):
+    """Why the CUDA library is not wanted or cannot be compiled, or ""."""
+    if MODE == "cpu":
+        return "ROME_FAST_BUILD=cpu"
+    if MODE == "auto" and torch.version.cuda is None:
+        return f"torch {torch.__version__} is built without CUDA"
     nvcc = nvcc_build.find_nvcc()
-    if MODE == "cpu" or (MODE == "auto" and torch.version.cuda is None):
-        return None
     if nvcc is None:
-        return without("CUDA", "no nvcc was found: set CUDA_HOME", ("cuda",))
+        return "no nvcc was found: set CUDA_HOME, or pip install cuda-toolkit[nvcc,cccl]==13.*"
     release = nvcc_build.nvcc_version(nvcc)
     if torch.version.cuda and torch.version.cuda.split(".")[0] != release.split(".")[0]:
         reason = f"torch is built with CUDA {torch.version.cuda}, and {nvcc} is of {release}"
-        return without("CUDA", f"{reason}: set CUDA_HOME to a CUDA toolkit of torch's", ("cuda",))
+        return f"{reason}: set CUDA_HOME to a CUDA toolkit of torch's"
+    return ""
+
+
+def cuda_extension():
+    """rome_fast._C_cuda, which nvcc_build compiles."""
     sources = [os.path.relpath(path) for path in nvcc_build.sources()]
-    if torch.version.cuda is None:
-        return Extension("rome_fast._C_cuda", sources, py_limited_api=True)
-    os.environ.setdefault("CUDA_HOME", nvcc_build.toolkit_of(nvcc))
-    return cpp_extension.CUDAExtension(
-        "rome_fast._C_cuda",
-        sources,
-        include_dirs=[CSRC],
-        define_macros=[*STABLE_ABI, ("USE_CUDA", None)],
-        extra_compile_args={
-            "cxx": ["-O3", "-g0", "-std=c++20", "-fvisibility=hidden"],
-            "nvcc": [*nvcc_build.FLAGS, *nvcc_build.arch_flags()],
-        },
-        py_limited_api=True,
-    )
+    return Extension(CUDA, sources, py_limited_api=True)
 
 
 def build_command(cpp_extension):
@@ -133,36 +142,38 @@ def build_command(cpp_extension):
 
     class BuildNative(cpp_extension.BuildExtension):
         def run(self):
-            names = [extension.name for extension in self.extensions]
             try:
                 super().run()
             except Exception as error:
-                if "rome_fast._C_cuda" in names:
-                    without("CUDA", f"compiling failed: {error}", ("cuda",))
-                    self.extensions = [e for e in self.extensions if e.name != "rome_fast._C_cuda"]
-                    return self.run()
                 without_native(f"compiling failed: {error}")
                 self.extensions.clear()
 
         def build_extensions(self):
-            plain = [e for e in self.extensions if is_by_plain_nvcc(e)]
-            for extension in plain:
-                compile_by_plain_nvcc(self, extension, cpp_extension)
-            self.extensions = [e for e in self.extensions if e not in plain]
+            cuda = [e for e in self.extensions if e.name == CUDA and self.compiles_cuda(e)]
+            self.extensions = [e for e in self.extensions if e.name != CUDA]
+            # Their flags say what else is built, and setuptools looks at sources alone.
+            Path(self.get_ext_fullpath(FACTS)).unlink(missing_ok=True)
             super().build_extensions()
-            self.extensions += plain
+            self.extensions += cuda
+
+        def compiles_cuda(self, extension):
+            try:
+                compile_cuda(self, extension, cpp_extension)
+            except (OSError, RuntimeError) as error:
+                without("CUDA", f"compiling failed: {error}", ("cuda",))
+                facts = next(e for e in self.extensions if e.name == FACTS)
+                facts.define_macros.append(("ROME_FAST_WHY_NO_CUDA", '"compiling failed"'))
+                return False
+            return True
 
     return BuildNative
 
 
-def is_by_plain_nvcc(extension):
-    return extension.name == "rome_fast._C_cuda" and not extension.extra_compile_args
-
-
-def compile_by_plain_nvcc(command, extension, cpp_extension):
-    """For a torch without CUDA: it compiles and links here, and loads where torch has CUDA."""
+def compile_cuda(command, extension, cpp_extension):
+    """By plain nvcc, so that torch may be a CPU build: it loads where torch has CUDA."""
     nvcc, folder = nvcc_build.find_nvcc(), Path(command.build_temp).absolute() / "cuda"
-    compiled = nvcc_build.compile_all(nvcc, folder, cpp_extension.include_paths())
+    includes, flags = cpp_extension.include_paths(), nvcc_build.arch_flags()
+    compiled = nvcc_build.compile_all(nvcc, nvcc_build.sources(), folder, includes, flags)
     library = Path(command.get_ext_fullpath(extension.name)).absolute()
     objects = [part.target for part in compiled]
     nvcc_build.link(nvcc, objects, library, cpp_extension.library_paths())

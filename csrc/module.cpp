@@ -13,7 +13,7 @@ struct Fact {
 constexpr int kMaxFacts = 5;
 constexpr const char* kSummary = "Facts of the native build.";
 constexpr const char* kHelp =
-    "compiler, torch at build, SIMD variant in use; nvcc and architectures where CUDA was built";
+    "compiler, torch at build, SIMD variant in use; nvcc and architectures, or why_no_cuda";
 
 const char* compiler() {
 #if defined(__clang__)
@@ -31,7 +31,9 @@ int list_facts(Fact (&facts)[kMaxFacts]) {
   facts[n++] = {"compiler", compiler()};
   facts[n++] = {"torch", ROME_FAST_TORCH_VERSION};
   facts[n++] = {"simd", rome_fast::isa_name(rome_fast::active_isa())};
-#ifdef ROME_FAST_CUDA_ARCHS
+#ifdef ROME_FAST_WHY_NO_CUDA
+  facts[n++] = {"why_no_cuda", ROME_FAST_WHY_NO_CUDA};
+#else
   facts[n++] = {"nvcc", ROME_FAST_NVCC_VERSION};
   facts[n++] = {"cuda_archs", ROME_FAST_CUDA_ARCHS};
 #endif

@@ -1,13 +1,15 @@
 """The CUDA library by plain nvcc, which needs no CUDA torch: only its headers, and no GPU.
 
-setup.py uses it where torch is a CPU build; tools/cuda_check.py reads what the assembler says.
+setup.py builds it so; tools/cuda_check.py reads what the assembler says.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,30 +27,52 @@ DEFINES += [
 FLAGS = ["-O3", "-std=c++20", "--expt-relaxed-constexpr", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
 
 
+def glue() -> list[Path]:
+    """The sources that include headers of torch."""
+    return [CSRC / "register_cuda.cpp", *sorted(CSRC.glob("glue/*_cuda.cpp"))]
+
+
 def sources() -> list[Path]:
     """What the library is made of."""
-    return [
-        CSRC / "register_cuda.cpp",
-        *sorted(CSRC.glob("glue/*_cuda.cpp")),
-        *sorted(CSRC.glob("kernels/cuda/*.cu")),
-    ]
+    return [*glue(), *sorted(CSRC.glob("kernels/cuda/*.cu"))]
 
 
 def find_nvcc() -> str | None:
-    """The compiler of CUDA_HOME, of the PATH, or of its usual place."""
-    homes = [os.environ.get(name) for name in ("CUDA_HOME", "CUDA_PATH")]
-    beside = [str(Path(home) / "bin" / "nvcc") for home in [*homes, "/usr/local/cuda"] if home]
-    asked, usual = beside[:-1], beside[-1:]
-    found = [shutil.which(place) for place in [*asked, "nvcc", *usual]]
-    return next((place for place in found if place), None)
+    """The compiler that is asked for, in the PATH, of conda, of pip, or in its usual place."""
+    asked = [os.environ.get(name) for name in ("CUDA_HOME", "CUDA_PATH")]
+    usual = [os.environ.get("CONDA_PREFIX"), sys.prefix, *_homes_of_pip(), "/usr/local/cuda"]
+    places = [*_compilers(asked), "nvcc", *_compilers(usual)]
+    return next(filter(None, map(shutil.which, places)), None)
 
 
-def toolkit_of(nvcc: str) -> str:
+def _compilers(homes: Sequence[str | None]) -> list[str]:
+    return [str(Path(home) / "bin" / "nvcc") for home in homes if home]
+
+
+def _homes_of_pip() -> list[str]:
+    """The toolkits that NVIDIA's packages make in this environment, such as nvidia/cu13."""
+    found = importlib.util.find_spec("nvidia")
+    folders = found.submodule_search_locations if found else None
+    return [str(home) for folder in folders or [] for home in sorted(Path(folder).glob("*"))]
+
+
+def toolkit_of(nvcc: str) -> Path:
     """The folder of its toolkit, also where it is a script that calls the compiler."""
     command = [nvcc, "--dryrun", "-x", "cu", os.devnull, "-o", os.devnull]
     said = subprocess.run(command, capture_output=True, text=True).stderr
     tops = [line.partition("TOP=")[2] for line in said.splitlines() if line.startswith("#$ TOP=")]
-    return str(Path(tops[0]).resolve() if tops else Path(nvcc).parents[1])
+    return Path(tops[0]).resolve() if tops else Path(nvcc).parents[1]
+
+
+def toolkit_folders(nvcc: str, name: str) -> list[str]:
+    """Its folders "include" or "lib", also those that the compiler does not know itself.
+
+    That of pip's packages looks for lib64, which they have not; conda has a folder for each target.
+    """
+    top = toolkit_of(nvcc)
+    places = [top / name, *top.glob(f"targets/*/{name}")]
+    # A compiler that is told of /usr/include does not find the standard library's headers any more.
+    return [str(path) for path in places if path.is_dir() and path != Path("/usr/include")]
 
 
 def nvcc_version(nvcc: str) -> str:
@@ -88,33 +112,35 @@ class Compiled:
 
 
 def compile_all(
-    nvcc: str, folder: Path, includes: Sequence[str], extra: Sequence[str] = ()
+    nvcc: str, chosen: Sequence[Path], folder: Path, includes: Sequence[str], flags: Sequence[str]
 ) -> list[Compiled]:
-    """Objects of all sources, one after the other on each core; RuntimeError tells what failed."""
+    """Objects of the sources, one after the other on each core; RuntimeError tells what failed."""
     folder.mkdir(parents=True, exist_ok=True)
+    paths = [CSRC, *includes, *toolkit_folders(nvcc, "include")]
+    always = [*FLAGS, *DEFINES, *(f"-I{path}" for path in paths)]
 
     def compiled(source: Path) -> Compiled:
         target = folder / f"{source.stem}.o"
-        command = [nvcc, "-c", "-x", "cu", str(source), "-o", str(target), *FLAGS, *DEFINES]
-        command += [f"-I{path}" for path in (CSRC, *includes)] + arch_flags() + [*extra]
+        command = [nvcc, "-c", str(source), "-o", str(target), *always, *flags]
         return Compiled(source, target, _run(command))
 
     # The largest first: two cores are then busy to the end.
-    ordered = sorted(sources(), key=lambda path: -path.stat().st_size)
+    ordered = sorted(chosen, key=lambda path: -path.stat().st_size)
     with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
         return list(pool.map(compiled, ordered))
 
 
 def link(nvcc: str, objects: Sequence[Path], library: Path, torch_paths: Sequence[str]) -> None:
     """The library; RuntimeError where a symbol is in none of what it is linked with."""
-    folders = [_stand_in_for_torch_cuda(nvcc, objects[0].parent / "stand_in"), *torch_paths]
+    stand_in = stand_in_for_torch_cuda(nvcc, objects[0].parent / "stand_in")
+    folders = [stand_in, *torch_paths, *toolkit_folders(nvcc, "lib")]
     links = [f"-L{path}" for path in folders] + ["-ltorch_cuda", "-ltorch_cpu", "-lc10"]
     links += ["-Xlinker", "--no-undefined"]
     library.parent.mkdir(parents=True, exist_ok=True)
     _run([nvcc, "-shared", "-cudart=static", *map(str, objects), *links, "-o", str(library)])
 
 
-def _stand_in_for_torch_cuda(nvcc: str, folder: Path) -> Path:
+def stand_in_for_torch_cuda(nvcc: str, folder: Path) -> Path:
     """A folder with a libtorch_cuda.so for the linker: where it is loaded, torch's own is there."""
     folder.mkdir(exist_ok=True)
     source, library = folder / "torch_cuda.cpp", folder / "libtorch_cuda.so"

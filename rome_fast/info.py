@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from rome_fast.ops import _native, resolve_backend
+from rome_fast.ops import _cards, _native, resolve_backend
 
 OPS = (
     "second_moment_update_",
@@ -49,6 +49,7 @@ def info() -> dict[str, Any]:
         "native_library": _state_of("cpu"),
         "cuda_library": _state_of("cuda"),
         "torch_cuda": torch.version.cuda,
+        "gpus": [str(card) for card in found.cards] if (found := _cards.machine()) else [],
         "build": native.build_facts,
         "threads": torch.get_num_threads(),
         "environment": {name: os.environ.get(name) for name in ENVIRONMENT},
@@ -78,6 +79,7 @@ def describe(facts: dict[str, Any]) -> str:
             f"  built by nvcc {build['nvcc']} for {build['cuda_archs']} "
             f"(torch's CUDA: {facts['torch_cuda'] or 'none'})"
         )
+    lines.append(f"GPUs: {', '.join(facts['gpus']) or 'none (no driver of NVIDIA, or no card)'}")
     lines.append("environment:")
     for name, value in facts["environment"].items():
         lines.append(f"  {name}={value or '(not set)'}: {ENVIRONMENT[name]}")

@@ -2,9 +2,10 @@
 
     python tools/cuda_check.py
 
-It fails where a source does not compile, where a hot kernel spills registers or keeps an array in
-local memory, where the assembler had to serialise the tensor cores' work, or where a kernel that
-is written for them does not use them. Objects are kept in build/cuda-check until a source changes.
+It fails where a source does not compile with the torch that is installed or the oldest that is
+supported, where a hot kernel spills registers or keeps an array in local memory, where the
+assembler had to serialise the tensor cores' work, or where a kernel that is written for them does
+not use them. Objects are kept in build/cuda-check until a source changes.
 """
 
 from __future__ import annotations
@@ -24,10 +25,12 @@ from torch.utils.cpp_extension import include_paths, library_paths
 
 ROOT = Path(__file__).resolve().parents[1]
 KEPT = ROOT / "build" / "cuda-check"
-sys.path.insert(0, str(ROOT / "csrc"))
+sys.path[:0] = [str(ROOT / "csrc"), str(ROOT / "tools")]
 
 import nvcc_build  # noqa: E402
+from torch_headers import NoHeadersError, headers_of  # noqa: E402
 
+OLDEST_TORCH = "2.10.0"
 # A naive kernel may do as it likes: it is there to be compared with.
 NAIVE = "naive"
 # Instructions that a kernel's machine code must hold, by architecture. PTX says the same earlier.
@@ -94,7 +97,7 @@ def main() -> int:
     for k in kernels:
         print(f"{k.registers:9} {k.spills:7} {k.stack:5}  {k.arch:7} {k.name}")
     problems = [k.problem for k in kernels if k.problem] + warnings_of(said)
-    problems += tensor_core_problems(objects, kernels)
+    problems += tensor_core_problems(objects, kernels) + old_torch_problems(nvcc)
     for problem in problems:
         print(f"cuda-check: {problem}", file=sys.stderr)
     return 1 if problems or not kernels else 0
@@ -107,14 +110,33 @@ def compiled(nvcc: str) -> tuple[str, list[Path], float]:
     if record.exists() and (kept := json.loads(record.read_text()))["digest"] == digest:
         return kept["said"], [Path(path) for path in kept["objects"]], kept["seconds"]
     start = time.perf_counter()
-    extra = ["-Xptxas", "-v"]
-    parts = nvcc_build.compile_all(nvcc, KEPT / "objects", include_paths(), extra)
+    flags = [*nvcc_build.arch_flags(), "-Xptxas", "-v"]
+    every = nvcc_build.sources()
+    parts = nvcc_build.compile_all(nvcc, every, KEPT / "objects", include_paths(), flags)
     objects = [part.target for part in parts]
     nvcc_build.link(nvcc, objects, KEPT / "_C_cuda.so", library_paths())
     said, seconds = "\n".join(part.said for part in parts), time.perf_counter() - start
     kept = {"digest": digest, "said": said, "objects": [*map(str, objects)], "seconds": seconds}
     record.write_text(json.dumps(kept))
     return said, objects, seconds
+
+
+def old_torch_problems(nvcc: str) -> list[str]:
+    """What of the glue does not compile against the oldest torch; kernels include none."""
+    record, digest = KEPT / f"torch-{OLDEST_TORCH}", _digest(nvcc)
+    if not record.exists() or record.read_text() != digest:
+        try:
+            include = [str(headers_of(OLDEST_TORCH))]
+            folder = KEPT / f"glue-{OLDEST_TORCH}"
+            nvcc_build.compile_all(nvcc, nvcc_build.glue(), folder, include, flags=[])
+        except NoHeadersError as error:
+            print(f"NOT compiled with torch {OLDEST_TORCH}, whose headers cannot be had: {error}")
+            return []
+        except RuntimeError as error:
+            return [f"with torch {OLDEST_TORCH}: {error}"]
+        record.write_text(digest)
+    print(f"the glue compiles with torch {OLDEST_TORCH} too")
+    return []
 
 
 def _digest(nvcc: str) -> str:

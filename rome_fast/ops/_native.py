@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from rome_fast.ops import _cards
+
 MINIMUM_TORCH = (2, 10)
 LIBRARIES = {"cpu": "_C", "cuda": "_C_cuda"}
 NOT_BUILT = {
@@ -38,16 +40,14 @@ class NativeStatus:
 @functools.lru_cache
 def load(device_type: str = "cpu") -> NativeStatus:
     """Load the library for "cpu" or "cuda" on the first call; the same answer ever after."""
-    path = find_library(device_type)
+    path, facts = find_library(device_type), _build_facts()
     if path is None:
-        return NativeStatus(False, NOT_BUILT[device_type])
-    facts = _build_facts()
+        return NativeStatus(False, _why_not_built(device_type, facts))
     if torch_version() < MINIMUM_TORCH:
         needed = ".".join(map(str, MINIMUM_TORCH))
         reason = f"torch {torch.__version__} is installed, the native library needs >= {needed}"
         return NativeStatus(False, reason, str(path), facts)
-    if device_type == "cuda" and torch.version.cuda is None:
-        reason = f"torch {torch.__version__} is built without CUDA"
+    if device_type == "cuda" and (reason := _why_no_cuda_here(facts)):
         return NativeStatus(False, reason, str(path), facts)
     try:
         torch.ops.load_library(str(path))
@@ -75,6 +75,20 @@ def torch_version() -> tuple[int, int]:
     """(major, minor) of the torch that is installed."""
     major, minor = torch.__version__.split(".")[:2]
     return int(major), int(minor)
+
+
+def _why_not_built(device_type: str, facts: dict[str, Any]) -> str:
+    why = facts.get("why_no_cuda") if device_type == "cuda" else None
+    return NOT_BUILT[device_type] + (f"; this build left it out: {why}" if why else "")
+
+
+def _why_no_cuda_here(facts: dict[str, Any]) -> str:
+    """What is known before the library is opened; asking starts no CUDA."""
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is built without CUDA"
+    if torch.cuda.device_count() == 0:
+        return "torch finds no GPU here"
+    return _cards.why_not(facts)
 
 
 def _build_facts() -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Building the package with and without torch, and what setup.py does when it cannot compile."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -59,6 +60,16 @@ def wheel_contents(project):
     return wheel.name, set(zipfile.ZipFile(wheel).namelist())
 
 
+def facts_of_wheel(project):
+    """What rome_fast._facts says, in a process of its own."""
+    (wheel,) = (project / "out").glob("*.whl")
+    folder = project.parent / "opened"
+    zipfile.ZipFile(wheel).extractall(folder)
+    code = "import _facts, json; print(json.dumps(_facts.build_facts()))"
+    command = [sys.executable, "-c", code]
+    return json.loads(subprocess.check_output(command, cwd=folder / "rome_fast", text=True))
+
+
 def test_metadata_needs_no_torch(project):
     process = call_backend(project, "prepare_metadata_for_build_wheel")
     assert process.returncode == 0, process.stderr
@@ -91,7 +102,7 @@ def test_wheel_carries_every_data_file(project):
 
 
 @pytest.mark.exhaustive
-def test_a_wheel_for_every_python_says_with_what_it_was_built(project, tmp_path):
+def test_a_wheel_for_every_python_says_with_what_it_was_built(project):
     if shutil.which(get_cxx_compiler()) is None:
         pytest.skip("no C++ compiler here: there is no native wheel")
     (project / "csrc" / "register_cpu.cpp").write_text("")
@@ -105,11 +116,9 @@ def test_a_wheel_for_every_python_says_with_what_it_was_built(project, tmp_path)
     assert "-cp310-abi3-" in name
     libraries = {file for file in files if file.endswith(".so")}
     assert libraries == {"rome_fast/_C.abi3.so", "rome_fast/_facts.abi3.so"}
-    zipfile.ZipFile(project / "out" / name).extract("rome_fast/_facts.abi3.so", tmp_path)
-    code = "import _facts; print(sorted(_facts.build_facts()))"
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=tmp_path / "rome_fast", capture_output=True, text=True)
-    assert done.stdout.strip() == "['compiler', 'simd', 'torch']", done.stderr
+    facts = facts_of_wheel(project)
+    assert sorted(facts) == ["compiler", "simd", "torch", "why_no_cuda"]
+    assert facts["why_no_cuda"] == "ROME_FAST_BUILD=cpu"
 
 
 def test_demanding_the_library_without_torch_is_an_error(project):
@@ -167,15 +176,17 @@ def test_the_cuda_library_is_built_without_a_gpu_and_without_a_cuda_torch(projec
     assert {"rome_fast/_C.abi3.so", "rome_fast/_C_cuda.abi3.so"} <= files
 
 
+def hide_nvcc(project):
+    file = project / "csrc" / "nvcc_build.py"
+    file.write_text(file.read_text().replace('"nvcc"', '"no-such-nvcc"'))
+
+
 @pytest.mark.exhaustive
 def test_demanding_cuda_without_nvcc_is_an_error(project):
     compiler = shutil.which(get_cxx_compiler())
     if compiler is None:
         pytest.skip("no C++ compiler here: it is missed first")
-    (project / "nvcc_build.py").write_text(
-        (project / "csrc" / "nvcc_build.py").read_text().replace('"nvcc"', '"no-such-nvcc"')
-    )
-    shutil.move(project / "nvcc_build.py", project / "csrc" / "nvcc_build.py")
+    hide_nvcc(project)
     process = call_backend(project, "build_wheel", with_torch=True, ROME_FAST_BUILD="cuda")
     assert process.returncode != 0
     assert "ROME_FAST_BUILD=cuda, but no nvcc was found: set CUDA_HOME" in process.stderr
@@ -203,20 +214,15 @@ def test_architectures_are_those_asked_for(asked, flags, monkeypatch):
 # As setup.py sees a torch that is built with CUDA; its libraries are not needed to fail.
 CUDA_TORCH = """
 import torch
-from torch.utils import cpp_extension
-torch.version.cuda, cpp_extension.CUDA_HOME = {release!r}, {home!r}
+torch.version.cuda = {release!r}
 from setuptools import build_meta
 build_meta.build_wheel('out')
 """
 
 
-def build_with_cuda_torch(project, release, mode="auto"):
-    nvcc = nvcc_build.find_nvcc()
-    if nvcc is None or shutil.which(get_cxx_compiler()) is None:
-        pytest.skip("no nvcc or no C++ compiler here: nothing can fail to compile")
-    code = CUDA_TORCH.format(
-        release=release or nvcc_build.nvcc_version(nvcc), home=str(Path(nvcc).parents[1])
-    )
+def build_with_cuda_torch(project, release, mode="auto", **environment):
+    if shutil.which(get_cxx_compiler()) is None:
+        pytest.skip("no C++ compiler here: it is missed first")
     (project / "csrc" / "register_cpu.cpp").write_text("")
     for source in [*project.glob("csrc/glue/*.cpp"), *project.glob("csrc/kernels/*/*.c*")]:
         if source.name != "isa.cpp" and source.suffix != ".cuh":
@@ -224,31 +230,52 @@ def build_with_cuda_torch(project, release, mode="auto"):
     (project / "csrc" / "register_cuda.cpp").write_text("#error broken on purpose\n")
     kept = {k: v for k, v in os.environ.items() if not k.startswith("ROME_FAST_")}
     return subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, "-c", CUDA_TORCH.format(release=release)],
         cwd=project,
-        env=kept | {"ROME_FAST_BUILD": mode},
+        env=kept | {"ROME_FAST_BUILD": mode} | environment,
         capture_output=True,
         text=True,
         timeout=300,
     )
 
 
+@pytest.fixture
+def release():
+    """The version of the nvcc that is here."""
+    nvcc = nvcc_build.find_nvcc()
+    if nvcc is None:
+        pytest.skip("no nvcc here: nothing can fail to compile")
+    return nvcc_build.nvcc_version(nvcc)
+
+
 @pytest.mark.exhaustive
-def test_cuda_that_fails_to_compile_leaves_the_cpu_library(project):
-    process = build_with_cuda_torch(project, None)
+def test_cuda_that_fails_to_compile_leaves_the_cpu_library(project, release):
+    process = build_with_cuda_torch(project, release)
     assert process.returncode == 0, process.stderr
     assert "installing without the CUDA library: compiling failed" in process.stderr
-    (wheel,) = (project / "out").glob("*.whl")
-    files = zipfile.ZipFile(wheel).namelist()
+    _, files = wheel_contents(project)
     assert "rome_fast/_C.abi3.so" in files and "rome_fast/_C_cuda.abi3.so" not in files
+    assert facts_of_wheel(project)["why_no_cuda"] == "compiling failed"
 
 
 @pytest.mark.exhaustive
-def test_an_nvcc_of_another_major_version_is_refused_with_both_versions(project):
+def test_without_nvcc_the_cpu_library_is_built_and_knows_why_it_is_alone(project):
+    hide_nvcc(project)
+    process = build_with_cuda_torch(project, "13.0")
+    assert process.returncode == 0, process.stderr
+    assert "rome_fast/_C.abi3.so" in wheel_contents(project)[1]
+    facts = facts_of_wheel(project)
+    assert facts["why_no_cuda"] == (
+        "no nvcc was found: set CUDA_HOME, or pip install cuda-toolkit[nvcc,cccl]==13.*"
+    )
+    assert "nvcc" not in facts and "cuda_archs" not in facts
+
+
+@pytest.mark.exhaustive
+def test_an_nvcc_of_another_major_version_is_refused_with_both_versions(project, release):
     process = build_with_cuda_torch(project, "1.0", mode="cuda")
     assert process.returncode != 0
-    nvcc = nvcc_build.find_nvcc()
-    reason = f"torch is built with CUDA 1.0, and {nvcc} is of {nvcc_build.nvcc_version(nvcc)}"
+    reason = f"torch is built with CUDA 1.0, and {nvcc_build.find_nvcc()} is of {release}"
     assert f"ROME_FAST_BUILD=cuda, but {reason}" in process.stderr
 
 
@@ -267,14 +294,45 @@ def test_a_source_distribution_carries_what_it_is_built_from(project):
     assert not any(path.endswith(".pyc") for path in files)
 
 
-def test_the_toolkit_of_a_wrapper_is_the_one_that_it_calls(tmp_path):
-    nvcc = tmp_path / "bin" / "nvcc"
-    nvcc.parent.mkdir()
-    nvcc.write_text("#!/bin/sh\necho '#$ _HERE_=/x/bin' >&2\necho '#$ TOP=/opt/cuda/bin/..' >&2\n")
-    nvcc.chmod(0o755)
-    assert nvcc_build.toolkit_of(str(nvcc)) == "/opt/cuda"
+def made_compiler(home):
+    nvcc = home / "bin" / "nvcc"
+    nvcc.parent.mkdir(parents=True)
     nvcc.write_text("#!/bin/sh\nexit 1\n")
-    assert nvcc_build.toolkit_of(str(nvcc)) == str(tmp_path)
+    nvcc.chmod(0o755)
+    return str(nvcc)
+
+
+def test_nvcc_is_found_wherever_it_is_installed(tmp_path, monkeypatch):
+    """In this order: what is asked for, the PATH, conda, this environment, pip's packages."""
+    names = ("asked", "path", "conda", "prefix", "site/nvidia/cu13")
+    asked, path, conda, prefix, pip = (tmp_path / name for name in names)
+    monkeypatch.setenv("CUDA_HOME", str(asked))
+    monkeypatch.delenv("CUDA_PATH", raising=False)
+    monkeypatch.setenv("PATH", str(path / "bin"))
+    monkeypatch.setenv("CONDA_PREFIX", str(conda))
+    monkeypatch.setattr(sys, "prefix", str(prefix))
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    for nvcc in [made_compiler(home) for home in (asked, path, conda, prefix, pip)]:
+        assert nvcc_build.find_nvcc() == nvcc
+        Path(nvcc).unlink()
+    assert nvcc_build.find_nvcc() in (None, "/usr/local/cuda/bin/nvcc")
+
+
+@pytest.mark.parametrize("folder", ["lib", "targets/x86_64-linux/lib"])
+def test_libraries_of_a_toolkit_are_found_without_lib64(folder, tmp_path):
+    """pip's packages have lib, and conda's a folder for each target."""
+    nvcc = made_compiler(tmp_path)
+    (tmp_path / folder).mkdir(parents=True)
+    assert nvcc_build.toolkit_folders(nvcc, "lib") == [str(tmp_path / folder)]
+    assert nvcc_build.toolkit_folders(nvcc, "include") == []
+
+
+def test_the_toolkit_of_a_wrapper_is_the_one_that_it_calls(tmp_path):
+    nvcc = made_compiler(tmp_path)
+    assert nvcc_build.toolkit_of(nvcc) == tmp_path
+    says = "echo '#$ _HERE_=/x/bin' >&2\necho '#$ TOP=/opt/cuda/bin/..' >&2\n"
+    Path(nvcc).write_text(f"#!/bin/sh\n{says}")
+    assert nvcc_build.toolkit_of(nvcc) == Path("/opt/cuda")
 
 
 def test_no_macro_is_used_that_older_versions_of_torch_lack():

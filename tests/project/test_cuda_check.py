@@ -1,6 +1,7 @@
 """What tools/cuda_check.py makes of the compiler's report, where it fails and where it does not."""
 
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tools"))
 
 import cuda_check  # noqa: E402
+import torch_headers  # noqa: E402
 
 SAID = """\
 ptxas info    : 0 bytes gmem
@@ -87,7 +89,75 @@ def test_without_nvcc_it_says_so_and_succeeds(monkeypatch, capsys):
 def test_a_problem_is_printed_and_fails(monkeypatch, capsys):
     monkeypatch.setattr(cuda_check.nvcc_build, "find_nvcc", lambda: "nvcc")
     monkeypatch.setattr(cuda_check, "tensor_core_problems", lambda *_: [])
+    monkeypatch.setattr(cuda_check, "old_torch_problems", lambda _: [])
     for text, status in ((said(), 0), (said(stores=8), 1), ("", 1)):
         monkeypatch.setattr(cuda_check, "compiled", lambda _, text=text: (text, [], 0.0))
         assert cuda_check.main() == status
     assert "sum_kernel<float> on sm_80: 8 bytes spilled" in capsys.readouterr().err
+
+
+@pytest.fixture
+def old_torch(monkeypatch, tmp_path):
+    """Calls old_torch_problems with headers, and a compiler, that do as they are told."""
+
+    def problems(headers=lambda _: tmp_path, compiles=lambda *_, **__: []):
+        monkeypatch.setattr(cuda_check, "KEPT", tmp_path)
+        monkeypatch.setattr(cuda_check, "headers_of", headers)
+        monkeypatch.setattr(cuda_check.nvcc_build, "compile_all", compiles)
+        return cuda_check.old_torch_problems("nvcc")
+
+    return problems
+
+
+def failing(error):
+    def fail(*_, **__):
+        raise error
+
+    return fail
+
+
+def test_what_the_oldest_torch_does_not_compile_is_a_problem(old_torch):
+    broken = failing(RuntimeError("no such macro"))
+    assert old_torch(compiles=broken) == ["with torch 2.10.0: no such macro"]
+    assert old_torch() == []
+    assert old_torch(compiles=broken) == []  # nothing has changed since it compiled
+
+
+def test_headers_that_cannot_be_had_are_said_and_are_no_pass(old_torch, capsys):
+    away = failing(torch_headers.NoHeadersError("no network"))
+    for _ in range(2):
+        assert old_torch(headers=away) == []
+        assert capsys.readouterr().out == (
+            "NOT compiled with torch 2.10.0, whose headers cannot be had: no network\n"
+        )
+
+
+def test_the_oldest_torch_is_the_one_that_is_required():
+    assert f'"torch>={cuda_check.OLDEST_TORCH.removesuffix(".0")}"' in (
+        ROOT / "pyproject.toml"
+    ).read_text("utf-8")
+
+
+def test_only_the_headers_of_a_wheel_are_kept(monkeypatch, tmp_path):
+    def wheel(torch, folder):
+        path = folder / f"torch-{torch}.whl"
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("torch/include/torch/csrc/stable/tensor.h", torch)
+            archive.writestr("torch/lib/libtorch.dylib", "")
+        return path
+
+    monkeypatch.setattr(torch_headers, "KEPT", tmp_path / "kept")
+    monkeypatch.setattr(torch_headers, "_wheel", wheel)
+    include = torch_headers.headers_of("2.10.0")
+    assert (include / "torch/csrc/stable/tensor.h").read_text() == "2.10.0"
+    assert [path.name for path in (tmp_path / "kept").iterdir()] == ["2.10.0"]
+    monkeypatch.setattr(torch_headers, "_wheel", None)
+    assert torch_headers.headers_of("2.10.0") == include
+
+
+def test_a_wheel_that_pip_does_not_find_is_told(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch_headers, "KEPT", tmp_path)
+    for name, value in {"NO_INDEX": "1", "CONFIG_FILE": "/dev/null", "FIND_LINKS": ""}.items():
+        monkeypatch.setenv(f"PIP_{name}", value)
+    with pytest.raises(torch_headers.NoHeadersError, match=r"torch==2\.10\.0"):
+        torch_headers.headers_of("2.10.0")

@@ -13,6 +13,7 @@ sys.path.append(str(Path(__file__).parents[2] / "tools"))
 import check_wheel
 
 GOOD = "rome_fast-0.2.0-cp310-abi3-manylinux_2_24_x86_64.whl"
+WITH_CUDA = "rome_fast-0.2.0-1cu13-cp310-abi3-manylinux_2_34_x86_64.whl"
 FACTS = {
     "success": True,
     "backend": "native",
@@ -20,6 +21,7 @@ FACTS = {
     "changed": True,
     "undone": True,
     "build": {"simd": "avx2"},
+    "without_cuda": "",
 }
 
 
@@ -33,6 +35,8 @@ def wheel_of(folder, name, files=tuple(check_wheel.LIBRARIES)):
 
 def test_a_wheel_for_every_python_is_accepted(tmp_path):
     assert check_wheel.problems_of_name(wheel_of(tmp_path, GOOD)) == []
+    both = [*check_wheel.LIBRARIES, check_wheel.CUDA_LIBRARY]
+    assert check_wheel.problems_of_name(wheel_of(tmp_path, WITH_CUDA, both)) == []
 
 
 @pytest.mark.parametrize(
@@ -42,6 +46,8 @@ def test_a_wheel_for_every_python_is_accepted(tmp_path):
         ("rome_fast-0.2.0-cp310-abi3-linux_x86_64.whl", None, "no cp310-abi3 wheel"),
         (GOOD, ["rome_fast/_C.abi3.so", "rome_fast/_facts.cpython-311.so"], "it holds"),
         (GOOD, [*check_wheel.LIBRARIES, "rome_fast.libs/libgomp.so.1"], "it holds"),
+        (GOOD, [*check_wheel.LIBRARIES, check_wheel.CUDA_LIBRARY], "it holds"),
+        (WITH_CUDA, None, "it holds"),
     ],
 )
 def test_any_other_is_refused(tmp_path, name, files, problem):
@@ -59,6 +65,7 @@ def test_any_other_is_refused(tmp_path, name, files, problem):
         ({"changed": False}, "were changed"),
         ({"undone": False}, "as before"),
         ({"build": {}}, "facts are known"),
+        ({"without_cuda": "value_loss"}, "CUDA kernel, but value_loss"),
         ({"where": "/elsewhere/rome_fast/__init__.py"}, "not /elsewhere"),
     ],
 )

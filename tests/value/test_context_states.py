@@ -113,6 +113,18 @@ def test_states_that_do_not_reproduce_are_tried_once(damage, monkeypatch):
     assert tried == [two]
 
 
+def test_states_as_exact_as_tf32_are_kept_where_that_is_what_multiplies(monkeypatch):
+    one, two, _ = batches()
+    model, projection, first = prepared("Llama", 1, one)
+    states = ContextStates.of(ModelSpec.of(model), projection, one, first)
+    passed = run_first_pass(ModelSpec.of(model), projection, two)
+    own = ContextStates.enter
+    monkeypatch.setattr(ContextStates, "enter", lambda *given: own(*given) * (1 + 1e-3))
+    assert not states.reproduce(ModelSpec.of(model), two, passed)
+    monkeypatch.setattr(context_states, "is_tf32", lambda *_: True)
+    assert states.reproduce(ModelSpec.of(model), two, passed)
+
+
 def test_a_long_list_is_edited_as_by_single_calls(tiny, settings):
     model, tok = tiny
     subjects = ["Steve Jobs", "Ada Lovelace", "Marie Curie", "LeBron James"]

@@ -89,3 +89,17 @@ def test_tf32_has_a_tolerance_of_its_own():
     finally:
         torch.backends.cuda.matmul.fp32_precision = before
     assert TF32_TOLERANCE > 3.7e-4
+
+
+@pytest.mark.parametrize(("tf32", "off"), [(True, 1e-3), (False, 1e-3), (True, 1e-2)])
+def test_a_tail_as_exact_as_tf32_is_kept_where_that_is_what_multiplies(tf32, off, monkeypatch):
+    batch = two_edits()
+    model, projection, first = prepared("Llama", 1, batch)
+    search = Search(ModelSpec.of(model), projection, batch, first)
+    monkeypatch.setattr("rome_fast.value.search.is_tf32", lambda *_: tf32)
+    logits = search.unmoved_logits * (1 + off)
+    if tf32 and off < TF32_TOLERANCE:
+        search.check(logits)
+    else:
+        with pytest.raises(ValueError, match="off by"):
+            search.check(logits)
