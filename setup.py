@@ -14,6 +14,7 @@ TORCH_CUDA_ARCH_LIST says for which GPUs (csrc/nvcc_build.py has the default).
 import glob
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -124,7 +125,10 @@ def reason_without_cuda(torch):
     nvcc = nvcc_build.find_nvcc()
     if nvcc is None:
         return "no nvcc was found: set CUDA_HOME, or pip install cuda-toolkit[nvcc,cccl]==13.*"
-    release = nvcc_build.nvcc_version(nvcc)
+    try:
+        release = nvcc_build.nvcc_version(nvcc)
+    except (OSError, subprocess.CalledProcessError) as error:
+        return f"{nvcc} does not run: {error}"
     if torch.version.cuda and torch.version.cuda.split(".")[0] != release.split(".")[0]:
         reason = f"torch is built with CUDA {torch.version.cuda}, and {nvcc} is of {release}"
         return f"{reason}: set CUDA_HOME to a CUDA toolkit of torch's"

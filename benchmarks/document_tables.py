@@ -68,9 +68,10 @@ ORDER: Columns = {
     "cosine to exact": lambda r: f"{r['cosine_to_exact']:.3f}",
 }
 SHAPES: Columns = {
-    "batches": lambda r: f"{r['batches']}",
-    "graphs": lambda r: f"{r['graphs']}",
+    "graphs, one by one": lambda r: f"{r['graphs']}",
     "tokens": lambda r: f"{r['tokens']:.2f}",
+    "graphs, in windows": lambda r: f"{r['windows']['graphs']}",
+    "tokens in windows": lambda r: f"{r['windows']['tokens']:.2f}",
 }
 SYRK: Columns = {
     "d": lambda r: f"{r['own']['d']:,}",
@@ -173,7 +174,7 @@ def second_moment_tables() -> tuple[list[str], list[str]]:
 def shapes_table() -> list[str]:
     """How many graphs requests need, as their shapes are rounded."""
     rows = read("graph-shapes")["results"]
-    return table("shapes", SHAPES, [(f"{row['way']}, {row['edits']}", row) for row in rows])
+    return table("shapes", SHAPES, [(f"{row['data']}, {row['way']}", row) for row in rows])
 
 
 def evaluation_table() -> list[str]:

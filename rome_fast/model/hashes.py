@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from rome_fast.model.spec import DownProjection, ModelSpec
 
-_ELEMENTS, _FEW_ELEMENTS, _LOOKED_AT = 65_536, 4_096, 8
+_ELEMENTS, _FEW_ELEMENTS, _LOOKED_AT = 65_536, 4_096, 64
 # By model and matrix, the state of the weights and their hash.
 _known: WeakKeyDictionary[nn.Module, dict[str, tuple[Hashable, str]]] = WeakKeyDictionary()
 # Fields of a configuration that do not change what the layers compute.
@@ -68,7 +68,8 @@ def weights_hash(spec: ModelSpec, projection: DownProjection) -> str:
     """Hash of the parameters that a key of this layer can depend on.
 
     Of each parameter only evenly spaced elements are hashed: training, merging or editing a matrix
-    changes nearly every element. A hash is kept with the model until a parameter changes.
+    changes nearly every element. A hash is kept with the model until a parameter is written; a
+    write through ``.data`` is seen where it changes one of some 64 elements of a parameter.
 
     Raises:
         UnsupportedModelError: one of them is offloaded.

@@ -87,17 +87,21 @@ def linear_in_slices(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 @contextmanager
-def only_at(module: nn.Module, rows: Tensor, positions: Tensor) -> Iterator[None]:
+def only_at(module: nn.Module, rows: Tensor, positions: Tensor, is_first: Tensor) -> Iterator[None]:
     """While open, a position-wise module runs at (rows [m], positions [m]) only.
 
     It returns zeros everywhere else.
+
+    Args:
+        is_first: bool [m], False where a position is named again: it has one gradient, not two.
     """
 
     def run(*args: Tensor, **kwargs: Any) -> Tensor:
         at = rows.to(args[0].device), positions.to(args[0].device)
         output: Tensor = own(*(x[at][None] for x in args), **kwargs)
         whole = output.new_zeros(*args[0].shape[:2], output.shape[-1])
-        return whole.index_put(at, output[0])
+        first = is_first.to(output.device)[:, None]
+        return whole.index_put(at, torch.where(first, output[0], output[0].detach()))
 
     own = module.forward
     with _forward(module, run):

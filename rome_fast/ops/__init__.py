@@ -210,9 +210,9 @@ def value_loss(
     """The loss that the search for v* minimises, from the logits, and its gradient.
 
     The loss of an edit is the mean of -log p(target) over its reads, and kl_factor times
-    KL(now || before) at its own last row. A read of edit n_edits is nobody's: it counts for none,
-    and has no gradient; "before" is log_probs_init, or what these logits say
-    where that is None. Computed in float64 for float64 logits, else in float32.
+    KL(now || before) at its own last row; "before" is log_probs_init, or what these logits say
+    where that is None. A read of edit n_edits is nobody's: it counts for none, and has no gradient.
+    Computed in float64 for float64 logits, else in float32.
 
     Returns losses [n_edits], the gradient of their sum (like logits), right [n_edits] (bool:
     the target is the likeliest in all of an edit's reads), and log_probs_init for the next calls

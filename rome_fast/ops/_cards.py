@@ -28,7 +28,7 @@ class Card:
     def _runs(self, arch: str) -> bool:
         number = arch.removesuffix("+PTX").rstrip("af")
         built = tuple(int(part) for part in number.split("."))
-        if arch.endswith("a"):
+        if arch.removesuffix("+PTX").endswith("a"):
             return self.capability == built
         # PTX is compiled on the card for what came later; code runs in its own generation.
         same = arch.endswith("+PTX") or self.capability[0] == built[0]

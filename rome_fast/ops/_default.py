@@ -138,6 +138,7 @@ def value_loss_default(
     shares = 1 / counts
     shares[-1:].zero_()
     share = shares[edit_of_read]
+    probs[:n_reads].masked_fill_((share == 0)[:, None], 0)
     probs[:n_reads].mul_(share[:, None]).index_put_(at_target, -share, accumulate=True)
     probs[n_reads:].mul_(kl_factor * (ratio - kl[:, None]))
     return nll + kl_factor * kl, probs.to(dtype), right, kept

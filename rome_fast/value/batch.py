@@ -36,6 +36,7 @@ class EditBatch:
         edit_of_row: int64 [n_rows].
         read_rows, read_positions: int64 [n_reads + n_edits].
         target_ids, edit_of_read: int64 [n_reads]; reads of nobody are of edit n_edits.
+        buckets: what it is filled up to, and its rows are where they are split.
     """
 
     edits: tuple[TokenizedEdit, ...]
@@ -47,6 +48,7 @@ class EditBatch:
     read_positions: Tensor
     target_ids: Tensor
     edit_of_read: Tensor
+    buckets: Buckets = EXACT
 
     @classmethod
     def of(cls, edits: Sequence[TokenizedEdit], buckets: Buckets = EXACT) -> EditBatch:
@@ -72,6 +74,7 @@ class EditBatch:
             read_positions=torch.cat([_and_last(read_positions, n_more), lookup_idx[kl_rows]]),
             target_ids=_and_last(target_ids, n_more),
             edit_of_read=torch.cat([edit_of_read, torch.full((n_more,), len(edits))]),
+            buckets=buckets,
         )
 
     @property
@@ -114,6 +117,13 @@ class EditBatch:
             target_ids=self.target_ids[of_target],
             edit_of_read=self.edit_of_read[of_target],
         )
+
+
+def joined(parts: Sequence[EditBatch], logits: Sequence[Tensor]) -> Tensor:
+    """The logits that the parts of a batch read, in its order: the KL prompt's come last."""
+    counts = [len(part.target_ids) for part in parts]
+    pairs = list(zip(logits, counts, strict=True))
+    return torch.cat([*(x[:n] for x, n in pairs), *(x[n:] for x, n in pairs)])
 
 
 def _target_reads(edit: TokenizedEdit, first_row: int) -> tuple[Tensor, Tensor]:

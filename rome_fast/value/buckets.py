@@ -1,7 +1,7 @@
 """Sizes that batches are filled up to on a GPU, so that a few captured graphs serve all requests.
 
-What is added changes no result: requests twice, reads of nobody, columns that are masked. Products
-of some rows more read the same weights, and take a GPU as long.
+What is added changes no result: requests twice, reads of nobody, columns that are masked. It costs
+little as long as a step's time is that of reading the weights, as one edit's should be.
 """
 
 from __future__ import annotations
@@ -33,6 +33,12 @@ class Buckets:
     def of(cls, device_type: str) -> Buckets:
         """Those of a device."""
         return _OF_DEVICE.get(device_type, EXACT)
+
+    def within(self, length: int, limit: int | None) -> Buckets:
+        """These; none where rows of ``length`` tokens might be filled up beyond a model's limit."""
+        # A size grows by half at most, or to a unit.
+        longest = length + length // 2 + self.before + self.columns
+        return self if limit is None or longest <= limit else EXACT
 
     def filled_edits(self, edits: Sequence[TokenizedEdit]) -> list[TokenizedEdit]:
         """The requests, and the last one again until the bucket is full."""

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
+# What torch says of a wait; it also says, once, that this mode is a prototype.
+_WAIT = "called a synchronizing"
+
 # Graphs whose capture has failed, and why. torch's allocator goes on asking them whose memory it
 # gives out, so that they live on; it may go on recording, so that nothing more is captured.
 _failed: list[tuple[torch.cuda.CUDAGraph, str]] = []
@@ -34,12 +37,17 @@ class Captured:
             )
         self._graph = torch.cuda.CUDAGraph()
         pool, stream = place()
+        # While a capture is under way, torch frees no memory that it has cached.
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
         try:
             with torch.cuda.stream(stream), own_workspaces():
                 # Other threads may use the device meanwhile.
                 self._graph.capture_begin(pool=pool, capture_error_mode="thread_local")
                 with _ended(self._graph):
                     step()
+        except torch.OutOfMemoryError:
+            raise  # of the step: its capture was ended well
         except RuntimeError as error:
             _failed.append((self._graph, str(error).splitlines()[0]))
             with suppress(RuntimeError):
@@ -53,9 +61,15 @@ class Captured:
 
 @contextmanager
 def _ended(graph: torch.cuda.CUDAGraph) -> Iterator[None]:
-    """End the capture with the block; of two errors the block's is the one that says why."""
+    """End the capture with the block; of two errors the block's is the one that says why.
+
+    But for lack of memory, which ends no capture: what then cannot be ended has failed.
+    """
     try:
         yield
+    except torch.OutOfMemoryError:
+        graph.capture_end()
+        raise
     except BaseException:
         with suppress(RuntimeError):
             graph.capture_end()
@@ -158,4 +172,4 @@ def waits_told() -> Iterator[list[str]]:
         finally:
             torch.cuda.set_sync_debug_mode(before)
     texts = (str(warning.message).splitlines()[0] for warning in caught)
-    said += [text for text in texts if "synchronizing" in text]
+    said += [text for text in texts if _WAIT in text]

@@ -18,6 +18,7 @@ from rome_fast.model.intercept import answering, hooked, reading_only
 from rome_fast.model.memory import is_out_of_memory
 from rome_fast.model.precision import widen
 from rome_fast.model.spec import DownProjection, ModelSpec, input_device
+from rome_fast.value.batch import joined
 from rome_fast.value.prefix import Attention, PrefixSplit, at_positions
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ def _run_with_cache(
     stored: list[Any] = [(layer.keys, layer.values) for layer in layers]
     if below is None:
         seen["attention_below"] = tuple(stored[: projection.layer])
-    before = PrefixSplit.at_lookup(batch, device).before
+    before = PrefixSplit.at_lookup(batch).before
     seen["attention"] = tuple(
         (at_positions(keys, before), at_positions(values, before))
         for keys, values in stored[projection.layer :]
@@ -138,7 +139,7 @@ def run_in_parts(
     return FirstPass(
         keys=torch.cat([p.keys for p in passes]),
         values=torch.cat([p.values for p in passes]),
-        logits=None if obstacle else torch.cat(logits),
+        logits=None if obstacle else joined(parts, logits),
         obstacle=obstacle,
         parts=tuple(zip(parts, passes, strict=True)),
     )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from rome_fast.model.memory import format_bytes
 from rome_fast.model.spec import DownProjection, ModelSpec, embedding_rows
+from rome_fast.value.buckets import EXACT, Buckets, filled
 
 if TYPE_CHECKING:
     from rome_fast.prompt.encode import TokenizedEdit
@@ -64,6 +65,7 @@ def estimate(
     rows_at_once: int | None = None,
     identity: bool = False,
     bfloat16_copies: bool = False,
+    buckets: Buckets = EXACT,
 ) -> MemoryEstimate:
     """Count the bytes taken by requests that are searched together.
 
@@ -71,13 +73,15 @@ def estimate(
         rows_at_once: of one request, if its rows run in parts; None for all.
         identity: C is the identity.
         bfloat16_copies: ``compute_dtype`` is ``"bfloat16"`` and the model is not.
+        buckets: what their batch is filled up to.
     """
+    edits = buckets.filled_edits(edits)
     n_rows = sum(len(edit.lookup_idx) for edit in edits)
     at_once = n_rows if rows_at_once is None else min(n_rows, rows_at_once)
     length = max(edit.input_ids.shape[1] for edit in edits)
-    before = max(int(edit.lookup_idx.max()) for edit in edits)
-    columns = max(columns_of(edit) for edit in edits)
-    n_reads = sum(_n_reads(edit) + 1 for edit in edits)
+    before = filled(max(int(edit.lookup_idx.max()) for edit in edits), buckets.before)
+    columns = filled(max(columns_of(edit) for edit in edits), buckets.columns)
+    n_reads = filled(sum(map(_n_reads, edits)), buckets.reads) + len(edits)
     size, attention = projection.weight.itemsize, _Attention.of(spec)
     d_key, d_model = projection.d_key, spec.d_model
     layer, n_above = projection.layer, spec.n_layers - projection.layer

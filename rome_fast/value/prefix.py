@@ -55,14 +55,14 @@ class PrefixSplit:
         )
 
     @classmethod
-    def at_lookup(cls, batch: EditBatch, device: torch.device) -> PrefixSplit:
-        """Run the rows of a batch, on ``device``, from the lookup to the last position read.
+    def at_lookup(cls, batch: EditBatch) -> PrefixSplit:
+        """Run the rows of a batch from the lookup to the last position read.
 
         The batch lies on the CPU, and so does the split.
         """
         lookup = batch.lookup_idx
         last = lookup.scatter_reduce(0, batch.read_rows, batch.read_positions, "amax")
-        return cls.between(lookup, last, batch.input_ids.shape[1], Buckets.of(device.type))
+        return cls.between(lookup, last, batch.input_ids.shape[1], batch.buckets)
 
     def to(self, device: torch.device) -> PrefixSplit:
         """The same with all tensors on ``device``."""

@@ -14,6 +14,7 @@ from rome_fast.model.intercept import hooked, reading_only
 from rome_fast.model.memory import is_out_of_memory
 from rome_fast.model.precision import TF32_TOLERANCE, is_tf32, wide_norm
 from rome_fast.model.spec import DownProjection, ModelSpec, input_device
+from rome_fast.value.batch import joined
 from rome_fast.value.first_pass import CANNOT, FirstPass
 from rome_fast.value.suffix_forward import SuffixForward
 
@@ -173,7 +174,8 @@ class InParts:
     def logits(self, deltas: Tensor) -> Tensor:
         """As ``SuffixForward.logits``."""
         run = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
-        return torch.cat([run(way.logits, deltas) for way in self.ways])
+        logits = [run(way.logits, deltas) for way in self.ways]
+        return joined([way.batch for way in self.ways], logits)
 
 
 Way = SuffixForward | WholeModel | InParts

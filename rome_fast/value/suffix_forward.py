@@ -49,18 +49,23 @@ class Rows:
         input_ids: int64 [n_rows, s], of the split's columns.
         edit_of_row: as in the batch.
         read_rows, read_columns: int64 [n_reads + n_edits], the reads among the split's columns.
+        is_own: bool [n_reads + n_edits], False for reads of nobody, which are some of the others
+            again.
     """
 
     input_ids: Tensor
     edit_of_row: Tensor
     read_rows: Tensor
     read_columns: Tensor
+    is_own: Tensor
 
     @classmethod
     def of(cls, batch: EditBatch, split: PrefixSplit, device: torch.device) -> Rows:
         columns = batch.read_positions - batch.lookup_idx[batch.read_rows]
         ids = batch.input_ids.gather(1, split.columns)
-        tensors = ids, batch.edit_of_row, batch.read_rows, columns
+        is_own = torch.ones_like(columns, dtype=torch.bool)
+        is_own[: len(batch.edit_of_read)] = batch.edit_of_read < batch.n_edits
+        tensors = ids, batch.edit_of_row, batch.read_rows, columns, is_own
         return cls(*(x.to(device) for x in tensors))
 
 
@@ -171,7 +176,7 @@ class SuffixForward:
         mlp = self.spec.mlp(last)
         if mlp is None or self.projection.layer == last:
             return nullcontext()
-        return only_at(mlp, rows, columns)
+        return only_at(mlp, rows, columns, self.rows.is_own)
 
     @torch.no_grad()
     def _with_edited_block_silent(self) -> SuffixForward:
@@ -207,7 +212,7 @@ class SuffixForward:
 
 def _placed(batch: EditBatch, device: torch.device) -> tuple[Rows, PrefixSplit]:
     """The tensors of a batch, and where its rows are split, on ``device``."""
-    split = PrefixSplit.at_lookup(batch, device)
+    split = PrefixSplit.at_lookup(batch)
     return Rows.of(batch, split, device), split.to(device)
 
 

@@ -13,17 +13,18 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from rome_fast import ops
 from rome_fast.errors import InsufficientMemoryError
 from rome_fast.model.activations import read_activations
 from rome_fast.model.memory import format_bytes, free_bytes, is_out_of_memory
 from rome_fast.model.nonfinite import located
 from rome_fast.model.precision import Bfloat16Weights, bfloat16_pays
-from rome_fast.model.spec import DownProjection, ModelSpec
+from rome_fast.model.spec import DownProjection, ModelSpec, max_positions
 from rome_fast.prompt.answers import Answer
 from rome_fast.prompt.readback import Reading, read_logits, read_targets
 from rome_fast.value import graph
 from rome_fast.value.batch import EditBatch
-from rome_fast.value.buckets import Buckets
+from rome_fast.value.buckets import EXACT, Buckets
 from rome_fast.value.context_states import FirstPasses
 from rome_fast.value.first_pass import FirstPass, run_in_parts
 from rome_fast.value.key import Keys, mean_keys
@@ -38,9 +39,9 @@ if TYPE_CHECKING:
     from rome_fast.timings import Timings
 
 # Most bytes of activations in one batch. On a CPU a window's time per edit falls up to here, as
-# products of more rows read the same weights, and beyond it no further (docs/decisions.md). A GPU
-# takes what its memory holds.
-BATCH_BYTES = {"cpu": 2**29, "cuda": sys.maxsize}
+# products of more rows read the same weights, and beyond it no further (docs/decisions.md). For a
+# GPU it is a guess: windows of 16 requests to an 8 B model.
+BATCH_BYTES = {"cpu": 2**29, "cuda": 2**32}
 
 # Measured peaks are up to 1.4 times the estimate, as allocators lose room between blocks
 # (benchmarks/results/memory-estimate.json).
@@ -86,7 +87,7 @@ class KeyValueSearch:
         self._projection, self._hparams = projection, hparams
         device_type = projection.weight.device.type
         self._budget = BATCH_BYTES.get(device_type, 2**30)
-        self._buckets = Buckets.of(device_type)
+        self._buckets = EXACT if ops.is_torch_asked(backend) else Buckets.of(device_type)
         self._room: int | None = None
         self._first_passes = FirstPasses(projection)
         self._copies: Bfloat16Weights | None = None
@@ -126,8 +127,7 @@ class KeyValueSearch:
         while len(done) < len(edits):
             batch, n_rows = self._as_many_as_fit(waiting[len(done) :])
             try:
-                found = self._find_at_once(EditBatch.of(batch, self._buckets), n_rows, timings)
-                done += found[: len(batch)]
+                done += self._find_at_once(batch, n_rows, timings)
                 continue
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
@@ -136,9 +136,12 @@ class KeyValueSearch:
             self._expect_half(batch, n_rows)
         return [found for _, found in sorted(zip(order, done, strict=True), key=lambda x: x[0])]
 
-    def _find_at_once(self, batch: EditBatch, n_rows: int, timings: Timings) -> list[KeyValue]:
-        """Find a batch's keys and values; one request's rows run at most ``n_rows`` at a time."""
+    def _find_at_once(
+        self, edits: Sequence[TokenizedEdit], n_rows: int, timings: Timings
+    ) -> list[KeyValue]:
+        """Find the keys and values of a batch; a single one's rows run ``n_rows`` at a time."""
         model, projection = self._spec.model, self._projection
+        batch = EditBatch.of(edits, self._buckets_for(edits))
         if n_rows < batch.n_rows:
             first = run_in_parts(self._spec, projection, batch, n_rows)
         else:
@@ -155,9 +158,10 @@ class KeyValueSearch:
         if first.parts:
             values = [replace(v, shortage=self._shortage(batch, n_rows)) for v in values]
         timings.lap("value")
-        before = self._read_before(batch, first)
+        before = self._read_before(edits, batch, first)
         timings.lap("read before")
-        return [KeyValue(*f) for f in zip(batch.edits, keys, values, before, strict=True)]
+        # What fills the bucket comes last.
+        return [KeyValue(*f) for f in zip(edits, keys, values, before, strict=False)]
 
     def _run_again(self, parts: Iterable[tuple[EditBatch, FirstPass]]) -> None:
         for part, _ in parts:
@@ -165,15 +169,17 @@ class KeyValueSearch:
                 self._spec.model, self._projection, part.input_ids, part.attention_mask
             )
 
-    def _read_before(self, batch: EditBatch, first: FirstPass) -> list[Reading]:
+    def _read_before(
+        self, edits: Sequence[TokenizedEdit], batch: EditBatch, first: FirstPass
+    ) -> list[Reading]:
         """Read the targets from the first pass's logits if it ran the bare prompts, else anew."""
         model, tok = self._spec.model, self._tok
-        prompts = [edit.prompt_ids.tolist() for edit in batch.edits]
-        targets = [edit.target_ids.tolist() for edit in batch.edits]
-        if first.logits is None or any(e.prompt_row >= e.n_contexts for e in batch.edits):
+        prompts = [edit.prompt_ids.tolist() for edit in edits]
+        targets = [edit.target_ids.tolist() for edit in edits]
+        if first.logits is None or any(e.prompt_row >= e.n_contexts for e in edits):
             return read_targets(model, tok, prompts, targets)
-        starts = [e.prompt_row * len(e.said_ids) for e in batch.edits]
-        counts = torch.bincount(batch.edit_of_read)[: batch.n_edits].tolist()
+        starts = [e.prompt_row * len(e.said_ids) for e in edits]
+        counts = torch.bincount(batch.edit_of_read)[: len(edits)].tolist()
         reads = first.logits.split([*counts, len(first.logits) - sum(counts)])
         return [
             read_logits(model, tok, prompt, target, logits[start : start + len(target)])
@@ -191,10 +197,10 @@ class KeyValueSearch:
             InsufficientMemoryError: not a single row fits.
         """
         room, n = self._room_for(edits[:1]), 1
-        filled = self._buckets.filled_edits
-        while n < len(edits) and self._bytes(filled(edits[: n + 1])) <= min(room, self._budget):
+        while n < len(edits) and self._bytes(edits[: n + 1]) <= min(room, self._budget):
             n += 1
-        n_rows = sum(len(edit.lookup_idx) for edit in filled(edits[:n]))
+        filled = self._buckets_for(edits[:n]).filled_edits(edits[:n])
+        n_rows = sum(len(edit.lookup_idx) for edit in filled)
         while n == 1 and self._bytes(edits[:1], n_rows) > room:
             if n_rows == 1:
                 raise self._insufficient(edits[0], f"there is room for {format_bytes(room)}")
@@ -227,7 +233,14 @@ class KeyValueSearch:
 
     def _bytes(self, edits: Sequence[TokenizedEdit], rows_at_once: int | None = None) -> int:
         """Estimated bytes of the activations."""
-        return estimate(self._spec, self._projection, edits, rows_at_once=rows_at_once).activations
+        buckets = self._buckets_for(edits)
+        return estimate(
+            self._spec, self._projection, edits, rows_at_once=rows_at_once, buckets=buckets
+        ).activations
+
+    def _buckets_for(self, edits: Sequence[TokenizedEdit]) -> Buckets:
+        longest = max(edit.input_ids.shape[1] for edit in edits)
+        return self._buckets.within(longest, max_positions(self._spec.model))
 
     def _shortage(self, batch: EditBatch, n_rows: int) -> str:
         needed = format_bytes(self._bytes(batch.edits))

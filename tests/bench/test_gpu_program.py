@@ -19,6 +19,9 @@ from benchmarks.gpu.rows import RUN, WHOLE_PART
 from benchmarks.gpu.run import FAILED, MEASURED, MISMATCH, NOT_RUN, Run
 from benchmarks.support.results import RESULTS
 
+# More than a test takes on the busiest machine.
+HOUR = 3600
+
 
 def states(rows):
     return {row["name"]: row["state"] for row in rows}
@@ -26,7 +29,7 @@ def states(rows):
 
 def parts_of(monkeypatch, **runs):
     """The program with these parts."""
-    parts = {name: SimpleNamespace(run=run, seconds=5, least=1) for name, run in runs.items()}
+    parts = {name: SimpleNamespace(run=run, seconds=600, least=1) for name, run in runs.items()}
     for module in (gpu, parts_of_program):
         monkeypatch.setattr(module, "PARTS", parts)
 
@@ -44,7 +47,7 @@ def test_a_part_that_raises_does_not_hide_the_rest(monkeypatch, tmp_path):
     parts_of(monkeypatch, a=raises, b=goes_on)
     out = tmp_path / "out.json"
     gpu.begin(tmp_path / "rows", "abc", is_new=True)
-    report = gpu.run_all(["a", "b"], True, 60, tmp_path / "rows", out)
+    report = gpu.run_all(["a", "b"], True, HOUR, tmp_path / "rows", out)
     wanted = {"first": MEASURED, WHOLE_PART: FAILED, "one": MEASURED, "two": FAILED}
     assert states(report["rows"]) == {**wanted, "three": MEASURED}
     assert "ValueError: no such luck" in report["rows"][1]["why"]
@@ -64,10 +67,10 @@ def test_a_run_goes_on_with_the_rows_of_an_earlier_one(monkeypatch, tmp_path):
     parts_of(monkeypatch, a=one, b=other)
     out, rows = tmp_path / "out.json", tmp_path / "rows"
     gpu.begin(rows, "abc", is_new=False)
-    gpu.run_all(["a", "b"], True, 60, rows, out)
+    gpu.run_all(["a", "b"], True, HOUR, rows, out)
     broken.clear()
     gpu.begin(rows, "abc+", is_new=False)
-    report = gpu.run_all(["a", "b"], True, 60, rows, out)
+    report = gpu.run_all(["a", "b"], True, HOUR, rows, out)
     assert tried == ["right", "wrong", "other", "wrong"]
     assert states(report["rows"]) == {"right": MEASURED, "wrong": MEASURED, "other": MEASURED}
     with pytest.raises(ValueError, match="rows of commit abc"):
@@ -106,7 +109,7 @@ def test_a_process_that_dies_or_hangs_leaves_its_rows(monkeypatch, tmp_path, end
     monkeypatch.setattr(gpu, "GRACE_SECONDS", 1)
     begin = time.monotonic()
     gpu.run_in_child("p", 1, rows)
-    assert time.monotonic() - begin < 10
+    assert time.monotonic() - begin < 50
     found = rows_of.read(rows)
     assert found[0]["name"] == "kept" and len(found) == (2 if why else 1)
     assert not why or (found[1]["state"] == FAILED and why in found[1]["why"])

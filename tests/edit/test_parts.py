@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from rome_fast.errors import InsufficientMemoryError
 from rome_fast.model.spec import ModelSpec
 from rome_fast.prompt.encode import encode
 from rome_fast.value import context_states, first_pass, window
-from rome_fast.value.batch import EditBatch
+from rome_fast.value.batch import EditBatch, joined
 from rome_fast.value.first_pass import run_first_pass, run_in_parts
 from rome_fast.value.memory import estimate
 from rome_fast.value.search import Search
@@ -53,6 +54,13 @@ def test_parts_are_the_rows_and_their_reads_in_order():
     rows = torch.cat([p.read_rows + n for p, n in zip(parts, firsts, strict=True)])
     assert torch.equal(rows, batch.read_rows)
     assert torch.equal(torch.cat([p.read_positions for p in parts]), batch.read_positions)
+
+
+def test_what_parts_read_is_joined_with_the_kl_prompt_last():
+    """Facts that are kept have rows behind its own."""
+    parts = [SimpleNamespace(target_ids=torch.zeros(n)) for n in (2, 1)]
+    with_kl, facts = torch.tensor([[0.0], [1.0], [9.0]]), torch.tensor([[2.0]])
+    assert joined(parts, [with_kl, facts]).flatten().tolist() == [0, 1, 2, 9]
 
 
 @pytest.mark.covering

@@ -10,6 +10,7 @@ from torch.nn.functional import linear
 from rome_fast.model.intercept import SLICE, answering, linear_in_slices, only_at, reading_only
 
 ROWS, POSITIONS = torch.tensor([0, 0, 2]), torch.tensor([1, 3, 0])
+FIRST = torch.ones(3, dtype=torch.bool)
 
 
 def draw(*shape, seed=0):
@@ -81,7 +82,7 @@ def test_only_at_runs_some_positions_and_gives_zeros_elsewhere():
     module, x = nn.Sequential(nn.Linear(8, 6), nn.GELU()), draw(3, 4, 8)
     whole, seen = module(x), []
     module[0].register_forward_hook(lambda _, args, __: seen.append(args[0].shape))
-    with only_at(module, ROWS, POSITIONS):
+    with only_at(module, ROWS, POSITIONS, FIRST):
         some = module(x)
     assert seen == [(1, 3, 8)] and some.shape == whole.shape
     torch.testing.assert_close(some[ROWS, POSITIONS], whole[ROWS, POSITIONS])
@@ -98,7 +99,7 @@ def test_only_at_cuts_every_tensor_and_passes_the_gradient():
 
     module, residual = Gate(), draw(3, 4, 8, seed=1)
     x = draw(3, 4, 8).requires_grad_()
-    with only_at(module, ROWS, POSITIONS):
+    with only_at(module, ROWS, POSITIONS, FIRST):
         some = module(x, residual, scale=2.0)
     (gradient,) = torch.autograd.grad(some.sum(), x)
     expected = torch.zeros(3, 4, 8)
@@ -109,10 +110,22 @@ def test_only_at_cuts_every_tensor_and_passes_the_gradient():
     )
 
 
+def test_only_at_a_position_that_is_named_twice_has_one_gradient():
+    module, x = nn.Sequential(nn.Linear(8, 6), nn.GELU()), draw(3, 4, 8).requires_grad_()
+    rows, positions = (torch.cat([at, at[-1:]]) for at in (ROWS, POSITIONS))
+    along, found = draw(3, 4, 6, seed=1), []
+    for at in (ROWS, POSITIONS, FIRST), (rows, positions, torch.tensor([*FIRST.tolist(), False])):
+        with only_at(module, *at):
+            some = module(x)
+        found.append((some, *torch.autograd.grad((some * along).sum(), x)))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 STEPS = {
     "answering": lambda module: answering(module, 1),
     "reading_only": lambda module: reading_only(module, ROWS, POSITIONS),
-    "only_at": lambda module: only_at(module, ROWS, POSITIONS),
+    "only_at": lambda module: only_at(module, ROWS, POSITIONS, FIRST),
 }
 
 

@@ -23,6 +23,7 @@ BUILD = {"nvcc": "13.0", "cuda_archs": ARCHS}
         ((7, 5), ARCHS, False),
         ((9, 0), "9.0a", True),
         ((10, 0), "9.0a", False),
+        ((10, 0), "8.6, 9.0a+PTX", False),
         ((8, 6), "8.9", False),
         ((9, 0), "8.0", False),
     ],

@@ -8,6 +8,7 @@ from families import VOCABULARY, tiny_family
 from rome_fast.model.spec import ModelSpec
 from rome_fast.prompt.encode import TokenizedEdit
 from rome_fast.value.batch import EditBatch
+from rome_fast.value.buckets import EXACT, Buckets
 from rome_fast.value.first_pass import run_first_pass
 
 
@@ -33,9 +34,9 @@ def random_edit(seed: int, lookups: list[int], n_target: int) -> TokenizedEdit:
     )
 
 
-def two_edits() -> EditBatch:
+def two_edits(buckets: Buckets = EXACT) -> EditBatch:
     """The subject first, in the middle and far in; one and three target tokens."""
-    return EditBatch.of([random_edit(1, [0, 3, 7, 1], 1), random_edit(2, [2, 9, 2], 3)])
+    return EditBatch.of([random_edit(1, [0, 3, 7, 1], 1), random_edit(2, [2, 9, 2], 3)], buckets)
 
 
 def prepared(family, layer, batch):

@@ -23,6 +23,14 @@ def test_nothing_stays_nothing_and_without_a_unit_all_stays_as_it_is():
     assert [filled(n, 0) for n in range(40)] == [*range(40)]
 
 
+def test_rows_near_the_last_position_are_not_filled_up():
+    buckets = Buckets(before=16, columns=8)
+    assert buckets.within(666, 1024) == buckets == buckets.within(10**6, None)
+    assert buckets.within(668, 1024) == Buckets()
+    for before in range(667):
+        assert filled(before, 16) + filled(666 - before, 8) <= 1024
+
+
 def test_a_filled_batch_is_the_exact_one_and_more():
     edits = [random_edit(seed, [0, 3, 7, 1], 2) for seed in range(5)]
     exact, batch = EditBatch.of(edits), EditBatch.of(edits, Buckets(edits=1, reads=16))

@@ -13,6 +13,10 @@ import torch
 from rome_fast.value import capture
 
 SAID = "called a synchronizing CUDA operation (Triggered internally at ...)"
+PROTOTYPE = (
+    "Synchronization debug mode is a prototype feature and does not yet detect all synchronizing "
+    "operations (Triggered internally at ...)"
+)
 
 
 class FakeGraph:
@@ -41,11 +45,19 @@ def pretended(monkeypatch):
     """What is called of torch.cuda; the pools whose use was ended, and the modes that were set."""
     told = SimpleNamespace(ended=[], modes=[0])
     stream = SimpleNamespace(device_index=3, wait_stream=lambda _: None)
+
+    def set_mode(mode):
+        if told.modes == [0]:
+            warnings.warn(PROTOTYPE, stacklevel=1)  # as torch does at the first call
+        told.modes.append(mode)
+
     monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
     monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
     monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: told.modes[-1])
-    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", told.modes.append)
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", set_mode)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     ended = lambda device, pool: told.ended.append((device, pool))  # noqa: E731
     monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", ended, raising=False)
     monkeypatch.setattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: None, raising=False)
@@ -83,15 +95,37 @@ def test_a_capture_that_cannot_end_counts_as_failed(pretended):
         capture.Captured(lambda: None, pretended.place)
 
 
+def test_lack_of_memory_is_no_failed_capture(pretended):
+    """The capture ends well, and fewer rows are captured next."""
+
+    def step():
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        capture.Captured(step, pretended.place)
+    assert FakeGraph.made[0].calls == ["begin", "end"]
+    capture.Captured(lambda: None, pretended.place)
+
+    def broken():
+        FakeGraph.made[-1].calls.append("broken")
+        step()
+
+    with pytest.raises(RuntimeError, match="previous error"):
+        capture.Captured(broken, pretended.place)
+    with pytest.raises(RuntimeError, match="failed in this process"):
+        capture.Captured(lambda: None, pretended.place)
+
+
 def test_a_step_that_waits_is_found_before_it_is_captured(pretended):
     def step():
         assert pretended.modes[-1] == "warn"
         warnings.warn("some other remark", stacklevel=1)
         warnings.warn(SAID, stacklevel=1)
 
+    # The first rehearsal of a process is told of the mode itself.
+    capture.rehearsed(lambda: warnings.warn("some other remark", stacklevel=1), pretended.place)
     with pytest.raises(RuntimeError, match="waits for the device: called a synchronizing"):
         capture.rehearsed(step, pretended.place)
-    capture.rehearsed(lambda: warnings.warn("some other remark", stacklevel=1), pretended.place)
     assert pretended.modes == [0, "warn", 0, "warn", 0]
 
 

@@ -8,7 +8,6 @@ from families import FAMILIES, VOCABULARY
 from prepared import prepared, two_edits
 
 from rome_fast.model.spec import ModelSpec
-from rome_fast.value import buckets
 from rome_fast.value.batch import EditBatch
 from rome_fast.value.buckets import Buckets
 from rome_fast.value.search import Search, WholeModel
@@ -29,10 +28,9 @@ def logits_and_gradient(way, deltas):
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("layer", [0, 1, 2])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_logits_and_gradients_are_those_of_the_whole_model(family, layer, device, monkeypatch):
+def test_logits_and_gradients_are_those_of_the_whole_model(family, layer, device):
     """Also where rows are filled up, as they are on a GPU."""
-    monkeypatch.setitem(buckets._OF_DEVICE, "cpu", Buckets.of(device))
-    batch = two_edits()
+    batch = two_edits(Buckets.of(device))
     model, projection, first = prepared(family, layer, batch)
     suffix = SuffixForward.of(ModelSpec.of(model), projection, batch, first)
     assert suffix.n_silent == layer + (family not in BENT)

@@ -8,7 +8,7 @@
 // The critical path at d = 16384: 128 block rows, one after another. From one to the next x is
 // stored and seen (through L2 and back, about 0.8 us), then multiplied with a tile that is in
 // registers (32 multiply-adds of a thread, 256 cycles), summed (300), and multiplied three times
-// with 64 x 64 elements in shared memory (250 each): 1,350 cycles, 0.7 us. In all an estimated 1.5
+// with 64 x 64 elements in shared memory (250 each): 1,350 cycles, 0.8 us. In all an estimated 1.6
 // us, 0.2 ms; the bytes take 0.13 ms (float) or 0.25 ms (double) at 4.3 TB/s. With an inverse of
 // all 128 rows the last step is no shorter, and making it takes 8 times as long. Block rows of 256
 // would not fit a multiprocessor, and those of 64 are handed on twice as often.
