@@ -33,7 +33,9 @@ N_SINGLE, N_SEQUENTIAL, N_TOKENS = 40, 50, 40_000
 def environment() -> str:
     """What the bits of a sum depend on."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if platform.system() == "Linux" else []
-    processor = next((line.split(": ")[1] for line in lines if line.startswith("model name")), "")
+    said = {name.strip(): text for name, colon, text in (x.partition(": ") for x in lines) if colon}
+    # Kernels, and libraries' too, are blocked for a core's cache: Zen 3 and Zen 4 have one name.
+    processor = ", ".join(said[name] for name in ("model name", "cache size") if name in said)
     isa = torch.backends.cpu.get_cpu_capability()
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
     backend = rome_fast.ops.resolve_backend("auto", "cpu")
