@@ -112,9 +112,13 @@ print(_native.load("cuda").reason)
 torch.version.cuda = "13.0"
 _native.load.cache_clear()
 print(_native.load("cuda").reason)
+torch.cuda.device_count = lambda: 1
+_native.load.cache_clear()
+print(_native.load("cuda").reason)
 assert not torch.cuda.is_initialized()
 """
-    without, broken = output_of(code).splitlines()
+    without, no_card, broken = output_of(code).splitlines()
+    assert no_card == "torch finds no GPU here"
     assert without == f"torch {torch.__version__} is built without CUDA"
     assert broken.startswith("_C_cuda.abi3.so cannot be loaded: ")
 
