@@ -81,7 +81,7 @@ def optimize_values(
     weights: dict[str, Tensor] | None = None,
     backend: str = "auto",
 ) -> list[Value]:
-    """Minimise NLL(target) + kl_factor * KL + decay over each request's offset, with Adam.
+    """Minimise NLL(target) + kl_factor * KL + decay over each request's offset.
 
     ``v_num_grad_steps`` forwards, one update fewer; a request stops early when its loss is below
     ``v_stop_loss`` (compute_v.py: 0.05) and the target is the likeliest answer in every context
